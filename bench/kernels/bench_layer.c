@@ -1,0 +1,205 @@
+/* kernels-bench-layer [ROUNDS]: where the time of one layer goes, op by op, for the shape of
+ * SmolLM2-135M (Q4_1 weights), at the row counts of decoding and of a prompt chunk. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/memory.h"
+#include "common/base/qtype.h"
+#include "kernels/ops.h"
+
+enum {
+    HIDDEN = 576,
+    FFN = 1536,
+    HEADS = 9,
+    KV_HEADS = 3,
+    DIM = 64,
+    QKV = (HEADS + 2 * KV_HEADS) * DIM,
+    ROWS_MAX = 512,
+    N_OPS = 13,
+};
+
+static const char *const OP_NAMES[N_OPS] = {"rmsnorm",   "quantize", "qkv", "rope",     "kv_append",
+                                            "attention", "quantize", "o",   "tree_add", "gate+up",
+                                            "silu_mul",  "quantize", "down"};
+
+typedef struct {
+    const kernel_ops_t *ops;
+    kdevice_t *device;
+    kqueue_t *queue;
+    kbatch_t *batch;
+    kkv_t *kv;
+    krope_t *rope;
+    kweight_t *qkv, *o, *up, *down;
+    kref_t x, norm, weight, input, wide, partials;
+} layer_t;
+
+static void must(status_t status)
+{
+    if (status == STATUS_OK)
+        return;
+    fprintf(stderr, "kernels-bench-layer: %s\n", status_text());
+    exit(1);
+}
+
+static kweight_t *make_weight(layer_t *l, uint32_t n, uint32_t k, uint32_t n_leaves)
+{
+    uint64_t row_bytes = 0;
+    (void)qtype_row_bytes(QTYPE_Q4_1, k, &row_bytes);
+    uint8_t *rows = mem_new(n, row_bytes);
+    for (size_t i = 0; i < n * row_bytes; i++)
+        rows[i] = (uint8_t)((i * 2654435761u) >> 13 & 0x2b);
+    uint32_t edges[NUMERICS_LEAVES_MAX + 1];
+    for (uint32_t i = 0; i <= n_leaves; i++)
+        edges[i] = k / n_leaves * i;
+    kweight_part_t part = {.qtype = QTYPE_Q4_1, .rows = rows, .bytes = n * row_bytes, .n_rows = n};
+    kweight_spec_t spec = {.name = "bench",
+                           .parts = &part,
+                           .n_parts = 1,
+                           .k_total = k,
+                           .leaf_edges = edges,
+                           .n_leaves = n_leaves,
+                           .leaf_end = n_leaves};
+    kweight_t *weight = NULL;
+    must(l->ops->weight_pack(l->device, &spec, &weight));
+    free(rows);
+    return weight;
+}
+
+static layer_t open_layer(uint32_t threads)
+{
+    layer_t l = {.ops = kernels_cpu()};
+    kdevice_options_t options = {.threads = threads};
+    must(l.ops->device_open(&options, &l.device));
+    must(l.ops->queue_open(l.device, KQUEUE_NOW, &l.queue));
+    must(l.ops->batch_new(l.device, ROWS_MAX, 4096, &l.batch));
+    kkv_shape_t shape = {.n_layers = 1, .n_kv_heads = KV_HEADS, .head_dim = DIM, .n_blocks = 64};
+    must(l.ops->kv_open(l.device, &shape, &l.kv));
+    krope_spec_t rope = {.dim = DIM, .base = 1e5, .position_scale = 1, .positions = 1024};
+    must(l.ops->rope_open(l.device, &rope, &l.rope));
+    l.qkv = make_weight(&l, QKV, HIDDEN, 1);
+    l.o = make_weight(&l, HIDDEN, HIDDEN, HEADS);
+    l.up = make_weight(&l, 2 * FFN, HIDDEN, 1);
+    l.down = make_weight(&l, HIDDEN, FFN, 12);
+    kref_t *refs[] = {&l.x, &l.norm, &l.weight, &l.input, &l.wide, &l.partials};
+    for (size_t i = 0; i < sizeof refs / sizeof refs[0]; i++)
+        must(l.ops->buffer_new(l.device, (size_t)ROWS_MAX * 2 * FFN * 4, &refs[i]->buffer));
+    float *x = l.ops->buffer_host(l.x.buffer), *weight = l.ops->buffer_host(l.weight.buffer);
+    for (size_t i = 0; i < (size_t)ROWS_MAX * HIDDEN; i++)
+        x[i] = (float)(i * 2654435761u % 2001) / 1000.0f - 1.0f;
+    for (size_t i = 0; i < HIDDEN; i++)
+        weight[i] = 1.0f;
+    return l;
+}
+
+static void close_layer(layer_t *l)
+{
+    kref_t refs[] = {l->x, l->norm, l->weight, l->input, l->wide, l->partials};
+    for (size_t i = 0; i < sizeof refs / sizeof refs[0]; i++)
+        l->ops->buffer_release(refs[i].buffer);
+    kweight_t *weights[] = {l->qkv, l->o, l->up, l->down};
+    for (size_t i = 0; i < sizeof weights / sizeof weights[0]; i++)
+        l->ops->weight_release(weights[i]);
+    l->ops->rope_close(l->rope);
+    l->ops->kv_close(l->kv);
+    l->ops->batch_release(l->batch);
+    l->ops->queue_close(l->queue);
+    l->ops->device_close(l->device);
+}
+
+static void run_op(layer_t *l, uint32_t op)
+{
+    static const uint16_t map[HEADS] = {0, 0, 0, 1, 1, 1, 2, 2, 2};
+    static const tree_run_t whole = {0, HEADS};
+    const kernel_ops_t *ops = l->ops;
+    kqueue_t *q = l->queue;
+    kref_t k = l->wide, v = l->wide;
+    k.offset = HEADS * DIM * 4;
+    v.offset = (HEADS + KV_HEADS) * DIM * 4;
+    kattention_t attention = {
+        .n_heads = HEADS, .head_dim = DIM, .kv_head_of = map, .scale = 0.125f};
+    ktree_add_t add = {.n_leaves = HEADS, .runs = &whole, .partials = &l->partials, .n_ranks = 1};
+    switch (op) {
+    case 0:
+        must(ops->rmsnorm(q, l->batch, HIDDEN, l->x, l->weight, 1e-5f, l->norm));
+        return;
+    case 1:
+        must(ops->quantize(q, l->batch, l->qkv, l->norm, HIDDEN, l->input));
+        return;
+    case 2:
+        must(ops->matmul(q, l->batch, l->qkv, l->input, l->wide));
+        return;
+    case 3:
+        must(ops->rope(q, l->batch, l->rope, l->wide, QKV, HEADS + KV_HEADS, DIM));
+        return;
+    case 4:
+        must(ops->kv_append(q, l->batch, l->kv, 0, k, v, QKV));
+        return;
+    case 5:
+        must(ops->attention(q, l->batch, l->kv, &attention, l->wide, QKV, l->norm));
+        return;
+    case 6:
+        must(ops->quantize(q, l->batch, l->o, l->norm, HIDDEN, l->input));
+        return;
+    case 7:
+        must(ops->matmul(q, l->batch, l->o, l->input, l->partials));
+        return;
+    case 8:
+        must(ops->tree_add(q, l->batch, HIDDEN, &add, l->x, l->norm));
+        return;
+    case 9:
+        must(ops->matmul(q, l->batch, l->up, l->input, l->wide));
+        return;
+    case 10:
+        must(ops->silu_mul(q, l->batch, FFN, l->wide, l->norm));
+        return;
+    case 11:
+        must(ops->quantize(q, l->batch, l->down, l->norm, FFN, l->input));
+        return;
+    default:
+        must(ops->matmul(q, l->batch, l->down, l->input, l->partials));
+    }
+}
+
+/* One sequence: rows tokens that end at position `context` - 1. */
+static void bench_rows(layer_t *l, uint32_t threads, uint32_t rows, uint32_t context,
+                       uint32_t n_rounds)
+{
+    kbatch_row_t batch_rows[ROWS_MAX];
+    uint32_t blocks[64];
+    for (uint32_t i = 0; i < 64; i++)
+        blocks[i] = i;
+    for (uint32_t i = 0; i < rows; i++)
+        batch_rows[i] = (kbatch_row_t){.position = context - rows + i};
+    must(l->ops->batch_set(l->queue, l->batch, batch_rows, rows, &(kbatch_table_t){blocks, 64}, 1));
+    uint64_t best[N_OPS];
+    memset(best, 0xff, sizeof best);
+    for (uint32_t round = 0; round < n_rounds; round++)
+        for (uint32_t op = 0; op < N_OPS; op++) {
+            uint64_t start = clock_ns();
+            run_op(l, op);
+            uint64_t took = clock_ns() - start;
+            best[op] = took < best[op] ? took : best[op];
+        }
+    uint64_t total = 0;
+    printf("threads %u  rows %3u  context %4u:", threads, rows, context);
+    for (uint32_t op = 0; op < N_OPS; op++) {
+        printf("  %s %.1f", OP_NAMES[op], (double)best[op] / 1000);
+        total += best[op];
+    }
+    printf("  = %.1f us a layer\n", (double)total / 1000);
+}
+
+int main(int argc, char **argv)
+{
+    uint32_t n_rounds = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 10;
+    for (uint32_t threads = 1; threads <= 2; threads++) {
+        layer_t layer = open_layer(threads);
+        bench_rows(&layer, threads, 1, 512, n_rounds);
+        bench_rows(&layer, threads, 8, 512, n_rounds);
+        bench_rows(&layer, threads, 512, 512, n_rounds);
+        close_layer(&layer);
+    }
+    return 0;
+}

@@ -1,0 +1,119 @@
+/* `shoal`: the one command people type. This file only finds the subcommand and turns its result
+ * into words and an exit code. */
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/command.h"
+#include "common/base/log.h"
+
+volatile int command_interrupted;
+
+static const command_t commands[] = {
+    {"up", "start a cluster on this machine", command_up},
+    {"down", "stop it", command_down},
+    {"status", "stores, coordinators, replicas, and where each layer and slice runs", command_status},
+    {"run", "answer one prompt, streaming", command_run},
+    {"submit", "submit a file of prompts as a batch job", command_submit},
+    {"jobs list", "list jobs, newest first", command_jobs_list},
+    {"jobs get", "show a job", command_jobs_get},
+    {"jobs watch", "follow a job until it ends", command_jobs_watch},
+    {"jobs results", "print a job's results", command_jobs_results},
+    {"jobs cancel", "cancel a job", command_jobs_cancel},
+    {"jobs delete", "delete a job and its results", command_jobs_delete},
+    {"deploy", "serve a model", command_deploy},
+    {"undeploy", "stop serving a model", command_undeploy},
+    {"scale", "change replicas, slices or stages of a deployment", command_scale},
+    {"drain", "move everything away from a host", command_drain},
+    {"hosts", "list hosts", command_hosts},
+    {"replicas", "list replicas and their counters", command_replicas},
+    {"adopt", "accept a restored or emptied store", command_adopt},
+    {"tokenize", "text to token ids", command_tokenize},
+    {"detokenize", "token ids to text", command_detokenize},
+    {"eval", "logits and log-probabilities of token ids, without a cluster", command_eval},
+    {"bench", "measure tokens per second, without a cluster", command_bench},
+    {"version", "print the version", command_version},
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+static void print_usage(FILE *out)
+{
+    fprintf(out, "Usage: shoal COMMAND [options]\n\nCommands:\n");
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(out, "  %-14s %s\n", commands[i].name, commands[i].about);
+    fprintf(out, "\n`shoal COMMAND --help` shows a command's options and an example.\n"
+                 "Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 refused, 5 conflict, "
+                 "6 unreachable, 7 timed out.\n");
+}
+
+/* Finds the command that argv[1] (and argv[2], in a group) names; *words_out says how many it took. */
+static const command_t *find(int argc, char **argv, int *words_out)
+{
+    for (int i = 0; i < N_COMMANDS; i++) {
+        const char *space = strchr(commands[i].name, ' ');
+        size_t n = space ? (size_t)(space - commands[i].name) : strlen(commands[i].name);
+        if (argc < 2 || strlen(argv[1]) != n || strncmp(argv[1], commands[i].name, n) != 0)
+            continue;
+        if (space != NULL && (argc < 3 || strcmp(argv[2], space + 1) != 0))
+            continue;
+        *words_out = space ? 2 : 1;
+        return &commands[i];
+    }
+    return NULL;
+}
+
+static void interrupted(int number)
+{
+    command_interrupted = number;
+}
+
+status_t command_options(const options_help_t *help, int argc, char **argv, const char **words,
+                         size_t n_min, size_t n_max, size_t *n_out, bool *done_out)
+{
+    size_t n = 0;
+    TRY(options_read(help->options, argc, argv, words, n_max, &n, done_out));
+    if (*done_out) {
+        options_print_help(help);
+        return STATUS_OK;
+    }
+    if (n < n_min)
+        return fail(STATUS_INVALID, "too few words; usage: %s", help->usage);
+    if (n_out != NULL)
+        *n_out = n;
+    return STATUS_OK;
+}
+
+status_t command_version(int argc, char **argv)
+{
+    static const option_t options[] = {{0}};
+    static const options_help_t help = {"shoal version", "Prints the version.", "shoal version", options};
+    bool done = false;
+    TRY(command_options(&help, argc, argv, NULL, 0, 0, NULL, &done));
+    if (!done)
+        puts("shoal " SHOAL_VERSION);
+    return STATUS_OK;
+}
+
+int main(int argc, char **argv)
+{
+    log_start("shoal");
+    int words = 0;
+    const command_t *command = find(argc, argv, &words);
+    if (command == NULL) {
+        bool asked = argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+                     strcmp(argv[1], "help") == 0;
+        if (!asked)
+            fprintf(stderr, "shoal: unknown command \"%s%s%s\"\n\n", argv[1], argc > 2 ? " " : "",
+                    argc > 2 ? argv[2] : "");
+        print_usage(asked ? stdout : stderr);
+        return asked ? 0 : 2;
+    }
+    struct sigaction action = {.sa_handler = interrupted};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    status_t status = command->run(argc - words, argv + words);
+    if (status != STATUS_OK)
+        fprintf(stderr, "shoal %s: %s\n", command->name, status_text());
+    return status_exit_code(status);
+}

@@ -1,0 +1,378 @@
+/* `shoal up`: a whole cluster on this machine, for a first look, for development and for tests: a
+ * private etcd, a private Redis that loses nothing (AOF, fsync always), coordinators, one host. It
+ * starts programs and keeps them running; what they say to each other is none of its business. It
+ * never speaks gRPC itself (a process that forks must not), so deploying is a child as well. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cli/cluster_file.h"
+#include "cli/command.h"
+#include "cli/supervise.h"
+#include "cli/up_detach.h"
+#include "common/base/clock.h"
+#include "common/base/memory.h"
+
+enum { PORTS_MAX = 12, COORDINATORS_MAX = 8, STOP_GRACE_MS = 15000 };
+
+typedef struct {
+    const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *shapes;
+    int64_t replicas, tp, stages, coordinators, context_max, threads, wait_ms;
+    bool detach;
+    char *data_dir, *bin_dir, *etcd_url, *redis_url;
+    int ports[PORTS_MAX]; /* free ports, taken at start and kept over restarts of the programs */
+} up_t;
+
+/* Ports that nobody listens on now. All are held at once, so they differ. */
+static status_t pick_ports(int *ports, int n)
+{
+    int sockets[PORTS_MAX];
+    status_t status = STATUS_OK;
+    int held = 0;
+    for (; held < n && status == STATUS_OK; held++) {
+        struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        socklen_t size = sizeof address;
+        sockets[held] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (sockets[held] < 0 || bind(sockets[held], (struct sockaddr *)&address, size) != 0 ||
+            getsockname(sockets[held], (struct sockaddr *)&address, &size) != 0)
+            status = fail(STATUS_IO, "no free loopback port: %s", strerror(errno));
+        ports[held] = ntohs(address.sin_port);
+    }
+    for (int i = 0; i < held; i++)
+        close(sockets[i]);
+    return status;
+}
+
+static status_t make_dir(const char *parent, const char *name)
+{
+    char *path = mem_format("%s/%s", parent, name);
+    status_t status = STATUS_OK;
+    if (mkdir(path, 0755) != 0 && errno != EEXIST)
+        status = fail(STATUS_IO, "cannot make %s: %s", path, strerror(errno));
+    free(path);
+    return status;
+}
+
+/* The programs are installed side by side. */
+static status_t find_programs(up_t *up)
+{
+    char path[4096];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n <= 0)
+        return fail(STATUS_IO, "cannot read /proc/self/exe: %s", strerror(errno));
+    path[n] = 0;
+    *strrchr(path, '/') = 0;
+    up->bin_dir = mem_strdup(path);
+    static const char *const programs[] = {"shoal-coordinator", "shoal-worker"};
+    for (size_t i = 0; i < 2; i++) {
+        char *program = mem_format("%s/%s", up->bin_dir, programs[i]);
+        bool there = access(program, X_OK) == 0;
+        free(program);
+        if (!there)
+            return fail(STATUS_NOT_FOUND, "%s is not beside %s/shoal; build or install all programs",
+                        programs[i], up->bin_dir);
+    }
+    return STATUS_OK;
+}
+
+static status_t need_in_path(const char *program, const char *package)
+{
+    char *list = mem_strdup(getenv("PATH") ? getenv("PATH") : "/usr/bin:/bin");
+    bool there = false;
+    char *rest = list;
+    for (char *dir; !there && (dir = strsep(&rest, ":")) != NULL;) {
+        char *path = mem_format("%s/%s", dir, program);
+        there = access(path, X_OK) == 0;
+        free(path);
+    }
+    free(list);
+    if (!there)
+        return fail(STATUS_NOT_FOUND, "%s is not installed; run `deploy/install-deps run` or install "
+                                      "the package %s, or give the URL of one that runs", program, package);
+    return STATUS_OK;
+}
+
+static status_t add_etcd(up_t *up, supervisor_t *supervisor)
+{
+    if (up->etcd != NULL) {
+        up->etcd_url = mem_strdup(up->etcd);
+        return STATUS_OK;
+    }
+    TRY(need_in_path("etcd", "etcd-server"));
+    up->etcd_url = mem_format("http://127.0.0.1:%d", up->ports[0]);
+    child_t *child = supervise_add(supervisor, "etcd", false);
+    child_arg(child, "etcd");
+    child_arg(child, "--name=shoal");
+    child_arg(child, "--data-dir=%s/etcd", up->data_dir);
+    child_arg(child, "--listen-client-urls=%s", up->etcd_url);
+    child_arg(child, "--advertise-client-urls=%s", up->etcd_url);
+    child_arg(child, "--listen-peer-urls=http://127.0.0.1:%d", up->ports[1]);
+    child_arg(child, "--initial-advertise-peer-urls=http://127.0.0.1:%d", up->ports[1]);
+    child_arg(child, "--initial-cluster=shoal=http://127.0.0.1:%d", up->ports[1]);
+    /* One member needs no patience with itself; a short election makes the start fast. */
+    child_arg(child, "--heartbeat-interval=20");
+    child_arg(child, "--election-timeout=200");
+    child_arg(child, "--auto-compaction-retention=1h");
+    child_arg(child, "--log-level=warn");
+    return STATUS_OK;
+}
+
+static status_t add_redis(up_t *up, supervisor_t *supervisor)
+{
+    if (up->redis != NULL) {
+        up->redis_url = mem_strdup(up->redis);
+        return STATUS_OK;
+    }
+    TRY(need_in_path("redis-server", "redis-server"));
+    TRY(make_dir(up->data_dir, "redis"));
+    child_t *child = supervise_add(supervisor, "redis", false);
+    child_arg(child, "redis-server");
+    child_arg(child, "--bind");
+    child_arg(child, "127.0.0.1");
+    child_arg(child, "--port");
+    child_arg(child, "%d", up->ports[2]);
+    up->redis_url = mem_format("redis://127.0.0.1:%d", up->ports[2]);
+    static const char *const settings[] = {
+        "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy",
+        "noeviction", "--daemonize", "no"};
+    child_arg(child, "--dir");
+    child_arg(child, "%s/redis", up->data_dir);
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
+        child_arg(child, "%s", settings[i]);
+    return STATUS_OK;
+}
+
+static status_t add_programs(up_t *up, supervisor_t *supervisor)
+{
+    static const char *const names[COORDINATORS_MAX] = {
+        "coordinator-1", "coordinator-2", "coordinator-3", "coordinator-4",
+        "coordinator-5", "coordinator-6", "coordinator-7", "coordinator-8"};
+    for (int64_t i = 0; i < up->coordinators; i++) {
+        child_t *child = supervise_add(supervisor, names[i], false);
+        child_arg(child, "%s/shoal-coordinator", up->bin_dir);
+        child_arg(child, "--id=%s", names[i]);
+        child_arg(child, "--listen=127.0.0.1:%d", up->ports[3 + i]);
+        child_arg(child, "--etcd=%s", up->etcd_url);
+        child_arg(child, "--redis=%s", up->redis_url);
+        child_arg(child, "--cluster=%s", up->cluster);
+        child_arg(child, "--data=%s/%s", up->data_dir, names[i]);
+        TRY(make_dir(up->data_dir, names[i]));
+    }
+    TRY(make_dir(up->data_dir, "worker"));
+    TRY(make_dir(up->data_dir, "models"));
+    child_t *child = supervise_add(supervisor, "worker", false);
+    child_arg(child, "%s/shoal-worker", up->bin_dir);
+    child_arg(child, "agent");
+    child_arg(child, "--host-id=local");
+    child_arg(child, "--address=127.0.0.1");
+    child_arg(child, "--etcd=%s", up->etcd_url);
+    child_arg(child, "--cluster=%s", up->cluster);
+    child_arg(child, "--data=%s/worker", up->data_dir);
+    if (up->model != NULL)
+        child_arg(child, "--models=%s,%s/models", up->model, up->data_dir);
+    else
+        child_arg(child, "--models=%s/models", up->data_dir);
+    if (up->threads > 0)
+        child_arg(child, "--threads=%lld", (long long)up->threads);
+    return STATUS_OK;
+}
+
+/* The child that brings the cluster to the wanted state and ends when it is reached. */
+static void add_deploy(up_t *up, supervisor_t *supervisor)
+{
+    child_t *child = supervise_add(supervisor, "deploy", true);
+    child_arg(child, "%s/shoal", up->bin_dir);
+    child_arg(child, "deploy");
+    if (up->name != NULL)
+        child_arg(child, "%s", up->name);
+    child_arg(child, "--endpoint=127.0.0.1:%d", up->ports[3]);
+    child_arg(child, "--model=%s", up->model);
+    child_arg(child, "--replicas=%lld", (long long)up->replicas);
+    child_arg(child, "--tp=%lld", (long long)up->tp);
+    child_arg(child, "--stages=%lld", (long long)up->stages);
+    child_arg(child, "--context-max=%lld", (long long)up->context_max);
+    child_arg(child, "--activations=%s", up->activations);
+    if (up->shapes != NULL)
+        child_arg(child, "--shapes=%s", up->shapes);
+    child_arg(child, "--wait");
+    child_arg(child, "--timeout=%lldms", (long long)up->wait_ms);
+}
+
+static status_t write_cluster(const up_t *up, const supervisor_t *supervisor, bool ready)
+{
+    json_t *content = json_pack("{s:i,s:b,s:s,s:s,s:s,s:[],s:{}}", "supervisor", (int)getpid(), "ready",
+                                ready, "etcd", up->etcd_url, "redis", up->redis_url, "cluster",
+                                up->cluster, "coordinators", "pids");
+    CHECK(content != NULL);
+    for (int64_t i = 0; i < up->coordinators; i++) {
+        char *endpoint = mem_format("127.0.0.1:%d", up->ports[3 + i]);
+        json_array_append_new(json_object_get(content, "coordinators"), json_string(endpoint));
+        free(endpoint);
+    }
+    for (int i = 0; i < supervisor->n_children; i++)
+        if (supervisor->children[i].pid != 0)
+            json_object_set_new(json_object_get(content, "pids"), supervisor->children[i].name,
+                                json_integer(supervisor->children[i].pid));
+    status_t status = cluster_file_write(up->data_dir, content);
+    json_decref(content);
+    return status;
+}
+
+/* Prints what the deploying child had to say, which is the reason of a failure. */
+static status_t deploy_failed(const up_t *up)
+{
+    char *path = mem_format("%s/logs/deploy.log", up->data_dir);
+    FILE *log = fopen(path, "re");
+    char line[512], last[512] = "no words";
+    while (log != NULL && fgets(line, sizeof line, log) != NULL)
+        if (line[0] != '\n')
+            snprintf(last, sizeof last, "%s", line);
+    if (log != NULL)
+        fclose(log);
+    last[strcspn(last, "\n")] = 0;
+    free(path);
+    return fail(STATUS_REFUSED, "the model could not be deployed: %s (logs: %s/logs)", last, up->data_dir);
+}
+
+/* Runs until it is interrupted, or until the deployment failed. */
+static status_t keep_up(up_t *up, supervisor_t *supervisor, up_detach_t *detach)
+{
+    child_t *deploy = NULL;
+    bool ready = false;
+    uint64_t began_ms = clock_ms();
+    if (up->model != NULL) {
+        add_deploy(up, supervisor);
+        deploy = &supervisor->children[supervisor->n_children - 1];
+    }
+    while (!command_interrupted) {
+        supervise_step(supervisor, 500);
+        if (!ready && (deploy == NULL || deploy->exit_code >= 0)) {
+            if (deploy != NULL && deploy->exit_code != 0)
+                return deploy_failed(up);
+            ready = true;
+            supervisor->changed = true;
+            fprintf(stderr, "ready after %.2f s: coordinators", (double)(clock_ms() - began_ms) / 1000);
+            for (int64_t i = 0; i < up->coordinators; i++)
+                fprintf(stderr, " 127.0.0.1:%d", up->ports[3 + i]);
+            fprintf(stderr, ", data %s\n", up->data_dir);
+            TRY(write_cluster(up, supervisor, true));
+            up_detach_ready(detach, STATUS_OK, "");
+            continue;
+        }
+        if (supervisor->changed)
+            TRY(write_cluster(up, supervisor, ready));
+    }
+    return STATUS_OK;
+}
+
+static status_t refuse_second(const up_t *up)
+{
+    json_t *content;
+    if (cluster_file_read(up->data_dir, &content) != STATUS_OK)
+        return STATUS_OK;
+    pid_t other = (pid_t)json_integer_value(json_object_get(content, "supervisor"));
+    json_decref(content);
+    if (other > 0 && other != getpid() && kill(other, 0) == 0)
+        return fail(STATUS_CONFLICT, "a cluster is up in %s (process %d); `shoal down` stops it",
+                    up->data_dir, (int)other);
+    return STATUS_OK;
+}
+
+static void child_died(int number)
+{
+    (void)number; /* only there to interrupt the supervisor's pause */
+}
+
+static status_t run_cluster(up_t *up, up_detach_t *detach)
+{
+    static supervisor_t supervisor;
+    char *log_dir = mem_format("%s/logs", up->data_dir);
+    TRY(make_dir(up->data_dir, "logs"));
+    supervisor.log_dir = log_dir;
+    struct sigaction action = {.sa_handler = child_died, .sa_flags = SA_NOCLDSTOP};
+    sigaction(SIGCHLD, &action, NULL);
+    TRY(pick_ports(up->ports, PORTS_MAX));
+    TRY(add_etcd(up, &supervisor));
+    TRY(add_redis(up, &supervisor));
+    TRY(add_programs(up, &supervisor));
+    status_t status = keep_up(up, &supervisor, detach);
+    char reason[STATUS_TEXT_MAX];
+    snprintf(reason, sizeof reason, "%s", status_text());
+    fprintf(stderr, "stopping …\n");
+    supervise_stop(&supervisor, STOP_GRACE_MS);
+    char *file = mem_format("%s/cluster.json", up->data_dir);
+    unlink(file);
+    free(file);
+    free(log_dir);
+    return status == STATUS_OK ? status : fail(status, "%s", reason);
+}
+
+static status_t real_path(const char **path)
+{
+    char *real = realpath(*path, NULL);
+    if (real == NULL)
+        return fail(STATUS_NOT_FOUND, "--model: %s: %s; `deploy/fetch-model` fetches a small one", *path,
+                    strerror(errno));
+    *path = real; /* lives as long as the process */
+    return STATUS_OK;
+}
+
+status_t command_up(int argc, char **argv)
+{
+    up_t up = {0};
+    const option_t options[] = {
+        {"model", OPTION_TEXT, &up.model, NULL, "PATH", "GGUF file to serve; without it the cluster starts empty"},
+        {"name", OPTION_TEXT, &up.name, NULL, "NAME", "name of the deployment [the model's file name]"},
+        {"replicas", OPTION_INTEGER, &up.replicas, "1", "R", "copies of the model", 0, 64},
+        {"tp", OPTION_INTEGER, &up.tp, "2", "T", "slices of each stage", 1, 64},
+        {"stages", OPTION_INTEGER, &up.stages, "2", "S", "pipeline stages", 1, 64},
+        {"shapes", OPTION_TEXT, &up.shapes, NULL, "LIST", "other shapes for single replicas: 0=2x1,1=1x3 (slices x stages)"},
+        {"context-max", OPTION_INTEGER, &up.context_max, "2048", "N", "tokens of prompt and answer", 16, 1048576},
+        {"activations", OPTION_TEXT, &up.activations, "native", "native|f32", "how activations are kept"},
+        {"coordinators", OPTION_INTEGER, &up.coordinators, "2", "N", "how many", 1, COORDINATORS_MAX},
+        {"threads", OPTION_INTEGER, &up.threads, "0", "N", "cores that the host offers; 0 is all", 0, 1024},
+        {"data", OPTION_TEXT, &up.data, NULL, "DIR", "state and logs [~/.local/state/shoal]"},
+        {"etcd", OPTION_TEXT, &up.etcd, NULL, "URL", "use this etcd instead of a private one"},
+        {"redis", OPTION_TEXT, &up.redis, NULL, "URL", "use this Redis instead of a private one"},
+        {"cluster", OPTION_TEXT, &up.cluster, "shoal", "NAME", "the cluster's prefix in etcd"},
+        {"timeout", OPTION_DURATION_MS, &up.wait_ms, "120s", "TIME", "how long to wait for the model"},
+        {"detach", OPTION_FLAG, &up.detach, NULL, NULL, "return when the cluster is ready; it goes on"},
+        {0},
+    };
+    const options_help_t help = {
+        "shoal up [--model PATH] [options]",
+        "Starts a cluster on this machine and keeps it running: a private etcd and Redis (unless URLs\n"
+        "are given), coordinators and one host. Ctrl-C or `shoal down` stops it; its jobs stay in --data.",
+        "shoal up --model SmolLM2-135M-Instruct.Q4_1.gguf --replicas 2 --tp 2 --stages 1 --detach", options};
+    bool done = false;
+    TRY(command_options(&help, argc, argv, NULL, 0, 0, NULL, &done));
+    if (done)
+        return STATUS_OK;
+    if (up.model != NULL)
+        TRY(real_path(&up.model));
+    TRY(find_programs(&up));
+    TRY(cluster_data_dir(up.data, &up.data_dir));
+    TRY(refuse_second(&up));
+    up_detach_t detach = {0};
+    if (up.detach) {
+        bool parent = false;
+        TRY(up_detach_start(&detach, up.data_dir, &parent));
+        if (parent)
+            return up_detach_wait(&detach);
+    }
+    status_t status = run_cluster(&up, &detach);
+    if (status != STATUS_OK)
+        up_detach_ready(&detach, status, status_text());
+    free(up.data_dir);
+    free(up.bin_dir);
+    free(up.etcd_url);
+    free(up.redis_url);
+    return status;
+}

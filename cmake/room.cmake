@@ -1,0 +1,36 @@
+# shoal_room(NAME dir-relative sources...): one static library for a room.
+# shoal_test(NAME sources... [LIBS ...] [LABELS ...] [TIMEOUT s]): one cmocka program and its ctest entry.
+# shoal_fuzz(NAME source... [LIBS ...]): one libFuzzer target, built only with SHOAL_FUZZ.
+function(shoal_room name)
+  cmake_parse_arguments(R "" "" "SOURCES;LIBS" ${ARGN})
+  add_library(${name} STATIC ${R_SOURCES})
+  target_link_libraries(${name} PUBLIC ${R_LIBS})
+endfunction()
+
+function(shoal_test name)
+  cmake_parse_arguments(T "" "TIMEOUT" "SOURCES;LIBS;LABELS;ENV" ${ARGN})
+  if(NOT SHOAL_TESTS)
+    return()
+  endif()
+  add_executable(${name} ${T_SOURCES})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  target_link_libraries(${name} PRIVATE ${T_LIBS} cmocka)
+  target_compile_definitions(${name} PRIVATE
+    SHOAL_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/golden" SHOAL_BIN_DIR="${CMAKE_BINARY_DIR}/bin")
+  add_test(NAME ${name} COMMAND ${name})
+  if(NOT T_TIMEOUT)
+    set(T_TIMEOUT 120)
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "${T_LABELS}" ENVIRONMENT "${T_ENV}")
+endfunction()
+
+function(shoal_fuzz name)
+  cmake_parse_arguments(F "" "" "SOURCES;LIBS" ${ARGN})
+  if(NOT SHOAL_FUZZ)
+    return()
+  endif()
+  add_executable(${name} ${F_SOURCES})
+  target_compile_options(${name} PRIVATE -fsanitize=fuzzer)
+  target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  target_link_libraries(${name} PRIVATE ${F_LIBS})
+endfunction()

@@ -1,0 +1,124 @@
+/* The value types of GGML files: their ids, block layouts, and the exact meaning of each stored row
+ * as F32. This is the definition that every packed form in the kernels is measured against.
+ *
+ * All types of the format are known by name and size, so a file's structure can be checked whole
+ * and an error can name what it found; only those with `is_weight` can be read as weights. Rows are
+ * little-endian, as the machines that Shoal runs on. Pure; any thread. Run it with the default
+ * MXCSR: subnormal halves are exact here, and flushing them belongs to the kernels. */
+#ifndef SHOAL_COMMON_BASE_QTYPE_H
+#define SHOAL_COMMON_BASE_QTYPE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* The numbers are those of the file format. Gaps are types that the format has removed. */
+typedef enum {
+    QTYPE_F32 = 0,
+    QTYPE_F16 = 1,
+    QTYPE_Q4_0 = 2,
+    QTYPE_Q4_1 = 3,
+    QTYPE_Q5_0 = 6,
+    QTYPE_Q5_1 = 7,
+    QTYPE_Q8_0 = 8,
+    QTYPE_Q8_1 = 9,
+    QTYPE_Q2_K = 10,
+    QTYPE_Q3_K = 11,
+    QTYPE_Q4_K = 12,
+    QTYPE_Q5_K = 13,
+    QTYPE_Q6_K = 14,
+    QTYPE_Q8_K = 15,
+    QTYPE_IQ2_XXS = 16,
+    QTYPE_IQ2_XS = 17,
+    QTYPE_IQ3_XXS = 18,
+    QTYPE_IQ1_S = 19,
+    QTYPE_IQ4_NL = 20,
+    QTYPE_IQ3_S = 21,
+    QTYPE_IQ2_S = 22,
+    QTYPE_IQ4_XS = 23,
+    QTYPE_I8 = 24,
+    QTYPE_I16 = 25,
+    QTYPE_I32 = 26,
+    QTYPE_I64 = 27,
+    QTYPE_F64 = 28,
+    QTYPE_IQ1_M = 29,
+    QTYPE_BF16 = 30,
+    QTYPE_TQ1_0 = 34,
+    QTYPE_TQ2_0 = 35,
+    QTYPE_MXFP4 = 39,
+    QTYPE_NVFP4 = 40,
+} qtype_t;
+
+typedef struct {
+    const char *name;      /* "Q4_1" */
+    uint32_t block_values; /* values of one block, along K; a row is whole blocks */
+    uint32_t block_bytes;
+    bool is_weight; /* qtype_dequantize_row and the kernels read it */
+} qtype_info_t;
+
+/* NULL when the format has no such type (any more). The result lives for ever. */
+const qtype_info_t *qtype_info(uint32_t id);
+
+/* "Q4_1", or "type 77" has no name: "unknown". Never NULL. */
+const char *qtype_name(uint32_t id);
+
+/* Bytes of a row of n_values. False when the type is unknown, the row is not whole blocks, or the
+ * product overflows; then *bytes_out is left alone. */
+bool qtype_row_bytes(uint32_t id, uint64_t n_values, uint64_t *bytes_out);
+
+/* out[i] = the value of element i of the row, i < n_values; n_values is whole blocks and the type
+ * has is_weight (both CHECKed: the file reader has refused everything else). `row` needs no
+ * alignment. Q4_0: (q - 8) * d. Q4_1: q * d + m, where the product is exact. Q8_0: q * d. d and m
+ * are halves. */
+void qtype_dequantize_row(qtype_t type, const void *row, size_t n_values, float *out);
+
+/* One block each of the types with blocks. In Q4 blocks byte i holds value i in its low nibble and
+ * value i + 16 in its high one. */
+enum { QTYPE_BLOCK_VALUES = 32 };
+typedef struct {
+    uint16_t d; /* F16 */
+    uint8_t q[16];
+} qtype_q4_0_t;
+typedef struct {
+    uint16_t d; /* F16 */
+    uint16_t m; /* F16 */
+    uint8_t q[16];
+} qtype_q4_1_t;
+typedef struct {
+    uint16_t d; /* F16 */
+    int8_t q[32];
+} qtype_q8_0_t;
+_Static_assert(sizeof(qtype_q4_0_t) == 18, "as in files");
+_Static_assert(sizeof(qtype_q4_1_t) == 20, "as in files");
+_Static_assert(sizeof(qtype_q8_0_t) == 34, "as in files");
+
+static inline float qtype_bits_to_f32(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline float qtype_bf16_to_f32(uint16_t bits)
+{
+    return qtype_bits_to_f32((uint32_t)bits << 16);
+}
+
+/* Integer arithmetic alone, so that neither MXCSR nor the compiler decides about subnormals. */
+static inline float qtype_f16_to_f32(uint16_t half)
+{
+    uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
+    uint32_t exponent = (half >> 10) & 0x1fu;
+    uint32_t mantissa = half & 0x3ffu;
+    if (exponent == 0x1f) /* Inf, and NaN with its payload */
+        return qtype_bits_to_f32(sign | 0x7f800000u | mantissa << 13);
+    if (exponent != 0)
+        return qtype_bits_to_f32(sign | (exponent + 112) << 23 | mantissa << 13);
+    if (mantissa == 0)
+        return qtype_bits_to_f32(sign);
+    uint32_t shift = (uint32_t)__builtin_clz(mantissa) - 21; /* brings the top bit to bit 10 */
+    return qtype_bits_to_f32(sign | (113 - shift) << 23 | ((mantissa << shift) & 0x3ffu) << 13);
+}
+
+#endif

@@ -1,0 +1,170 @@
+/* Digests of models and texts, and the cache that saves hashing a model at each start. */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/base/memory.h"
+#include "common/model/model.h"
+
+enum { CACHE_BYTES_MAX = 1024 };
+static const char prefix[] = "sha256:";
+
+void model_text_identity(const model_identity_t *identity, char hex_out[DIGEST_HEX_SIZE])
+{
+    char version[16];
+    snprintf(version, sizeof version, "%u", identity->numerics_version);
+    const char *fields[] = {
+        "shoal text identity 1", identity->model_digest, identity->activations,
+        identity->kv_type,       version,                identity->backend,
+        identity->adapter,
+    };
+    digest_t *digest = digest_start();
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        digest_add_field(digest, fields[i], strlen(fields[i]));
+    digest_finish(digest, hex_out);
+}
+
+status_t model_check_inside(const char *dir, const char *path)
+{
+    char *real_dir = realpath(dir, NULL);
+    char *real_path = real_dir ? realpath(path, NULL) : NULL;
+    status_t status = STATUS_OK;
+    if (real_path == NULL) {
+        const char *missing = real_dir ? path : dir;
+        status = fail(errno == ENOENT ? STATUS_NOT_FOUND : STATUS_IO, "%s: cannot resolve: %s",
+                      missing, strerror(errno));
+    } else {
+        size_t n = strlen(real_dir);
+        if (n > 0 && real_dir[n - 1] == '/') /* only the root folder */
+            n--;
+        if (strncmp(real_dir, real_path, n) != 0 || real_path[n] != '/')
+            status = fail(STATUS_REFUSED, "%s: leads to %s, outside the model folder %s", path,
+                          real_path, dir);
+    }
+    free(real_dir);
+    free(real_path);
+    return status;
+}
+
+/* --- the cache --- */
+
+static char *cache_file(const char *cache_dir, const char *path)
+{
+    char *real_path = realpath(path, NULL);
+    char hex[DIGEST_HEX_SIZE];
+    const char *key = real_path ? real_path : path;
+    digest_of_bytes(key, strlen(key), hex);
+    free(real_path);
+    return mem_format("%s/%.32s.digest", cache_dir, hex);
+}
+
+/* What must be unchanged for the cached digest to hold. The change time is in it because the
+ * modification time can be set by hand. */
+static char *stamp_of(const struct stat *info)
+{
+    return mem_format("shoal-digest 1 dev %llu inode %llu size %lld mtime %lld.%09ld ctime "
+                      "%lld.%09ld\n",
+                      (unsigned long long)info->st_dev, (unsigned long long)info->st_ino,
+                      (long long)info->st_size, (long long)info->st_mtim.tv_sec,
+                      info->st_mtim.tv_nsec, (long long)info->st_ctim.tv_sec,
+                      info->st_ctim.tv_nsec);
+}
+
+/* A cache file is the stamp, the digest, and a digest over these two lines: torn or edited files
+ * are not believed. */
+static char *cache_content(const char *stamp, const char *digest)
+{
+    char *body = mem_format("%s%s\n", stamp, digest);
+    char check[DIGEST_HEX_SIZE];
+    digest_of_bytes(body, strlen(body), check);
+    char *content = mem_format("%s%s\n", body, check);
+    free(body);
+    return content;
+}
+
+static bool read_cache(const char *file, const char *stamp, char digest_out[MODEL_DIGEST_SIZE])
+{
+    char text[CACHE_BYTES_MAX];
+    int fd = open(file, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return false;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    size_t stamp_size = strlen(stamp);
+    if (n < (ssize_t)(stamp_size + MODEL_DIGEST_SIZE))
+        return false;
+    text[n] = 0;
+    char digest[MODEL_DIGEST_SIZE];
+    memcpy(digest, text + stamp_size, MODEL_DIGEST_SIZE - 1);
+    digest[MODEL_DIGEST_SIZE - 1] = 0;
+    char *expected = cache_content(stamp, digest);
+    bool right = strcmp(expected, text) == 0;
+    free(expected);
+    if (right)
+        memcpy(digest_out, digest, MODEL_DIGEST_SIZE);
+    return right;
+}
+
+/* By renaming, so that a reader sees a whole file or none. Failing costs the next start its
+ * time. */
+static void write_cache(const char *file, const char *stamp, const char *digest)
+{
+    char *content = cache_content(stamp, digest);
+    char *fresh = mem_format("%s.%ld.new", file, (long)getpid());
+    int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (fd >= 0) {
+        size_t size = strlen(content);
+        bool written = write(fd, content, size) == (ssize_t)size;
+        written = close(fd) == 0 && written;
+        if (!written || rename(fresh, file) != 0)
+            unlink(fresh);
+    }
+    free(fresh);
+    free(content);
+}
+
+static status_t stat_model(const char *path, struct stat *out)
+{
+    if (stat(path, out) != 0)
+        return fail(errno == ENOENT ? STATUS_NOT_FOUND : STATUS_IO, "%s: cannot stat: %s", path,
+                    strerror(errno));
+    return STATUS_OK;
+}
+
+static status_t compute(const char *path, const char *stamp, char digest_out[MODEL_DIGEST_SIZE])
+{
+    char hex[DIGEST_HEX_SIZE];
+    TRY(digest_of_file(path, hex));
+    struct stat after;
+    TRY(stat_model(path, &after));
+    char *stamp_after = stamp_of(&after);
+    bool same = strcmp(stamp, stamp_after) == 0;
+    free(stamp_after);
+    if (!same)
+        return fail(STATUS_IO, "%s: the file changed while it was read; models are placed by "
+                    "renaming", path);
+    snprintf(digest_out, MODEL_DIGEST_SIZE, "%s%s", prefix, hex);
+    return STATUS_OK;
+}
+
+status_t model_digest(const char *path, const char *cache_dir, char digest_out[MODEL_DIGEST_SIZE])
+{
+    struct stat before;
+    TRY(stat_model(path, &before));
+    char *stamp = stamp_of(&before);
+    char *file = cache_dir ? cache_file(cache_dir, path) : NULL;
+    status_t status = STATUS_OK;
+    if (file == NULL || !read_cache(file, stamp, digest_out)) {
+        status = compute(path, stamp, digest_out);
+        if (status == STATUS_OK && file != NULL)
+            write_cache(file, stamp, digest_out);
+    }
+    free(stamp);
+    free(file);
+    return status;
+}

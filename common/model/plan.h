@@ -1,0 +1,230 @@
+/* Who computes what: leaves, slices, stages, memory, and the placing of ranks on hosts.
+ *
+ * Pure functions: no clock, no random draw, no file, no memory kept. The same input gives the same
+ * plan on every machine, which the numbers depend on: leaf edges are part of the definition of a
+ * logit (docs/numerics.md), and a coordinator and a rank that disagreed about one would change
+ * text. Nothing here may depend on the number of ranks but the runs that say which rank owns
+ * what. */
+#ifndef SHOAL_COMMON_MODEL_PLAN_H
+#define SHOAL_COMMON_MODEL_PLAN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/base/status.h"
+#include "common/model/model.h"
+
+enum {
+    PLAN_LEAVES_MAX = 16, /* also in the kernels' definition of numbers; a test holds them equal */
+    PLAN_TP_MAX = 16, /* more slices than leaves would leave ranks without work */
+    PLAN_STAGES_MAX = 64,
+    PLAN_RANKS_MAX = 256, /* of one replica: tp * stages */
+    PLAN_VOCAB_BLOCK = 1024,
+    PLAN_KV_BLOCK = 64, /* KV tokens are counted in whole tiles of attention */
+    PLAN_RANKS_PER_CORE_MAX = 16,
+    PLAN_NODES_MAX = 8, /* tree nodes in a run of leaves, at most (plan_run_nodes) */
+};
+
+typedef struct {
+    uint32_t first;
+    uint32_t count; /* may be 0 */
+} plan_run_t;
+
+/* --- leaves --- */
+
+/* Leaf i is [edge[i], edge[i + 1]); edge[0] = 0 and edge[n] is the whole K. Leaves may be empty. */
+typedef struct {
+    uint32_t n;
+    uint32_t edge[PLAN_LEAVES_MAX + 1];
+} plan_leaves_t;
+
+/* Of attention output over H heads: n = min(H, 16), edge i = floor(i*H/n), counted in heads. */
+void plan_leaf_edges_heads(uint32_t n_heads, plan_leaves_t *out);
+
+/* Of the FFN's down over K values: n = min(16, max(4, floor(K/128))), edge i =
+ * u * floor(i*ceil(K/u)/n), the last at K, with u = 32, or 8 if K < 512. Counted in values of K. */
+void plan_leaf_edges_ffn(uint32_t k, plan_leaves_t *out);
+
+/* The leaves of slice `slice` of tp: for tp = 2^j the tree's node at depth j (a node of n leaves
+ * has children of ceil(n/2) and floor(n/2)), else leaves
+ * [floor(s*n/tp), floor((s+1)*n/tp)), which keeps every run at three nodes or fewer. */
+plan_run_t plan_leaf_run(uint32_t n_leaves, uint32_t tp, uint32_t slice);
+
+/* The fewest tree nodes that make up a run, in ascending order: what a rank computes and sends as
+ * partials. Returns how many (0 for an empty run; 1 when tp is a power of two; at most 3 for the
+ * runs of plan_leaf_run). */
+uint32_t plan_run_nodes(uint32_t n_leaves, plan_run_t run, plan_run_t nodes_out[PLAN_NODES_MAX]);
+
+/* --- slices --- */
+
+/* What one slice of a stage owns of each layer (and, on the last stage, of the head). */
+typedef struct {
+    plan_run_t head_leaves; /* leaves of attention output */
+    plan_run_t heads;       /* query heads */
+    plan_run_t kv_heads;    /* key/value heads that those read; neighbours may share one */
+    plan_run_t ffn_leaves;  /* leaves of down */
+    plan_run_t ffn;         /* rows of gate and up, columns of down */
+    plan_run_t vocab;       /* rows of the head; edges at multiples of PLAN_VOCAB_BLOCK, or vocab */
+} plan_slice_t;
+
+/* STATUS_INVALID unless 1 <= tp <= PLAN_TP_MAX and slice < tp. */
+status_t plan_slice(const model_config_t *config, uint32_t tp, uint32_t slice,
+                    plan_slice_t *out) MUST_USE;
+
+/* Rows [first, first + count) of the vocabulary for one slice: whole blocks of PLAN_VOCAB_BLOCK
+ * tokens, as even as can be, earlier slices first. */
+plan_run_t plan_vocab_run(uint32_t vocab, uint32_t tp, uint32_t slice);
+
+/* --- sizes --- */
+
+/* What the planner knows of a model. Values are elements; bytes are as stored in the file. */
+typedef struct {
+    model_config_t config;
+    uint64_t file_bytes;
+    uint64_t embedding_values, embedding_bytes;
+    uint64_t head_values, head_bytes;   /* output norm included */
+    uint64_t norm_values, norm_bytes;   /* of the largest layer; every rank holds them */
+    uint64_t q_values, q_bytes;         /* of one layer, as are the rest (the largest layer) */
+    uint64_t kv_values, kv_bytes;       /* attn_k and attn_v */
+    uint64_t output_values, output_bytes;
+    uint64_t ffn_values, ffn_bytes;     /* gate, up and down */
+} plan_sizes_t;
+void plan_sizes(const model_t *model, plan_sizes_t *out);
+
+/* --- stages --- */
+
+/* Layers of each stage: contiguous, at least one each. The largest cost is as small as can be, and
+ * among such cuts the costs are as even as can be. A layer costs the values it multiplies; stage 0
+ * also embeds (a row's copy: one norm's worth); the last stage also has the head, at half its
+ * values, because it runs for one row of a prompt but for every row of a decode.
+ * STATUS_INVALID unless 1 <= stages <= min(layers, PLAN_STAGES_MAX). */
+status_t plan_stages(const plan_sizes_t *sizes, uint32_t stages,
+                     plan_run_t layers_out[PLAN_STAGES_MAX]) MUST_USE;
+
+/* --- fit --- */
+
+/* How a replica is formed: the deployment's part of the question. */
+typedef struct {
+    uint32_t tp;
+    uint32_t stages;
+    uint32_t context_max;
+    bool activations_f32;        /* weights as F32, KV as F32 */
+    uint64_t kv_tokens_max;      /* at most so many; 0 takes PLAN_KV_SEQUENCES * context_max */
+    uint32_t prefill_tokens_max; /* rows of a step; 0 takes PLAN_STEP_ROWS */
+} plan_shape_t;
+enum { PLAN_KV_SEQUENCES = 8, PLAN_STEP_ROWS = 512, PLAN_LOGIT_ROWS = 64 };
+
+/* Memory of one rank, in bytes. */
+typedef struct {
+    uint64_t weights; /* packed: the file's bytes of its part and 1/8 for padding and F32 scales */
+    uint64_t scratch; /* activations of a step, logits of its sequences */
+    uint64_t process; /* code, stacks, buffers of the fabric */
+    uint64_t fixed;   /* the sum of these */
+    uint64_t kv_per_token;
+} plan_need_t;
+
+/* STATUS_INVALID names a shape that no memory would make right: tp or stages out of range,
+ * context_max above the model's trained context, kv_tokens_max below two sequences. */
+status_t plan_need(const plan_sizes_t *sizes, const plan_shape_t *shape, uint32_t stage,
+                   uint32_t slice, plan_need_t *out) MUST_USE;
+
+/* The same for all tp * stages ranks (rank = stage * tp + slice), with the layers of each stage. */
+status_t plan_needs(const plan_sizes_t *sizes, const plan_shape_t *shape,
+                    plan_need_t needs_out[PLAN_RANKS_MAX],
+                    plan_run_t layers_out[PLAN_STAGES_MAX]) MUST_USE;
+
+/* KV tokens that two sequences of context_max take, and those that a replica is given when memory
+ * allows; both in whole PLAN_KV_BLOCKs. */
+uint64_t plan_kv_tokens_needed(const plan_shape_t *shape);
+uint64_t plan_kv_tokens_wanted(const plan_shape_t *shape);
+
+/* KV tokens that every rank can hold when each rank may use memory_bytes[rank] (rank = stage * tp +
+ * slice; n = tp * stages), capped at the shape's maximum, in whole PLAN_KV_BLOCKs.
+ * STATUS_REFUSED, with the numbers of the tightest rank, when two sequences of context_max do not
+ * fit. */
+status_t plan_fit(const plan_sizes_t *sizes, const plan_shape_t *shape,
+                  const uint64_t *memory_bytes, uint64_t *kv_tokens_out) MUST_USE;
+
+/* --- placing --- */
+
+typedef struct {
+    const char *id;
+    uint32_t cores;
+    uint64_t memory_bytes; /* that ranks may use */
+    const char *const *model_digests; /* "sha256:…" of the models the host has */
+    size_t n_model_digests;
+    bool draining; /* takes no rank */
+    bool suspect;  /* takes a rank only when nothing else would do */
+} plan_host_t;
+
+/* A rank that stands already, of whatever deployment. */
+typedef struct {
+    const char *host;
+    const char *deployment;
+    uint32_t ordinal;
+    uint32_t threads;
+    uint64_t memory_bytes;
+} plan_existing_t;
+
+typedef struct {
+    const char *a, *b; /* hosts whose link is dead: no replica uses both */
+} plan_host_pair_t;
+
+typedef struct {
+    const plan_host_t *hosts;
+    size_t n_hosts;
+    const plan_existing_t *existing;
+    size_t n_existing;
+    const plan_host_pair_t *avoided;
+    size_t n_avoided;
+} plan_world_t;
+
+typedef struct {
+    const char *deployment;
+    uint32_t ordinal;
+    const char *model_digest;
+    const plan_sizes_t *sizes;
+    plan_shape_t shape;
+    uint32_t replicas; /* of the deployment, which share the cores; 0 counts as 1 */
+    uint32_t threads;  /* of a rank; 0 shares the host's cores out */
+    /* NULL, or tp * stages host ids (each may be NULL): the rank goes there or nowhere. */
+    const char *const *pinned_hosts;
+} plan_request_t;
+
+typedef struct {
+    uint32_t stage, slice;
+    const char *host; /* borrowed from the world */
+    uint32_t layer_first, layer_count;
+    uint32_t threads;
+    uint64_t memory_bytes; /* fixed part and KV */
+} plan_rank_t;
+
+typedef struct {
+    uint32_t n_ranks;
+    plan_rank_t ranks[PLAN_RANKS_MAX]; /* rank = stage * tp + slice */
+    uint64_t kv_tokens;
+    bool oversubscribed; /* more threads than cores somewhere: right, but slower than it could be */
+} plan_placement_t;
+
+/* Places one replica. Hosts are asked to carry it first on free cores, then, counting every rank
+ * that stands there, at 1, 2, 4, 8 and PLAN_RANKS_PER_CORE_MAX ranks a core; at each level one host
+ * alone is preferred, then several, cut between stages where a host takes a whole stage, else
+ * between slices. Among hosts: fewest ranks of this deployment (so replicas spread), most free
+ * cores, most free memory, lowest id. Memory is a hard limit everywhere. Suspect hosts are tried
+ * only when the rest cannot hold it. Pinned ranks go where they are pinned, the others by the same
+ * order.
+ *
+ * STATUS_REFUSED with the reason when no placing is right now (no host has the model, too little
+ * memory, all draining, pinned host missing), STATUS_INVALID when none ever would be. */
+status_t plan_replica(const plan_world_t *world, const plan_request_t *request,
+                      plan_placement_t *out) MUST_USE;
+
+/* Places each request in turn, those before it counted as standing. statuses_out[i] is that of
+ * request i; reasons_out, when not NULL, gets n texts (the caller frees each; NULL where it was
+ * placed). Returns how many were placed. */
+size_t plan_replicas(const plan_world_t *world, const plan_request_t *requests, size_t n,
+                     plan_placement_t *placements_out, status_t *statuses_out,
+                     char **own_reasons_out);
+
+#endif

@@ -1,0 +1,125 @@
+/* Leaves, the tree over them, and what each slice of a stage owns. See plan.h. */
+#include "common/model/plan.h"
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* floor(i * k / n) without overflow: edges of n parts of k. */
+static uint32_t edge_floor(uint32_t k, uint32_t n, uint32_t i)
+{
+    return (uint32_t)((uint64_t)i * k / n);
+}
+
+/* ceil(i * k / n): as even, with the larger parts first. */
+static uint32_t edge_ceil(uint32_t k, uint32_t n, uint32_t i)
+{
+    return (uint32_t)(((uint64_t)i * k + n - 1) / n);
+}
+
+void plan_leaf_edges_heads(uint32_t n_heads, plan_leaves_t *out)
+{
+    CHECK(n_heads > 0);
+    out->n = min_u32(n_heads, PLAN_LEAVES_MAX);
+    for (uint32_t i = 0; i <= out->n; i++)
+        out->edge[i] = edge_floor(n_heads, out->n, i);
+}
+
+void plan_leaf_edges_ffn(uint32_t k, plan_leaves_t *out)
+{
+    CHECK(k > 0 && k <= MODEL_FFN_MAX);
+    uint32_t unit = k < 512 ? 8 : 32;
+    uint32_t n_units = (k + unit - 1) / unit;
+    uint32_t n = k / 128;
+    out->n = n < 4 ? 4 : min_u32(n, PLAN_LEAVES_MAX);
+    for (uint32_t i = 0; i <= out->n; i++)
+        out->edge[i] = min_u32(unit * edge_floor(n_units, out->n, i), k);
+    out->edge[out->n] = k;
+}
+
+static bool is_power_of_two(uint32_t n)
+{
+    return n != 0 && (n & (n - 1)) == 0;
+}
+
+plan_run_t plan_leaf_run(uint32_t n_leaves, uint32_t tp, uint32_t slice)
+{
+    CHECK(tp > 0 && slice < tp);
+    if (!is_power_of_two(tp)) {
+        uint32_t first = edge_floor(n_leaves, tp, slice);
+        return (plan_run_t){first, edge_floor(n_leaves, tp, slice + 1) - first};
+    }
+    /* Walk down the tree: the slice's bits, highest first, say left or right. */
+    plan_run_t run = {0, n_leaves};
+    for (uint32_t bit = tp / 2; bit != 0; bit /= 2) {
+        uint32_t left = (run.count + 1) / 2;
+        if (slice & bit)
+            run = (plan_run_t){run.first + left, run.count - left};
+        else
+            run.count = left;
+    }
+    return run;
+}
+
+static uint32_t collect_nodes(plan_run_t node, plan_run_t run, plan_run_t *nodes_out, uint32_t n)
+{
+    uint32_t end = node.first + node.count, run_end = run.first + run.count;
+    if (node.count == 0 || node.first >= run_end || end <= run.first)
+        return n;
+    if (node.first >= run.first && end <= run_end) {
+        CHECK(n < PLAN_NODES_MAX);
+        nodes_out[n] = node;
+        return n + 1;
+    }
+    uint32_t left = (node.count + 1) / 2;
+    n = collect_nodes((plan_run_t){node.first, left}, run, nodes_out, n);
+    return collect_nodes((plan_run_t){node.first + left, node.count - left}, run, nodes_out, n);
+}
+
+uint32_t plan_run_nodes(uint32_t n_leaves, plan_run_t run, plan_run_t nodes_out[PLAN_NODES_MAX])
+{
+    CHECK(n_leaves <= PLAN_LEAVES_MAX && run.first + run.count <= n_leaves);
+    return collect_nodes((plan_run_t){0, n_leaves}, run, nodes_out, 0);
+}
+
+plan_run_t plan_vocab_run(uint32_t vocab, uint32_t tp, uint32_t slice)
+{
+    CHECK(tp > 0 && slice < tp && vocab <= MODEL_VOCAB_MAX);
+    uint32_t n_blocks = (vocab + PLAN_VOCAB_BLOCK - 1) / PLAN_VOCAB_BLOCK;
+    uint32_t first = min_u32(edge_ceil(n_blocks, tp, slice) * PLAN_VOCAB_BLOCK, vocab);
+    uint32_t end = min_u32(edge_ceil(n_blocks, tp, slice + 1) * PLAN_VOCAB_BLOCK, vocab);
+    return (plan_run_t){first, end - first};
+}
+
+/* A run of leaves as a run of what the leaves' edges count. */
+static plan_run_t run_of_leaves(const plan_leaves_t *leaves, plan_run_t run)
+{
+    uint32_t first = leaves->edge[run.first];
+    return (plan_run_t){first, leaves->edge[run.first + run.count] - first};
+}
+
+status_t plan_slice(const model_config_t *config, uint32_t tp, uint32_t slice, plan_slice_t *out)
+{
+    if (tp < 1 || tp > PLAN_TP_MAX)
+        return fail(STATUS_INVALID, "tp is %u; 1 to %d would be right", tp, PLAN_TP_MAX);
+    if (slice >= tp)
+        return fail(STATUS_INVALID, "slice %u of tp %u; 0 to %u would be right", slice, tp, tp - 1);
+    plan_leaves_t heads, ffn;
+    plan_leaf_edges_heads(config->n_heads, &heads);
+    plan_leaf_edges_ffn(config->ffn, &ffn);
+    plan_slice_t found = {0};
+    found.head_leaves = plan_leaf_run(heads.n, tp, slice);
+    found.heads = run_of_leaves(&heads, found.head_leaves);
+    found.ffn_leaves = plan_leaf_run(ffn.n, tp, slice);
+    found.ffn = run_of_leaves(&ffn, found.ffn_leaves);
+    found.vocab = plan_vocab_run(config->vocab, tp, slice);
+    if (found.heads.count > 0) {
+        uint32_t group = config->n_heads / config->n_kv_heads;
+        found.kv_heads.first = found.heads.first / group;
+        uint32_t last = (found.heads.first + found.heads.count - 1) / group;
+        found.kv_heads.count = last + 1 - found.kv_heads.first;
+    }
+    *out = found;
+    return STATUS_OK;
+}

@@ -1,0 +1,70 @@
+/* The completion queue and its threads. A queue reads its sockets only while some thread waits in
+ * it, so one callback that runs must leave another thread waiting: two are the least. */
+#include <grpc/support/log.h>
+
+#include "common/base/log.h"
+#include "common/base/memory.h"
+#include "common/net/rpc_internal.h"
+
+/* gRPC's own words are for debugging: what matters of them comes back as statuses. */
+static void log_grpc(gpr_log_func_args *line)
+{
+    if (line->severity == GPR_LOG_SEVERITY_ERROR)
+        log_debug("gRPC: %s", line->message);
+}
+
+static void *run_queue(void *context)
+{
+    rpc_io_t *io = context;
+    for (;;) {
+        grpc_event event =
+            grpc_completion_queue_next(io->queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+        if (event.type == GRPC_QUEUE_SHUTDOWN)
+            return NULL;
+        if (event.type == GRPC_OP_COMPLETE) {
+            rpc_tag_t *tag = event.tag;
+            RPC_TAG_REPORTS(tag);
+            tag->run(tag, event.success != 0);
+        }
+    }
+}
+
+status_t rpc_io_open(unsigned n_threads, rpc_io_t **own_io_out)
+{
+    rpc_io_t *io = MEM_NEW(rpc_io_t);
+    unsigned wanted = n_threads ? n_threads : 2;
+    gpr_set_log_function(log_grpc);
+    grpc_init();
+    io->queue = grpc_completion_queue_create_for_next(NULL);
+    io->threads = MEM_NEW_ARRAY(pthread_t, wanted);
+    for (; io->n_threads < wanted; io->n_threads++) {
+        if (pthread_create(&io->threads[io->n_threads], NULL, run_queue, io) != 0) {
+            rpc_io_close(io);
+            return fail(STATUS_EXHAUSTED, "cannot start %u threads for gRPC", wanted);
+        }
+    }
+    *own_io_out = io;
+    return STATUS_OK;
+}
+
+void rpc_io_close(rpc_io_t *take_io)
+{
+    grpc_completion_queue_shutdown(take_io->queue);
+    for (unsigned i = 0; i < take_io->n_threads; i++)
+        pthread_join(take_io->threads[i], NULL);
+    /* Without a thread (start failed) nothing was ever queued but the shutdown itself. */
+    if (take_io->n_threads == 0)
+        run_queue(take_io);
+    grpc_completion_queue_destroy(take_io->queue);
+    free(take_io->threads);
+    free(take_io);
+    grpc_shutdown_blocking();
+}
+
+grpc_byte_buffer *rpc_buffer_make(const void *bytes, size_t n)
+{
+    grpc_slice slice = grpc_slice_from_copied_buffer(n ? bytes : "", n);
+    grpc_byte_buffer *buffer = grpc_raw_byte_buffer_create(&slice, 1);
+    grpc_slice_unref(slice);
+    return buffer;
+}

@@ -1,0 +1,309 @@
+/* One replica's plan: asks the planner where its ranks go and writes plan and assignments in one
+ * transaction, which holds only while this coordinator is elected and nobody has planned this slot
+ * since. The plan's mod-revision is then the epoch. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/log.h"
+#include "coordinator/core/rollout.h"
+
+enum {
+    TXN_OPS_MAX = 120,        /* etcd refuses more than 128 in a transaction */
+    LOAD_BYTES_PER_MS = 50000, /* slowest disk a formation deadline allows for: 50 MB/s */
+};
+
+static const Shoal__Cluster__V1__ShapeRecord *override_of(const slot_t *slot)
+{
+    const Shoal__Cluster__V1__DeploymentRecord *r = slot->deployment->record;
+    for (size_t i = 0; i < r->n_shapes; i++)
+        if (r->shapes[i]->ordinal == slot->ordinal)
+            return r->shapes[i];
+    return NULL;
+}
+
+/* 0 leaves it to the planner. */
+static void wanted_shape(const slot_t *slot, uint32_t *tp_out, uint32_t *stages_out)
+{
+    const Shoal__Cluster__V1__ShapeRecord *own = override_of(slot);
+    *tp_out = own ? own->tp : slot->deployment->record->tp;
+    *stages_out = own ? own->stages : slot->deployment->record->stages;
+}
+
+bool plans_same_text(const slot_t *slot)
+{
+    const Shoal__Cluster__V1__DeploymentRecord *want = slot->deployment->record;
+    return strcmp(slot->plan->model_digest, want->model_digest) == 0 &&
+           strcmp(slot->plan->activations, want->activations) == 0;
+}
+
+bool plans_same_shape(const slot_t *slot)
+{
+    const Shoal__Cluster__V1__DeploymentRecord *want = slot->deployment->record;
+    const Shoal__Cluster__V1__ReplicaPlan *is = slot->plan;
+    uint32_t tp, stages;
+    wanted_shape(slot, &tp, &stages);
+    return plans_same_text(slot) && (!tp || tp == is->tp) && (!stages || stages == is->stages) &&
+           want->context_max == is->context_max &&
+           want->prefill_tokens_max == is->prefill_tokens_max;
+}
+
+/* ---- the world as the planner sees it ---- */
+
+static void add_hosts(core_t *core, plan_world_t *world)
+{
+    arena_t *arena = &core->out->arena;
+    plan_host_t *hosts = ARENA_NEW_ARRAY(arena, plan_host_t, core->hosts.n + 1);
+    size_t n = 0, i = 0;
+    for (const host_t *h; (h = table_next(&core->hosts, &i));) {
+        if (!h->record || h->gone_at_ms)
+            continue;
+        hosts[n++] = (plan_host_t){
+            .id = h->id,
+            .cores = h->record->cores,
+            .memory_bytes = h->record->memory_bytes,
+            .model_digests = h->digests,
+            .n_model_digests = h->record->n_models,
+            .draining = h->draining,
+            .suspect = h->suspect_until_ms > core->now_ms,
+        };
+    }
+    world->hosts = hosts;
+    world->n_hosts = n;
+    plan_host_pair_t *pairs = ARENA_NEW_ARRAY(arena, plan_host_pair_t, PAIRS_MAX);
+    n = 0;
+    for (i = 0; i < core->n_pairs; i++)
+        if (core->pairs[i].until_ms > core->now_ms)
+            pairs[n++] = (plan_host_pair_t){core->pairs[i].a, core->pairs[i].b};
+    world->avoided = pairs;
+    world->n_avoided = n;
+}
+
+static plan_shape_t shape_of(const Shoal__Cluster__V1__DeploymentRecord *r, uint32_t tp,
+                             uint32_t stages)
+{
+    return (plan_shape_t){
+        .tp = tp,
+        .stages = stages,
+        .context_max = r->context_max,
+        .activations_f32 = strcmp(r->activations, "f32") == 0,
+        .kv_tokens_max = r->kv_tokens_max,
+        .prefill_tokens_max = (uint32_t)r->prefill_tokens_max,
+    };
+}
+
+static uint64_t rank_memory(const slot_t *slot, const Shoal__Cluster__V1__RankPlan *rank)
+{
+    const deployment_t *d = slot->deployment;
+    if (!d->sizes || !d->record)
+        return 0;
+    plan_shape_t shape = shape_of(d->record, slot->plan->tp, slot->plan->stages);
+    plan_need_t need;
+    if (plan_need(d->sizes, &shape, rank->stage, rank->slice, &need) != STATUS_OK)
+        return 0;
+    return need.fixed + need.kv_per_token * slot->plan->kv_tokens_max;
+}
+
+static void add_existing(core_t *core, const slot_t *except, plan_world_t *world)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < core->n_deployments; i++)
+        for (size_t k = 0; k < core->deployments[i]->n_slots; k++) {
+            const slot_t *s = core->deployments[i]->slots[k];
+            n += s && s->plan && s != except ? s->plan->n_ranks : 0;
+        }
+    plan_existing_t *list = ARENA_NEW_ARRAY(&core->out->arena, plan_existing_t, n + 1);
+    n = 0;
+    for (size_t i = 0; i < core->n_deployments; i++)
+        for (size_t k = 0; k < core->deployments[i]->n_slots; k++) {
+            const slot_t *s = core->deployments[i]->slots[k];
+            for (size_t r = 0; s && s->plan && s != except && r < s->plan->n_ranks; r++)
+                list[n++] = (plan_existing_t){
+                    .host = s->plan->ranks[r]->host,
+                    .deployment = s->deployment->name,
+                    .ordinal = s->ordinal,
+                    .threads = s->plan->ranks[r]->threads,
+                    .memory_bytes = rank_memory(s, s->plan->ranks[r]),
+                };
+        }
+    world->existing = list;
+    world->n_existing = n;
+}
+
+/* Tries the wanted shape; where it is open, the smallest that can be placed. */
+static status_t place(core_t *core, const slot_t *slot, plan_shape_t *shape_out,
+                      plan_placement_t *out)
+{
+    static const uint32_t open_shapes[][2] = {{1, 1}, {2, 1}, {1, 2}, {2, 2}, {4, 1}, {1, 4},
+                                              {4, 2}, {2, 4}, {4, 4}, {8, 1}, {8, 2}};
+    const deployment_t *d = slot->deployment;
+    plan_world_t world = {0};
+    add_hosts(core, &world);
+    add_existing(core, slot, &world);
+    uint32_t want_tp, want_stages;
+    wanted_shape(slot, &want_tp, &want_stages);
+    status_t status = STATUS_REFUSED;
+    for (size_t i = 0; i < sizeof open_shapes / sizeof *open_shapes; i++) {
+        uint32_t tp = want_tp ? want_tp : open_shapes[i][0];
+        uint32_t stages = want_stages ? want_stages : open_shapes[i][1];
+        plan_request_t request = {
+            .deployment = d->name,
+            .ordinal = slot->ordinal,
+            .model_digest = d->record->model_digest,
+            .sizes = d->sizes,
+            .shape = shape_of(d->record, tp, stages),
+            .replicas = d->record->replicas,
+        };
+        status = plan_replica(&world, &request, out);
+        *shape_out = request.shape;
+        if (status == STATUS_OK || (want_tp && want_stages))
+            break;
+    }
+    return status;
+}
+
+/* ---- the transaction ---- */
+
+typedef struct {
+    core_write_t *writes;
+    size_t n;
+} writes_t;
+
+static void add_write(core_t *core, writes_t *w, const char *key, const uint8_t *value, size_t n)
+{
+    if (w->n < TXN_OPS_MAX)
+        w->writes[w->n++] = (core_write_t){core_copy(core, key), value, n};
+}
+
+static void assign_key(const slot_t *slot, const char *host, char *out, size_t size)
+{
+    snprintf(out, size, "assign/%s/%s/%u", host, slot->deployment->name, slot->ordinal);
+}
+
+static bool has_write(const writes_t *w, const char *key)
+{
+    for (size_t i = 0; i < w->n; i++)
+        if (strcmp(w->writes[i].key, key) == 0)
+            return true;
+    return false;
+}
+
+/* Assignments that no longer hold, and what ranks of the epoch before had written. */
+static void add_removals(core_t *core, const slot_t *slot, writes_t *w)
+{
+    char key[CORE_NAME_SIZE * 3];
+    for (size_t i = 0; slot->plan && i < slot->plan->n_ranks; i++) {
+        assign_key(slot, slot->plan->ranks[i]->host, key, sizeof key);
+        if (!has_write(w, key))
+            add_write(core, w, key, NULL, 0);
+        snprintf(key, sizeof key, "ranks/%s/%u/%llu/%zu", slot->deployment->name, slot->ordinal,
+                 (unsigned long long)slot->epoch, i);
+        add_write(core, w, key, NULL, 0);
+    }
+}
+
+static void send_txn(core_t *core, slot_t *slot, const char *plan_key, const writes_t *w)
+{
+    core_compare_t *compares = ARENA_NEW_ARRAY(&core->out->arena, core_compare_t, 2);
+    size_t n = 0;
+    bool fenced = core->config.mutant != CORE_MUTANT_NO_FENCE;
+    if (fenced) {
+        const char *key = core_copy(core, core->election_key);
+        compares[n++] = (core_compare_t){key, true, core->election_revision};
+        compares[n++] = (core_compare_t){core_copy(core, plan_key), false, slot->epoch};
+    }
+    core_action_t *action = core_act(core, CORE_ACTION_TXN);
+    action->op = slot->txn_op = core_number(core);
+    action->txn.compares = compares;
+    action->txn.n_compares = n;
+    action->txn.writes = w->writes;
+    action->txn.n_writes = w->n;
+}
+
+static void fill_ranks(core_t *core, const plan_placement_t *placed,
+                       Shoal__Cluster__V1__ReplicaPlan *plan, uint32_t tp)
+{
+    arena_t *arena = &core->out->arena;
+    plan->n_ranks = placed->n_ranks;
+    plan->ranks = ARENA_NEW_ARRAY(arena, Shoal__Cluster__V1__RankPlan *, placed->n_ranks);
+    for (uint32_t i = 0; i < placed->n_ranks; i++) {
+        const plan_rank_t *from = &placed->ranks[i];
+        Shoal__Cluster__V1__RankPlan *rank = ARENA_NEW_ARRAY(arena, Shoal__Cluster__V1__RankPlan, 1);
+        shoal__cluster__v1__rank_plan__init(rank);
+        rank->rank = from->stage * tp + from->slice;
+        rank->stage = from->stage;
+        rank->slice = from->slice;
+        rank->host = core_copy(core, from->host);
+        rank->layer_first = from->layer_first;
+        rank->layer_count = from->layer_count;
+        rank->threads = from->threads;
+        plan->ranks[i] = rank;
+    }
+}
+
+static void write_plan(core_t *core, slot_t *slot, const plan_placement_t *placed,
+                       const plan_shape_t *shape)
+{
+    const deployment_t *d = slot->deployment;
+    Shoal__Cluster__V1__ReplicaPlan plan = SHOAL__CLUSTER__V1__REPLICA_PLAN__INIT;
+    plan.deployment = core_copy(core, d->name);
+    plan.ordinal = slot->ordinal;
+    plan.model_name = d->record->model_name;
+    plan.model_digest = d->record->model_digest;
+    plan.tp = shape->tp;
+    plan.stages = shape->stages;
+    plan.context_max = d->record->context_max;
+    plan.activations = d->record->activations;
+    plan.kv_tokens_max = placed->kv_tokens;
+    plan.prefill_tokens_max = d->record->prefill_tokens_max;
+    plan.incarnation = core->process.incarnation;
+    plan.formation_deadline_ms = core->config.formation_ms + d->sizes->file_bytes / LOAD_BYTES_PER_MS;
+    fill_ranks(core, placed, &plan, shape->tp);
+    size_t size = shoal__cluster__v1__replica_plan__get_packed_size(&plan);
+    uint8_t *bytes = ARENA_NEW_ARRAY(&core->out->arena, uint8_t, size + 1);
+    shoal__cluster__v1__replica_plan__pack(&plan, bytes);
+
+    writes_t w = {.writes = ARENA_NEW_ARRAY(&core->out->arena, core_write_t, TXN_OPS_MAX)};
+    char plan_key[CORE_NAME_SIZE * 2], key[CORE_NAME_SIZE * 3];
+    snprintf(plan_key, sizeof plan_key, "replicas/%s/%u/plan", d->name, slot->ordinal);
+    add_write(core, &w, plan_key, bytes, size);
+    for (uint32_t i = 0; i < placed->n_ranks; i++) {
+        assign_key(slot, placed->ranks[i].host, key, sizeof key);
+        if (!has_write(&w, key))
+            add_write(core, &w, key, bytes, size);
+    }
+    add_removals(core, slot, &w);
+    send_txn(core, slot, plan_key, &w);
+}
+
+bool plans_form(core_t *core, deployment_t *d, slot_t *slot)
+{
+    plan_placement_t *placed = ARENA_NEW_ARRAY(&core->out->arena, plan_placement_t, 1);
+    plan_shape_t shape;
+    status_t status = place(core, slot, &shape, placed);
+    if (status != STATUS_OK) {
+        if (!d->message || strcmp(d->message, status_text()) != 0)
+            core_log(core, LOG_WARN, "replica %s/%u cannot be formed: %s", d->name, slot->ordinal,
+                     status_text());
+        free(d->message);
+        d->message = mem_strdup(status_text());
+        return false;
+    }
+    free(d->message);
+    d->message = NULL;
+    write_plan(core, slot, placed, &shape);
+    return true;
+}
+
+void plans_remove(core_t *core, slot_t *slot)
+{
+    writes_t w = {.writes = ARENA_NEW_ARRAY(&core->out->arena, core_write_t, TXN_OPS_MAX)};
+    char key[CORE_NAME_SIZE * 2];
+    static const char *const names[] = {"active", "failed", "plan"};
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(key, sizeof key, "replicas/%s/%u/%s", slot->deployment->name, slot->ordinal, names[i]);
+        add_write(core, &w, key, NULL, 0);
+    }
+    add_removals(core, slot, &w);
+    send_txn(core, slot, key, &w);
+}

@@ -1,0 +1,521 @@
+/* shoal.v1.Admin: what operators read and change. Changes are written to etcd by compare-and-set and
+ * take effect when the core sees them come back by its watch, as every other coordinator does. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/model/model.h"
+#include "coordinator/front_state.h"
+#include "shoal/cluster/v1/state.pb-c.h"
+
+#define REPLICAS_MAX 4096
+#define CONTEXT_DEFAULT 4096
+#define SHAPES_MAX 4096
+
+typedef Shoal__Cluster__V1__DeploymentRecord record_t;
+
+static char *copy_text(arena_t *arena, const char *text)
+{
+    return arena_strndup(arena, text ? text : "", text ? strlen(text) : 0);
+}
+
+static Shoal__V1__Deployment *show_deployment(arena_t *arena, const record_t *record,
+                                              uint64_t version, const char *message)
+{
+    Shoal__V1__Deployment *out = ARENA_NEW_ARRAY(arena, Shoal__V1__Deployment, 1);
+    shoal__v1__deployment__init(out);
+    out->name = copy_text(arena, record->name);
+    out->model_path = copy_text(arena, record->model_path);
+    out->model_digest = copy_text(arena, record->model_digest);
+    out->replicas = record->replicas;
+    out->tp = record->tp;
+    out->stages = record->stages;
+    out->context_max = record->context_max;
+    out->activations = copy_text(arena, record->activations);
+    out->kv_tokens_max = record->kv_tokens_max;
+    out->version = version;
+    out->message = copy_text(arena, message);
+    out->shapes = ARENA_NEW_ARRAY(arena, Shoal__V1__Shape *, record->n_shapes + 1);
+    for (size_t i = 0; i < record->n_shapes; i++) {
+        Shoal__V1__Shape *shape = ARENA_NEW_ARRAY(arena, Shoal__V1__Shape, 1);
+        shoal__v1__shape__init(shape);
+        shape->ordinal = record->shapes[i]->ordinal;
+        shape->tp = record->shapes[i]->tp;
+        shape->stages = record->shapes[i]->stages;
+        out->shapes[out->n_shapes++] = shape;
+    }
+    return out;
+}
+
+/* ---- one write of a deployment: read, change, compare and set ---- */
+
+typedef struct edit edit_t;
+struct edit {
+    ask_t *ask;
+    char *key;
+    /* Changes *record (unpacked or fresh; `exists` says which), in the arena. */
+    status_t (*change)(edit_t *edit, record_t *record, bool exists);
+    arena_t arena;
+    bool exists;
+    int64_t mod_revision;
+    ProtobufCMessage *old; /* a record_t, or NULL */
+    record_t record;       /* what is being written */
+    unsigned tries;
+    status_t status;
+    char text[STATUS_TEXT_MAX];
+    uint64_t version;
+    char digest[MODEL_DIGEST_SIZE]; /* Deploy: found on this machine */
+    uint32_t context_train;
+};
+
+static void edit_read(edit_t *edit);
+
+static void edit_end(edit_t *take_edit)
+{
+    if (take_edit->status != STATUS_OK) {
+        ask_fail(take_edit->ask, fail(take_edit->status, "%s", take_edit->text));
+    } else {
+        ask_reply(take_edit->ask,
+                  show_deployment(&take_edit->arena, &take_edit->record, take_edit->version, ""));
+    }
+    rpc_message_free(take_edit->old);
+    arena_release(&take_edit->arena);
+    free(take_edit->key);
+    free(take_edit);
+}
+
+static void edit_fail(edit_t *edit, status_t status)
+{
+    edit->status = status;
+    snprintf(edit->text, sizeof edit->text, "%s", status_text());
+    edit_end(edit);
+}
+
+static void again(shell_t *shell, void *take_data)
+{
+    edit_t *edit = take_data;
+    if (!atomic_load(&shell->running))
+        edit_fail(edit, fail(STATUS_UNREACHABLE, "the coordinator is ending"));
+    else
+        edit_read(edit);
+}
+
+static void on_written(void *context, const etcd_result_t *result)
+{
+    edit_t *edit = context;
+    if (result->status != STATUS_OK) {
+        edit_fail(edit, fail(STATUS_UNREACHABLE, "etcd: %s", result->message));
+    } else if (result->succeeded) {
+        edit->version = (uint64_t)result->revision;
+        edit_end(edit);
+    } else if (++edit->tries < 8) { /* somebody else was faster: change what stands there now */
+        shell_post(edit->ask->shell, again, edit);
+    } else {
+        edit_fail(edit, fail(STATUS_STALE, "the deployment is being changed by others; repeat"));
+    }
+}
+
+static void edit_write(shell_t *shell, void *take_data)
+{
+    edit_t *edit = take_data;
+    status_t status = atomic_load(&shell->running)
+                          ? edit->change(edit, &edit->record, edit->exists)
+                          : fail(STATUS_UNREACHABLE, "the coordinator is ending");
+    if (status != STATUS_OK) {
+        edit_fail(edit, status);
+        return;
+    }
+    buffer_t bytes = {0};
+    rpc_pack(&edit->record, &bytes);
+    etcd_compare_t compare = {
+        .key = edit->key, .target = ETCD_MOD_REVISION, .number = edit->mod_revision};
+    etcd_op_t op = {
+        .kind = ETCD_PUT, .key = edit->key, .value = bytes.data, .value_size = bytes.size};
+    etcd_txn_t txn = {.compares = &compare, .n_compares = 1, .then = &op, .n_then = 1};
+    etcd_txn(shell->etcd, &txn, on_written, edit);
+    buffer_release(&bytes);
+}
+
+static void on_edit_read(void *context, const etcd_result_t *result)
+{
+    edit_t *edit = context;
+    if (result->status != STATUS_OK) {
+        edit_fail(edit, fail(STATUS_UNREACHABLE, "etcd: %s", result->message));
+        return;
+    }
+    rpc_message_free(edit->old);
+    edit->old = NULL;
+    edit->exists = result->n_kvs == 1;
+    edit->mod_revision = edit->exists ? result->kvs[0].mod_revision : 0;
+    shoal__cluster__v1__deployment_record__init(&edit->record);
+    if (edit->exists) {
+        status_t status = rpc_unpack(&shoal__cluster__v1__deployment_record__descriptor,
+                                     result->kvs[0].value, result->kvs[0].value_size, NULL,
+                                     &edit->old);
+        if (status != STATUS_OK) {
+            edit_fail(edit, status);
+            return;
+        }
+        edit->record = *(const record_t *)edit->old;
+    }
+    shell_post(edit->ask->shell, edit_write, edit);
+}
+
+static void edit_read(edit_t *edit)
+{
+    etcd_get(edit->ask->shell->etcd, edit->key, on_edit_read, edit);
+}
+
+static status_t check_name(const char *name)
+{
+    size_t n = strlen(name);
+    static const char *const allowed =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+    if (n < 1 || n > REQUEST_NAME_BYTES_MAX || strspn(name, allowed) != n)
+        return fail(STATUS_INVALID, "name: \"%.64s\" is not 1 to 128 of letters, digits, \".\", "
+                    "\"_\" and \"-\"", name);
+    return STATUS_OK;
+}
+
+static edit_t *edit_new(ask_t *ask, const char *name,
+                        status_t (*change)(edit_t *, record_t *, bool))
+{
+    edit_t *edit = MEM_NEW(edit_t);
+    char *key = mem_format("deployments/%s", name);
+    edit->ask = ask;
+    edit->key = stores_key(ask->shell, key);
+    edit->change = change;
+    free(key);
+    return edit;
+}
+
+/* ---- Deploy ---- */
+
+static status_t check_shape(uint32_t replicas, uint32_t tp, uint32_t stages)
+{
+    if (replicas > REPLICAS_MAX)
+        return fail(STATUS_INVALID, "replicas: %u is over %d", replicas, REPLICAS_MAX);
+    if (tp > PLAN_TP_MAX)
+        return fail(STATUS_INVALID, "tp: %u is not 1 to %d (0: the planner chooses)", tp,
+                    PLAN_TP_MAX);
+    if (stages > PLAN_STAGES_MAX)
+        return fail(STATUS_INVALID, "stages: %u is not 1 to %d (0: the planner chooses)", stages,
+                    PLAN_STAGES_MAX);
+    return STATUS_OK;
+}
+
+static status_t check_deployment(const Shoal__V1__Deployment *d)
+{
+    if (!d)
+        return fail(STATUS_INVALID, "deployment: it is missing");
+    TRY(check_name(d->name));
+    TRY(request_check_text("model_path", d->model_path, 4096));
+    TRY(check_shape(d->replicas, d->tp, d->stages));
+    if (!d->model_path[0])
+        return fail(STATUS_INVALID, "model_path: it is empty");
+    if (d->activations[0] && strcmp(d->activations, "native") && strcmp(d->activations, "f32"))
+        return fail(STATUS_INVALID, "activations: \"%.20s\" is neither \"native\" nor \"f32\"",
+                    d->activations);
+    if (d->n_shapes > SHAPES_MAX)
+        return fail(STATUS_INVALID, "shapes: %zu; at most %d", d->n_shapes, SHAPES_MAX);
+    for (size_t i = 0; i < d->n_shapes; i++) {
+        TRY(check_shape(0, d->shapes[i]->tp, d->shapes[i]->stages));
+        if (d->shapes[i]->ordinal >= REPLICAS_MAX)
+            return fail(STATUS_INVALID, "shapes: ordinal %u is not below %d",
+                        d->shapes[i]->ordinal, REPLICAS_MAX);
+    }
+    return STATUS_OK;
+}
+
+static char *model_name_of(arena_t *arena, const char *path)
+{
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    size_t n = strlen(base);
+    if (n > 5 && strcmp(base + n - 5, ".gguf") == 0)
+        n -= 5;
+    return arena_strndup(arena, base, n);
+}
+
+static void copy_shapes(edit_t *edit, record_t *record, Shoal__V1__Shape **shapes, size_t n)
+{
+    record->shapes = ARENA_NEW_ARRAY(&edit->arena, Shoal__Cluster__V1__ShapeRecord *, n + 1);
+    record->n_shapes = n;
+    for (size_t i = 0; i < n; i++) {
+        record->shapes[i] = ARENA_NEW_ARRAY(&edit->arena, Shoal__Cluster__V1__ShapeRecord, 1);
+        shoal__cluster__v1__shape_record__init(record->shapes[i]);
+        record->shapes[i]->ordinal = shapes[i]->ordinal;
+        record->shapes[i]->tp = shapes[i]->tp;
+        record->shapes[i]->stages = shapes[i]->stages;
+    }
+}
+
+static status_t change_deploy(edit_t *edit, record_t *record, bool exists)
+{
+    const Shoal__V1__Deployment *d =
+        ((const Shoal__V1__DeployRequest *)edit->ask->message)->deployment;
+    if (d->version && (uint64_t)edit->mod_revision != d->version)
+        return fail(STATUS_STALE, "version: %" PRIu64 " was given, %" PRId64 " stands there",
+                    d->version, edit->mod_revision);
+    (void)exists; /* a deployment that stands is replaced as a whole */
+    shoal__cluster__v1__deployment_record__init(record);
+    record->name = copy_text(&edit->arena, d->name);
+    record->model_path = copy_text(&edit->arena, d->model_path);
+    record->model_name = model_name_of(&edit->arena, d->model_path);
+    record->model_digest = copy_text(&edit->arena, edit->digest);
+    record->replicas = d->replicas;
+    record->tp = d->tp;
+    record->stages = d->stages;
+    record->activations = copy_text(&edit->arena, d->activations[0] ? d->activations : "native");
+    record->kv_tokens_max = d->kv_tokens_max;
+    record->context_max = d->context_max;
+    if (!record->context_max)
+        record->context_max =
+            edit->context_train < CONTEXT_DEFAULT ? edit->context_train : CONTEXT_DEFAULT;
+    if (record->context_max > edit->context_train)
+        return fail(STATUS_INVALID, "context_max: %u is over the %u that the model was trained for",
+                    record->context_max, edit->context_train);
+    copy_shapes(edit, record, d->shapes, d->n_shapes);
+    return STATUS_OK;
+}
+
+/* Hashes the file, which is why it is work; opens it, so that a file that is no model is refused
+ * here and not on every host. */
+static void find_model(shell_t *shell, void *take_data)
+{
+    edit_t *edit = take_data;
+    const Shoal__V1__Deployment *d =
+        ((const Shoal__V1__DeployRequest *)edit->ask->message)->deployment;
+    char *path = NULL, *name = model_name_of(&edit->arena, d->model_path);
+    const model_entry_t *entry = NULL;
+    status_t status = models_find_file(shell, d->model_path, name, &path);
+    if (status == STATUS_OK)
+        status = models_entry(shell, path, d->model_digest, &entry);
+    free(path);
+    if (status != STATUS_OK) {
+        edit_fail(edit, status);
+        return;
+    }
+    snprintf(edit->digest, sizeof edit->digest, "%s", entry->digest);
+    edit->context_train = entry->context_train;
+    shell_post(shell, again, edit);
+}
+
+static void start_deploy(ask_t *take_ask)
+{
+    const Shoal__V1__Deployment *d =
+        ((const Shoal__V1__DeployRequest *)take_ask->message)->deployment;
+    status_t status = check_deployment(d);
+    if (status == STATUS_OK)
+        status = stores_may_plan(take_ask->shell);
+    if (status != STATUS_OK) {
+        ask_fail(take_ask, status);
+        return;
+    }
+    shell_work(take_ask->shell, find_model, edit_new(take_ask, d->name, change_deploy));
+}
+
+/* ---- Scale and DeleteDeployment ---- */
+
+static status_t change_scale(edit_t *edit, record_t *record, bool exists)
+{
+    const Shoal__V1__ScaleRequest *m = (const Shoal__V1__ScaleRequest *)edit->ask->message;
+    if (!exists)
+        return fail(STATUS_NOT_FOUND, "no deployment is called \"%s\"", m->name);
+    if (m->if_version && (uint64_t)edit->mod_revision != m->if_version)
+        return fail(STATUS_STALE, "if_version: %" PRIu64 " was given, %" PRId64 " stands there",
+                    m->if_version, edit->mod_revision);
+    bool shape = false;
+    if (m->has_replicas_case == SHOAL__V1__SCALE_REQUEST__HAS_REPLICAS_REPLICAS)
+        record->replicas = m->replicas;
+    if (m->has_tp_case == SHOAL__V1__SCALE_REQUEST__HAS_TP_TP) {
+        record->tp = m->tp;
+        shape = true;
+    }
+    if (m->has_stages_case == SHOAL__V1__SCALE_REQUEST__HAS_STAGES_STAGES) {
+        record->stages = m->stages;
+        shape = true;
+    }
+    /* A shape for all takes the place of those of single replicas. */
+    if (shape)
+        record->n_shapes = 0;
+    return check_shape(record->replicas, record->tp, record->stages);
+}
+
+static void start_scale(ask_t *take_ask)
+{
+    const Shoal__V1__ScaleRequest *m = (const Shoal__V1__ScaleRequest *)take_ask->message;
+    status_t status = check_name(m->name);
+    if (status == STATUS_OK)
+        status = stores_may_plan(take_ask->shell);
+    if (status != STATUS_OK)
+        ask_fail(take_ask, status);
+    else
+        edit_read(edit_new(take_ask, m->name, change_scale));
+}
+
+static void on_deleted(void *context, const etcd_result_t *result)
+{
+    ask_t *ask = context;
+    Shoal__V1__DeleteDeploymentResponse response = SHOAL__V1__DELETE_DEPLOYMENT_RESPONSE__INIT;
+    if (result->status != STATUS_OK)
+        ask_fail(ask, fail(STATUS_UNREACHABLE, "etcd: %s", result->message));
+    else if (!result->n_deleted)
+        ask_fail(ask, fail(STATUS_NOT_FOUND, "no deployment has this name"));
+    else
+        ask_reply(ask, &response);
+}
+
+static void start_delete(ask_t *take_ask)
+{
+    const Shoal__V1__DeleteDeploymentRequest *m =
+        (const Shoal__V1__DeleteDeploymentRequest *)take_ask->message;
+    status_t status = check_name(m->name);
+    if (status == STATUS_OK)
+        status = stores_may_plan(take_ask->shell);
+    if (status != STATUS_OK) {
+        ask_fail(take_ask, status);
+        return;
+    }
+    char *name = mem_format("deployments/%s", m->name);
+    char *key = stores_key(take_ask->shell, name);
+    etcd_delete(take_ask->shell->etcd, key, on_deleted, take_ask);
+    free(name);
+    free(key);
+}
+
+/* ---- reading ---- */
+
+typedef struct {
+    ask_t *ask;
+    arena_t arena;
+    Shoal__V1__ListDeploymentsResponse response;
+} listing_t;
+
+/* The words why a state is not reached are the core's, so they are added on its thread. */
+static void add_messages(shell_t *shell, void *take_data)
+{
+    listing_t *listing = take_data;
+    for (size_t i = 0; i < listing->response.n_deployments && atomic_load(&shell->running); i++) {
+        core_deployment_view_t view;
+        Shoal__V1__Deployment *d = listing->response.deployments[i];
+        if (core_find_deployment(shell->core, d->name, &view) && view.message)
+            d->message = copy_text(&listing->arena, view.message);
+    }
+    ask_reply(listing->ask, &listing->response);
+    arena_release(&listing->arena);
+    free(listing);
+}
+
+static void on_deployments(void *context, const etcd_result_t *result)
+{
+    ask_t *ask = context;
+    if (result->status != STATUS_OK) {
+        ask_fail(ask, fail(STATUS_UNREACHABLE, "etcd: %s", result->message));
+        return;
+    }
+    listing_t *listing = MEM_NEW(listing_t);
+    listing->ask = ask;
+    shoal__v1__list_deployments_response__init(&listing->response);
+    listing->response.deployments =
+        ARENA_NEW_ARRAY(&listing->arena, Shoal__V1__Deployment *, result->n_kvs + 1);
+    for (size_t i = 0; i < result->n_kvs; i++) {
+        ProtobufCMessage *message;
+        if (rpc_unpack(&shoal__cluster__v1__deployment_record__descriptor, result->kvs[i].value,
+                       result->kvs[i].value_size, NULL, &message) != STATUS_OK)
+            continue;
+        listing->response.deployments[listing->response.n_deployments++] =
+            show_deployment(&listing->arena, (const record_t *)message,
+                            (uint64_t)result->kvs[i].mod_revision, "");
+        rpc_message_free(message);
+    }
+    shell_post(ask->shell, add_messages, listing);
+}
+
+static void start_list_deployments(ask_t *take_ask)
+{
+    char *prefix = stores_key(take_ask->shell, "deployments/");
+    etcd_list(take_ask->shell->etcd, prefix, on_deployments, take_ask);
+    free(prefix);
+}
+
+static void start_list_replicas(ask_t *take_ask)
+{
+    const Shoal__V1__ListReplicasRequest *m =
+        (const Shoal__V1__ListReplicasRequest *)take_ask->message;
+    arena_t arena = {0};
+    Shoal__V1__ListReplicasResponse response = SHOAL__V1__LIST_REPLICAS_RESPONSE__INIT;
+    core_list_replicas(take_ask->shell->core, m->deployment, &arena, &response);
+    ask_reply(take_ask, &response);
+    arena_release(&arena);
+}
+
+static void start_status(ask_t *take_ask)
+{
+    shell_t *shell = take_ask->shell;
+    arena_t arena = {0};
+    store_view_t etcd, redis;
+    char uuid[33] = "";
+    Shoal__V1__StatusResponse response = SHOAL__V1__STATUS_RESPONSE__INIT;
+    core_status(shell->core, &arena, &response);
+    stores_view(shell, &etcd, &redis);
+    (void)stores_cluster(shell, uuid, &response.incarnation);
+    response.cluster = copy_text(&arena, shell->options.cluster);
+    response.cluster_uuid = uuid;
+    response.coordinator = shell->id;
+    response.etcd = etcd.text;
+    response.redis = redis.text;
+    response.version = copy_text(&arena, SHOAL_VERSION);
+    bool connected, durable;
+    char why[200];
+    jobs_store_health(shell->jobs, &connected, &durable, why, sizeof why);
+    if (redis.ok && !durable)
+        response.redis = why;
+    ask_reply(take_ask, &response);
+    arena_release(&arena);
+}
+
+/* ---- Adopt ---- */
+
+static void on_adopted(void *user, status_t status, const char *text, uint64_t incarnation)
+{
+    ask_t *ask = user;
+    Shoal__V1__AdoptResponse response = SHOAL__V1__ADOPT_RESPONSE__INIT;
+    response.incarnation = incarnation;
+    if (status == STATUS_OK)
+        ask_reply(ask, &response);
+    else
+        ask_fail(ask, fail(status, "%s", text));
+}
+
+static void start_adopt(ask_t *take_ask)
+{
+    const Shoal__V1__AdoptRequest *m = (const Shoal__V1__AdoptRequest *)take_ask->message;
+    if (strcmp(m->store, "etcd") && strcmp(m->store, "redis"))
+        ask_fail(take_ask, fail(STATUS_INVALID, "store: \"%.20s\" is neither \"etcd\" nor \"redis\"",
+                                m->store));
+    else
+        stores_adopt(take_ask->shell, m->store, on_adopted, take_ask);
+}
+
+const front_method_t front_admin_methods[] = {
+    {"/shoal.v1.Admin/Deploy", RPC_UNARY, &shoal__v1__deploy_request__descriptor, start_deploy,
+     NULL, NULL},
+    {"/shoal.v1.Admin/Scale", RPC_UNARY, &shoal__v1__scale_request__descriptor, start_scale, NULL,
+     NULL},
+    {"/shoal.v1.Admin/ListDeployments", RPC_UNARY,
+     &shoal__v1__list_deployments_request__descriptor, start_list_deployments, NULL, NULL},
+    {"/shoal.v1.Admin/DeleteDeployment", RPC_UNARY,
+     &shoal__v1__delete_deployment_request__descriptor, start_delete, NULL, NULL},
+    {"/shoal.v1.Admin/Drain", RPC_UNARY, &shoal__v1__drain_request__descriptor, front_drain, NULL,
+     NULL},
+    {"/shoal.v1.Admin/ListHosts", RPC_UNARY, &shoal__v1__list_hosts_request__descriptor,
+     front_list_hosts, NULL, NULL},
+    {"/shoal.v1.Admin/ListReplicas", RPC_UNARY, &shoal__v1__list_replicas_request__descriptor,
+     start_list_replicas, NULL, NULL},
+    {"/shoal.v1.Admin/Status", RPC_UNARY, &shoal__v1__status_request__descriptor, start_status,
+     NULL, NULL},
+    {"/shoal.v1.Admin/Adopt", RPC_UNARY, &shoal__v1__adopt_request__descriptor, start_adopt, NULL,
+     NULL},
+};
+const size_t front_n_admin = sizeof front_admin_methods / sizeof *front_admin_methods;

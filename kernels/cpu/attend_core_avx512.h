@@ -1,0 +1,124 @@
+/* The two products of attention with VDPBF16PS: up to four rows share each line of K or V. Every
+ * accumulator has a name of its own, because the compiler keeps arrays of them in memory. */
+#ifndef SHOAL_KERNELS_CPU_ATTEND_CORE_AVX512_H
+#define SHOAL_KERNELS_CPU_ATTEND_CORE_AVX512_H
+
+static inline __m512i broadcast_u32(uint32_t x)
+{
+    return _mm512_set1_epi32((int32_t)x);
+}
+
+#define DOT(acc, lines, pair) acc = _mm512_dpbf16_ps(acc, (__m512bh)(lines), (__m512bh)(pair))
+
+#define SCORES_ROW_OPEN(r) \
+    __m512 s##r##0 = _mm512_setzero_ps(), s##r##1 = s##r##0, s##r##2 = s##r##0, s##r##3 = s##r##0;
+#define SCORES_ROW_STEP(r)                           \
+    {                                                \
+        __m512i b = broadcast_u32(a->q.pairs[r][d]); \
+        DOT(s##r##0, k0, b);                         \
+        DOT(s##r##1, k1, b);                         \
+        DOT(s##r##2, k2, b);                         \
+        DOT(s##r##3, k3, b);                         \
+    }
+#define SCORES_ROW_CLOSE(r)                  \
+    _mm512_storeu_ps(a->s[r], s##r##0);      \
+    _mm512_storeu_ps(a->s[r] + 16, s##r##1); \
+    _mm512_storeu_ps(a->s[r] + 32, s##r##2); \
+    _mm512_storeu_ps(a->s[r] + 48, s##r##3);
+
+#define SCORES(n, ROWS)                                                     \
+    static void scores_rows_##n(attend_t *a, const uint8_t *const pages[4]) \
+    {                                                                       \
+        ROWS(SCORES_ROW_OPEN)                                               \
+        for (uint32_t d = 0; d < a->dim / 2; d++) {                         \
+            __m512i k0 = _mm512_loadu_si512(pages[0] + (size_t)d * 64);     \
+            __m512i k1 = _mm512_loadu_si512(pages[1] + (size_t)d * 64);     \
+            __m512i k2 = _mm512_loadu_si512(pages[2] + (size_t)d * 64);     \
+            __m512i k3 = _mm512_loadu_si512(pages[3] + (size_t)d * 64);     \
+            ROWS(SCORES_ROW_STEP)                                           \
+        }                                                                   \
+        ROWS(SCORES_ROW_CLOSE)                                              \
+    }
+
+SCORES(1, ROWS_1)
+SCORES(2, ROWS_2)
+SCORES(3, ROWS_3)
+SCORES(4, ROWS_4)
+
+static void scores_bf16(attend_t *a, const uint8_t *const pages[4])
+{
+    static void (*const rows[])(attend_t *, const uint8_t *const[4]) = {
+        scores_rows_1, scores_rows_2, scores_rows_3, scores_rows_4};
+    rows[a->job->n - 1](a, pages);
+}
+
+/* Values: 64 dimensions at a time (four lines), or one line where fewer are left. */
+#define VALUES_ROW_OPEN(r)                              \
+    __m512 o##r##0 = _mm512_loadu_ps(a->o[r] + d);      \
+    __m512 o##r##1 = _mm512_loadu_ps(a->o[r] + d + 16); \
+    __m512 o##r##2 = _mm512_loadu_ps(a->o[r] + d + 32); \
+    __m512 o##r##3 = _mm512_loadu_ps(a->o[r] + d + 48);
+#define VALUES_ROW_STEP(r)                     \
+    {                                          \
+        __m512i b = broadcast_u32(a->p[r][i]); \
+        DOT(o##r##0, v0, b);                   \
+        DOT(o##r##1, v1, b);                   \
+        DOT(o##r##2, v2, b);                   \
+        DOT(o##r##3, v3, b);                   \
+    }
+#define VALUES_ROW_CLOSE(r)                      \
+    _mm512_storeu_ps(a->o[r] + d, o##r##0);      \
+    _mm512_storeu_ps(a->o[r] + d + 16, o##r##1); \
+    _mm512_storeu_ps(a->o[r] + d + 32, o##r##2); \
+    _mm512_storeu_ps(a->o[r] + d + 48, o##r##3);
+
+static inline const uint8_t *value_line(const attend_t *a, const uint8_t *const pages[4],
+                                        uint32_t pair, uint32_t d)
+{
+    return pages[pair / 8] + a->job->pages->k_bytes +
+           ((size_t)(pair % 8) * a->dim16 + d) * sizeof(uint32_t);
+}
+
+#define VALUES(n, ROWS)                                                                       \
+    static void values_rows_##n(attend_t *a, const uint8_t *const pages[4], uint32_t n_pairs, \
+                                uint32_t d)                                                   \
+    {                                                                                         \
+        ROWS(VALUES_ROW_OPEN)                                                                 \
+        for (uint32_t i = 0; i < n_pairs; i++) {                                              \
+            const uint8_t *line = value_line(a, pages, i, d);                                 \
+            __m512i v0 = _mm512_loadu_si512(line);                                            \
+            __m512i v1 = _mm512_loadu_si512(line + 64);                                       \
+            __m512i v2 = _mm512_loadu_si512(line + 128);                                      \
+            __m512i v3 = _mm512_loadu_si512(line + 192);                                      \
+            ROWS(VALUES_ROW_STEP)                                                             \
+        }                                                                                     \
+        ROWS(VALUES_ROW_CLOSE)                                                                \
+    }
+
+VALUES(1, ROWS_1)
+VALUES(2, ROWS_2)
+VALUES(3, ROWS_3)
+VALUES(4, ROWS_4)
+
+static void values_line(attend_t *a, const uint8_t *const pages[4], uint32_t n_pairs, uint32_t d)
+{
+    for (uint32_t r = 0; r < a->job->n; r++) {
+        __m512 o = _mm512_loadu_ps(a->o[r] + d);
+        for (uint32_t i = 0; i < n_pairs; i++)
+            DOT(o, _mm512_loadu_si512(value_line(a, pages, i, d)), broadcast_u32(a->p[r][i]));
+        _mm512_storeu_ps(a->o[r] + d, o);
+    }
+}
+
+static void values_bf16(attend_t *a, const uint8_t *const pages[4], uint32_t n_pairs)
+{
+    static void (*const rows[])(attend_t *, const uint8_t *const[4], uint32_t, uint32_t) = {
+        values_rows_1, values_rows_2, values_rows_3, values_rows_4};
+    uint32_t d = 0;
+    for (; d + 64 <= a->dim16; d += 64)
+        rows[a->job->n - 1](a, pages, n_pairs, d);
+    for (; d < a->dim16; d += 16)
+        values_line(a, pages, n_pairs, d);
+}
+
+#endif

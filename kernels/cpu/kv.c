@@ -1,0 +1,112 @@
+/* The paged KV cache: where a head of a token lies, and how it is written. The layout (internal.h,
+ * kpages_t) puts 16 tokens of a dimension pair side by side for the scores, and 16 dimensions of a
+ * token pair side by side for the values, so that both products read whole lines. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/memory.h"
+#include "kernels/cpu/internal.h"
+#include "kernels/cpu/numbers.h"
+
+static kpages_t pages_of(kmode_t mode, const kkv_shape_t *shape)
+{
+    kpages_t pages = {.mode = mode,
+                      .head_dim = shape->head_dim,
+                      .dim16 = (shape->head_dim + 15) / 16 * 16,
+                      .n_kv_heads = shape->n_kv_heads,
+                      .n_blocks = shape->n_blocks,
+                      .n_layers = shape->n_layers};
+    size_t value_bytes = mode == KMODE_F32 ? 4 : 2;
+    pages.k_bytes = (size_t)pages.head_dim * KKV_BLOCK_TOKENS * value_bytes;
+    pages.v_bytes = (size_t)pages.dim16 * KKV_BLOCK_TOKENS * value_bytes;
+    return pages;
+}
+
+size_t kv_block_bytes(kmode_t mode, const kkv_shape_t *shape)
+{
+    kpages_t pages = pages_of(mode, shape);
+    return (pages.k_bytes + pages.v_bytes) * shape->n_kv_heads * shape->n_layers;
+}
+
+status_t kv_open(kdevice_t *device, const kkv_shape_t *shape, kkv_t **own_out)
+{
+    if (shape->head_dim < 2 || shape->head_dim > KHEAD_DIM_MAX || shape->head_dim % 2 != 0)
+        return fail(STATUS_UNSUPPORTED, "head dimension %u: even ones up to %d can be computed",
+                    shape->head_dim, KHEAD_DIM_MAX);
+    if (shape->n_layers > 4096 || shape->n_kv_heads > 4096 || shape->n_blocks > 1u << 28)
+        return fail(STATUS_INVALID, "a KV cache of %u layers, %u heads and %u blocks",
+                    shape->n_layers, shape->n_kv_heads, shape->n_blocks);
+    kkv_t *kv = MEM_NEW(kkv_t);
+    kv->device = device;
+    kv->pages = pages_of(device->mode, shape);
+    unsigned __int128 bytes =
+        (unsigned __int128)kv_block_bytes(device->mode, shape) * shape->n_blocks;
+    kv->pages.bytes = (size_t)bytes;
+    kv->pages.data = bytes > 1ull << 46 ? NULL : map_pages(kv->pages.bytes);
+    if (bytes > 0 && kv->pages.data == NULL) {
+        free(kv);
+        return fail(STATUS_NO_MEMORY, "no memory for %u KV blocks of %zu bytes", shape->n_blocks,
+                    kv_block_bytes(device->mode, shape));
+    }
+    *own_out = kv;
+    return STATUS_OK;
+}
+
+void kv_close(kkv_t *take_kv)
+{
+    if (take_kv == NULL)
+        return;
+    unmap_pages(take_kv->pages.data, take_kv->pages.bytes);
+    free(take_kv);
+}
+
+const uint8_t *kv_page(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head)
+{
+    size_t index = ((size_t)layer * pages->n_blocks + block) * pages->n_kv_heads + head;
+    return pages->data + index * (pages->k_bytes + pages->v_bytes);
+}
+
+static bool is_finite_head(const float *values, uint32_t n)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t bits = float_bits(values[i]) & 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    return most < ROW_ERROR_BITS;
+}
+
+static void put_f32(const kpages_t *pages, uint8_t *page, uint32_t slot, const float *k,
+                    const float *v)
+{
+    for (uint32_t d = 0; d < pages->head_dim; d++) {
+        memcpy(page + ((size_t)d * KKV_BLOCK_TOKENS + slot) * 4, &k[d], 4);
+        memcpy(page + pages->k_bytes + ((size_t)slot * pages->dim16 + d) * 4, &v[d], 4);
+    }
+}
+
+bool kv_put(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head, uint32_t slot,
+            const float *k, const float *v)
+{
+    static const float zeros[KHEAD_DIM_MAX];
+    uint8_t *page = pages->data + (kv_page(pages, layer, block, head) - pages->data);
+    /* A block is used again by other sequences, whose invisible slots are multiplied by p = +0:
+     * what is stored is always finite, so that the product is a zero. */
+    bool bad = !is_finite_head(k, pages->head_dim) || !is_finite_head(v, pages->head_dim);
+    if (bad)
+        k = v = zeros;
+    if (pages->mode == KMODE_F32) {
+        put_f32(pages, page, slot, k, v);
+        return bad;
+    }
+    for (uint32_t d = 0; d < pages->head_dim; d += 2) {
+        uint16_t pair[2] = {bf16_round_finite(k[d]), bf16_round_finite(k[d + 1])};
+        memcpy(page + ((size_t)(d / 2) * KKV_BLOCK_TOKENS + slot) * 4, pair, sizeof pair);
+    }
+    uint8_t *values = page + pages->k_bytes + (size_t)(slot / 2) * pages->dim16 * 4 + slot % 2 * 2;
+    for (uint32_t d = 0; d < pages->head_dim; d++) {
+        uint16_t half = bf16_round_finite(v[d]);
+        memcpy(values + (size_t)d * 4, &half, sizeof half);
+    }
+    return bad;
+}

@@ -1,0 +1,106 @@
+/* Cuts a matmul's input into leaves, activation groups and segments (docs/numerics.md, "Matmul")
+ * and lays out one padded input row. Depends on nothing but the spec, so every part of a fused
+ * weight, every level and every thread sees the same cuts. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/memory.h"
+#include "kernels/cpu/internal.h"
+
+static size_t round_up(size_t value, size_t to)
+{
+    return (value + to - 1) / to * to;
+}
+
+static status_t check_edges(const kweight_spec_t *spec)
+{
+    const char *name = spec->name;
+    if (spec->k_total < 1 || spec->k_total > KWEIGHT_K_MAX)
+        return fail(STATUS_INVALID, "weight %s: %u inputs, 1 to %d are possible", name,
+                    spec->k_total, KWEIGHT_K_MAX);
+    if (spec->n_leaves < 1 || spec->n_leaves > NUMERICS_LEAVES_MAX)
+        return fail(STATUS_INVALID, "weight %s: %u leaves, 1 to %d are possible", name,
+                    spec->n_leaves, NUMERICS_LEAVES_MAX);
+    if (spec->leaf_first > spec->leaf_end || spec->leaf_end > spec->n_leaves)
+        return fail(STATUS_INVALID, "weight %s: leaves [%u, %u) of %u", name, spec->leaf_first,
+                    spec->leaf_end, spec->n_leaves);
+    for (uint32_t i = 0; i < spec->n_leaves; i++)
+        if (spec->leaf_edges[i] > spec->leaf_edges[i + 1])
+            return fail(STATUS_INVALID,
+                        "weight %s: leaf edges must not descend, %u is followed by %u", name,
+                        spec->leaf_edges[i], spec->leaf_edges[i + 1]);
+    if (spec->leaf_edges[0] != 0 || spec->leaf_edges[spec->n_leaves] != spec->k_total)
+        return fail(STATUS_INVALID, "weight %s: leaf edges must reach from 0 to %u", name,
+                    spec->k_total);
+    return STATUS_OK;
+}
+
+static uint32_t smaller(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Appends the segments of one leaf; scale blocks and groups are cut at absolute multiples. */
+static void cut_leaf(kinput_t *input, kleaf_t *leaf, uint32_t absolute, uint32_t end, uint32_t base)
+{
+    while (absolute < end) {
+        uint32_t block = (absolute / SEGMENT_K + 1) * SEGMENT_K;
+        uint32_t next = smaller(block, end);
+        uint32_t len = next - absolute;
+        uint32_t pairs = (len + PAIR_K - 1) / PAIR_K;
+        bool group_end = next == end || next % NUMERICS_GROUP == 0;
+        input->segs[input->n_segs++] = (kseg_t){.k = absolute - base,
+                                                .len = (uint8_t)len,
+                                                .pairs = (uint8_t)pairs,
+                                                .group_end = group_end};
+        leaf->len_padded += pairs * PAIR_K;
+        input->n_groups += group_end;
+        absolute = next;
+    }
+}
+
+status_t input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_order,
+                      kinput_t *own_out)
+{
+    TRY(check_edges(spec));
+    uint32_t base = spec->leaf_edges[spec->leaf_first];
+    uint32_t n_leaves = spec->leaf_end - spec->leaf_first;
+    kinput_t input = {.kind = kind, .pair_order = pair_order, .n_leaves = n_leaves};
+    input.k = spec->leaf_edges[spec->leaf_end] - base;
+    input.leaves = MEM_NEW_ARRAY(kleaf_t, n_leaves);
+    /* Each leaf adds at most one cut block at each of its ends. */
+    input.segs = MEM_NEW_ARRAY(kseg_t, input.k / SEGMENT_K + 2 * (size_t)n_leaves + 1);
+    for (uint32_t i = 0; i < n_leaves; i++) {
+        uint32_t first = spec->leaf_edges[spec->leaf_first + i];
+        uint32_t end = spec->leaf_edges[spec->leaf_first + i + 1];
+        kleaf_t *leaf = &input.leaves[i];
+        *leaf = (kleaf_t){.k = first - base, .len = end - first, .k_padded = input.k_padded};
+        leaf->seg_first = input.n_segs;
+        leaf->group_first = input.n_groups;
+        if (kind == KACTIVATION_INT8)
+            cut_leaf(&input, leaf, first, end, base);
+        else
+            leaf->len_padded = (end - first + 1) / 2 * 2;
+        leaf->seg_end = input.n_segs;
+        leaf->group_end = input.n_groups;
+        input.k_padded += leaf->len_padded;
+    }
+    static const size_t value_bytes[] = {
+        [KACTIVATION_INT8] = 1, [KACTIVATION_BF16] = 2, [KACTIVATION_F32] = 4};
+    input.da_offset = round_up(input.k_padded * value_bytes[kind], 64);
+    input.neg8_offset = input.da_offset + round_up(input.n_groups * sizeof(float), 64);
+    input.sum_offset = input.neg8_offset + round_up(input.n_segs * sizeof(int32_t), 64);
+    input.row_bytes = input.sum_offset + round_up(input.n_segs * sizeof(float), 64);
+    /* Rows a multiple of 4 KiB apart would share L1 sets. */
+    if (input.row_bytes % 4096 == 0 && input.row_bytes != 0)
+        input.row_bytes += 64;
+    *own_out = input;
+    return STATUS_OK;
+}
+
+void input_release(kinput_t *input)
+{
+    free(input->leaves);
+    free(input->segs);
+    *input = (kinput_t){0};
+}

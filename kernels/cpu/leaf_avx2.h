@@ -1,0 +1,303 @@
+/* Leaves on AVX2: one or two rows and, with int8 inputs, one line of 16 columns at a time, its
+ * integers in 16-bit lanes. VPMADDUBSW adds two products into 16 bits with saturation, which
+ * weights above 7 bits can reach; so 8-bit weights go as two nibbles, 16 h + l. A nibble's pair of
+ * products is at most 15 * 127 * 2 = 3,810 and a segment adds 8 of them, 30,480, which fits. */
+#ifndef SHOAL_KERNELS_CPU_LEAF_AVX2_H
+#define SHOAL_KERNELS_CPU_LEAF_AVX2_H
+
+typedef struct {
+    __m256i low, high; /* columns 0…7 and 8…15 of a line */
+} line_t;
+
+static inline line_t load_line(const uint8_t *from)
+{
+    return (line_t){_mm256_load_si256((const __m256i *)(const void *)from),
+                    _mm256_load_si256((const __m256i *)(const void *)(from + 32))};
+}
+
+static inline line_t low_nibbles(line_t line)
+{
+    __m256i mask = _mm256_set1_epi8(15);
+    return (line_t){_mm256_and_si256(line.low, mask), _mm256_and_si256(line.high, mask)};
+}
+
+static inline line_t high_nibbles(line_t line)
+{
+    return low_nibbles((line_t){_mm256_srli_epi16(line.low, 4), _mm256_srli_epi16(line.high, 4)});
+}
+
+static inline __m256i broadcast_k4(const int8_t *from)
+{
+    int32_t four;
+    memcpy(&four, from, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+static inline line_t add_products(line_t sum, line_t weights, __m256i a)
+{
+    return (line_t){
+        _mm256_add_epi16(sum.low, _mm256_maddubs_epi16(weights.low, a)),
+        _mm256_add_epi16(sum.high, _mm256_maddubs_epi16(weights.high, a)),
+    };
+}
+
+/* 16-bit pairs to one 32-bit sum a column. */
+static inline line_t widen(line_t sum)
+{
+    __m256i one = _mm256_set1_epi16(1);
+    return (line_t){_mm256_madd_epi16(sum.low, one), _mm256_madd_epi16(sum.high, one)};
+}
+
+static inline line_t no_products(void)
+{
+    return (line_t){_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+
+/* Adds a unit of 4 k, whose weights are two lines of nibbles when they have 8 bits, to one row. */
+static inline void add_unit(bool q8, line_t low_w, line_t high_w, const int8_t *a, line_t *low,
+                            line_t *high)
+{
+    __m256i a4 = broadcast_k4(a);
+    *low = add_products(*low, low_w, a4);
+    if (q8)
+        *high = add_products(*high, high_w, a4);
+}
+
+/* The integer sums of a segment: 16-bit sums widened, high nibbles times 16, offset added. */
+static inline line_t finish_dots(bool q8, line_t low, line_t high, int32_t start)
+{
+    __m256i offset = _mm256_set1_epi32(start);
+    low = widen(low);
+    if (q8) {
+        high = widen(high);
+        low.low = _mm256_add_epi32(low.low, _mm256_slli_epi32(high.low, 4));
+        low.high = _mm256_add_epi32(low.high, _mm256_slli_epi32(high.high, 4));
+    }
+    return (line_t){_mm256_add_epi32(low.low, offset), _mm256_add_epi32(low.high, offset)};
+}
+
+static inline vf_t load_halves(const uint8_t *from)
+{
+    const __m128i *halves = (const __m128i *)(const void *)from;
+    return (vf_t){_mm256_cvtph_ps(_mm_load_si128(halves)),
+                  _mm256_cvtph_ps(_mm_load_si128(halves + 1))};
+}
+
+static inline vf_t line_floats(line_t line)
+{
+    return (vf_t){_mm256_cvtepi32_ps(line.low), _mm256_cvtepi32_ps(line.high)};
+}
+
+static inline void put_line(bool add, float *tile, vf_t sum)
+{
+    vf_store(tile, add ? vf_add(vf_load(tile), sum) : sum);
+}
+
+/* Where one row's numbers of a leaf stand, and its running sums. */
+typedef struct {
+    const int8_t *a;
+    const float *da;
+    const int32_t *neg8;
+    const float *sums;
+    vf_t acc, sum;
+} int8_row_t;
+
+static inline int8_row_t open_row(const kinput_t *input, const kleaf_t *leaf, const uint8_t *row)
+{
+    return (int8_row_t){
+        .a = (const int8_t *)row + leaf->k_padded,
+        .da = (const float *)(const void *)(row + input->da_offset) + leaf->group_first,
+        .neg8 = (const int32_t *)(const void *)(row + input->neg8_offset),
+        .sums = (const float *)(const void *)(row + input->sum_offset),
+        .acc = vf_set(0),
+        .sum = vf_set(0),
+    };
+}
+
+/* The F32 steps after a segment of one row. */
+static inline void scale_row(kform_t form, int8_row_t *row, line_t dots, vf_t d, vf_t m, uint32_t s,
+                             bool group_end)
+{
+    row->acc = vf_fma(line_floats(dots), d, row->acc);
+    if (form == FORM_Q4M)
+        row->acc = vf_fma(m, vf_set(row->sums[s]), row->acc);
+    if (group_end) {
+        row->sum = vf_fma(row->acc, vf_set(*row->da++), row->sum);
+        row->acc = vf_set(0);
+    }
+}
+
+/* One or two rows, one line of columns. `line` is 0 or 1; panel is the leaf's first byte. */
+static inline __attribute__((always_inline)) const uint8_t *
+leaf_int8_line(kform_t form, bool two, const kinput_t *input, const kleaf_t *leaf,
+               const uint8_t *const *rows, const uint8_t *panel, uint32_t line, bool add,
+               float *out)
+{
+    const bool q8 = form == FORM_Q8;
+    int8_row_t r0 = open_row(input, leaf, rows[0]);
+    int8_row_t r1 = open_row(input, leaf, rows[two]);
+    for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
+        uint32_t pairs = input->segs[s].pairs;
+        line_t low0 = no_products(), high0 = low0, low1 = low0, high1 = low0;
+        const uint8_t *at = panel + (size_t)line * 64;
+        for (uint32_t p = 0; p < pairs; p++, at += q8 ? 256 : 128) {
+            line_t w = load_line(at);
+            line_t next = q8 ? load_line(at + 128) : w;
+            line_t first_low = low_nibbles(w), first_high = high_nibbles(w);
+            line_t second_low = q8 ? low_nibbles(next) : first_high;
+            line_t second_high = q8 ? high_nibbles(next) : first_high;
+            add_unit(q8, first_low, first_high, r0.a, &low0, &high0);
+            add_unit(q8, second_low, second_high, r0.a + 4, &low0, &high0);
+            r0.a += PAIR_K;
+            if (two) {
+                add_unit(q8, first_low, first_high, r1.a, &low1, &high1);
+                add_unit(q8, second_low, second_high, r1.a + 4, &low1, &high1);
+                r1.a += PAIR_K;
+            }
+        }
+        panel += pairs * (q8 ? 256u : 128u);
+        vf_t d = load_halves(panel + (size_t)line * 32), m = d;
+        panel += 64;
+        if (form == FORM_Q4M) {
+            m = load_halves(panel + (size_t)line * 32);
+            panel += 64;
+        }
+        bool group_end = input->segs[s].group_end;
+        /* The offset of z: 128 is 16 * 8. */
+        int32_t times = q8 ? 16 : form == FORM_Q4 ? 1 : 0;
+        scale_row(form, &r0, finish_dots(q8, low0, high0, r0.neg8[s] * times), d, m, s, group_end);
+        if (two)
+            scale_row(form, &r1, finish_dots(q8, low1, high1, r1.neg8[s] * times), d, m, s,
+                      group_end);
+    }
+    put_line(add, out + (size_t)line * LINE, r0.sum);
+    if (two)
+        put_line(add, out + PANEL + (size_t)line * LINE, r1.sum);
+    return panel;
+}
+
+static inline __attribute__((always_inline)) const uint8_t *
+leaf_int8_rows(kform_t form, const kinput_t *input, const kleaf_t *leaf, const uint8_t *const *rows,
+               uint32_t n, const uint8_t *panel, bool add, float *tile)
+{
+    const uint8_t *next = panel;
+    uint32_t r = 0;
+    for (; r + 2 <= n; r += 2)
+        for (uint32_t line = 0; line < 2; line++)
+            next = leaf_int8_line(form, true, input, leaf, rows + r, panel, line, add,
+                                  tile + (size_t)r * PANEL);
+    if (r < n)
+        for (uint32_t line = 0; line < 2; line++)
+            next = leaf_int8_line(form, false, input, leaf, rows + r, panel, line, add,
+                                  tile + (size_t)r * PANEL);
+    return next;
+}
+
+static inline vf_t dot_bf16(vf_t acc, line_t pairs, uint32_t pair)
+{
+    __m256 odd = odd_of(pair), even = even_of(pair);
+    return (vf_t){dot_pairs(acc.low, pairs.low, odd, even),
+                  dot_pairs(acc.high, pairs.high, odd, even)};
+}
+
+static inline uint32_t load_pair(const uint8_t *from)
+{
+    uint32_t pair;
+    memcpy(&pair, from, sizeof pair);
+    return pair;
+}
+
+static inline __attribute__((always_inline)) void leaf_bf16_two(bool two, const kleaf_t *leaf,
+                                                                const uint8_t *const *rows,
+                                                                const uint8_t *panel, bool add,
+                                                                float *tile)
+{
+    vf_t low0 = vf_set(0), high0 = low0, low1 = low0, high1 = low0;
+    const uint8_t *a0 = rows[0] + (size_t)leaf->k_padded * 2;
+    const uint8_t *a1 = rows[two] + (size_t)leaf->k_padded * 2;
+    for (uint32_t k = 0; k < leaf->len_padded; k += 2, panel += 128) {
+        line_t low = load_line(panel), high = load_line(panel + 64);
+        low0 = dot_bf16(low0, low, load_pair(a0 + (size_t)k * 2));
+        high0 = dot_bf16(high0, high, load_pair(a0 + (size_t)k * 2));
+        if (two) {
+            low1 = dot_bf16(low1, low, load_pair(a1 + (size_t)k * 2));
+            high1 = dot_bf16(high1, high, load_pair(a1 + (size_t)k * 2));
+        }
+    }
+    put_line(add, tile, low0);
+    put_line(add, tile + LINE, high0);
+    if (two) {
+        put_line(add, tile + PANEL, low1);
+        put_line(add, tile + PANEL + LINE, high1);
+    }
+}
+
+static inline vf_t load_weights(bool f16, const uint8_t *from)
+{
+    return f16 ? load_halves(from) : vf_load((const float *)(const void *)from);
+}
+
+static inline __attribute__((always_inline)) void
+leaf_float_two(bool f16, bool two, const kleaf_t *leaf, const uint8_t *const *rows,
+               const uint8_t *panel, bool add, float *tile)
+{
+    size_t step = f16 ? 64 : 128;
+    vf_t low0 = vf_set(0), high0 = low0, low1 = low0, high1 = low0;
+    const float *a0 = (const float *)(const void *)rows[0] + leaf->k_padded;
+    const float *a1 = (const float *)(const void *)rows[two] + leaf->k_padded;
+    for (uint32_t k = 0; k < leaf->len_padded; k++, panel += step) {
+        vf_t low = load_weights(f16, panel), high = load_weights(f16, panel + step / 2);
+        low0 = vf_fma(low, vf_set(a0[k]), low0);
+        high0 = vf_fma(high, vf_set(a0[k]), high0);
+        if (two) {
+            low1 = vf_fma(low, vf_set(a1[k]), low1);
+            high1 = vf_fma(high, vf_set(a1[k]), high1);
+        }
+    }
+    put_line(add, tile, low0);
+    put_line(add, tile + LINE, high0);
+    if (two) {
+        put_line(add, tile + PANEL, low1);
+        put_line(add, tile + PANEL + LINE, high1);
+    }
+}
+
+static inline __attribute__((always_inline)) const uint8_t *
+leaf_float_rows(kform_t form, const kleaf_t *leaf, const uint8_t *const *rows, uint32_t n,
+                const uint8_t *panel, bool add, float *tile)
+{
+    for (uint32_t r = 0; r < n; r += 2) {
+        float *to = tile + (size_t)r * PANEL;
+        if (form == FORM_BF16 && r + 2 <= n)
+            leaf_bf16_two(true, leaf, rows + r, panel, add, to);
+        else if (form == FORM_BF16)
+            leaf_bf16_two(false, leaf, rows + r, panel, add, to);
+        else if (r + 2 <= n)
+            leaf_float_two(form == FORM_F16, true, leaf, rows + r, panel, add, to);
+        else
+            leaf_float_two(form == FORM_F16, false, leaf, rows + r, panel, add, to);
+    }
+    return panel + leaf->len_padded * (size_t)(form == FORM_F32 ? 128 : 64);
+}
+
+#define LEAF(name, n, call)                                                                   \
+    static const uint8_t *leaf_##name##_##n(const kinput_t *input, const kleaf_t *leaf,       \
+                                            const uint8_t *const *rows, const uint8_t *panel, \
+                                            bool add, float *tile)                            \
+    {                                                                                         \
+        (void)input;                                                                          \
+        return call;                                                                          \
+    }
+#define LEAVES(n)                                                                  \
+    LEAF(q8, n, leaf_int8_rows(FORM_Q8, input, leaf, rows, n, panel, add, tile))   \
+    LEAF(q4, n, leaf_int8_rows(FORM_Q4, input, leaf, rows, n, panel, add, tile))   \
+    LEAF(q4m, n, leaf_int8_rows(FORM_Q4M, input, leaf, rows, n, panel, add, tile)) \
+    LEAF(bf16, n, leaf_float_rows(FORM_BF16, leaf, rows, n, panel, add, tile))     \
+    LEAF(f16, n, leaf_float_rows(FORM_F16, leaf, rows, n, panel, add, tile))       \
+    LEAF(f32, n, leaf_float_rows(FORM_F32, leaf, rows, n, panel, add, tile))
+LEAVES(1)
+LEAVES(2)
+LEAVES(3)
+LEAVES(4)
+
+#endif

@@ -1,0 +1,178 @@
+/* Which kernels this machine may run: CPUID says what the CPU has, XGETBV what the operating system
+ * saves when it switches threads (without that, AVX-512 registers of one process leak into another
+ * or are lost), and the self-check whether the results are ref's to the bit. */
+#include <cpuid.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cpu/internal.h"
+#include "kernels/cpu/ref.h"
+#include "kernels/cpu/selfcheck.h"
+
+const klevel_t level_ref = {
+    .name = "ref",
+    .rmsnorm = rmsnorm_ref,
+    .quantize = quantize_ref,
+    .matmul = matmul_ref,
+    .tree_add = tree_add_ref,
+    .silu_mul = silu_mul_ref,
+    .attend = attend_ref,
+};
+
+enum { XCR0_AVX = 0x6, XCR0_AVX512 = 0xe6, XCR0_AMX = 0x60000 };
+
+typedef struct {
+    const char *name;
+    unsigned bit; /* of the register that the caller has chosen */
+} feature_t;
+
+typedef struct {
+    unsigned leaf1_ecx, leaf7_ebx, leaf7_ecx, leaf7_edx, leaf7_1_eax;
+    uint64_t xcr0; /* 0 where the system does not use XSAVE */
+} cpu_t;
+
+static cpu_t read_cpu(void)
+{
+    cpu_t cpu = {0};
+    unsigned a, b, c, d;
+    if (__get_cpuid(1, &a, &b, &c, &d))
+        cpu.leaf1_ecx = c;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d)) {
+        cpu.leaf7_ebx = b;
+        cpu.leaf7_ecx = c;
+        cpu.leaf7_edx = d;
+        if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d))
+            cpu.leaf7_1_eax = a;
+    }
+    if (cpu.leaf1_ecx & 1u << 27) {
+        uint32_t low, high;
+        __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+        cpu.xcr0 = (uint64_t)high << 32 | low;
+    }
+    return cpu;
+}
+
+/* The first feature that is missing, or NULL. */
+static const char *missing(unsigned reg, const feature_t *features, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!(reg >> features[i].bit & 1u))
+            return features[i].name;
+    return NULL;
+}
+
+#define MISSING(reg, ...)                            \
+    missing((reg), (const feature_t[]){__VA_ARGS__}, \
+            sizeof((const feature_t[]){__VA_ARGS__}) / sizeof(feature_t))
+
+static const char *avx2_missing(const cpu_t *cpu)
+{
+    const char *name =
+        MISSING(cpu->leaf1_ecx, {"FMA", 12}, {"XSAVE", 27}, {"AVX", 28}, {"F16C", 29});
+    if (name == NULL)
+        name = MISSING(cpu->leaf7_ebx, {"AVX2", 5});
+    if (name == NULL && (cpu->xcr0 & XCR0_AVX) != XCR0_AVX)
+        name = "the operating system's consent to AVX registers (XCR0)";
+    return name;
+}
+
+static const char *avx512_missing(const cpu_t *cpu)
+{
+    const char *name = avx2_missing(cpu);
+    if (name == NULL)
+        name = MISSING(cpu->leaf7_ebx, {"AVX512F", 16}, {"AVX512DQ", 17}, {"AVX512BW", 30},
+                       {"AVX512VL", 31});
+    if (name == NULL)
+        name = MISSING(cpu->leaf7_ecx, {"AVX512_VNNI", 11});
+    if (name == NULL)
+        name = MISSING(cpu->leaf7_1_eax, {"AVX512_BF16", 5});
+    if (name == NULL && (cpu->xcr0 & XCR0_AVX512) != XCR0_AVX512)
+        name = "the operating system's consent to AVX-512 registers (XCR0)";
+    return name;
+}
+
+static const char *amx_missing(const cpu_t *cpu)
+{
+    const char *name = MISSING(cpu->leaf7_edx, {"AMX_TILE", 24}, {"AMX_INT8", 25});
+    if (name == NULL && (cpu->xcr0 & XCR0_AMX) != XCR0_AMX)
+        name = "the operating system's consent to AMX tiles (XCR0)";
+    return name;
+}
+
+static const char *nothing_missing(const cpu_t *cpu)
+{
+    (void)cpu;
+    return NULL;
+}
+
+/* Worst first. amx has no kernels: its dots would be served by tiles, which no build holds yet. */
+static const struct {
+    const char *name;
+    const klevel_t *level;
+    const char *(*missing)(const cpu_t *cpu);
+} LEVELS[] = {
+    {"ref", &level_ref, nothing_missing},
+    {"avx2", &level_avx2, avx2_missing},
+    {"avx512", &level_avx512, avx512_missing},
+    {"amx", NULL, amx_missing},
+};
+enum { N_LEVELS = sizeof LEVELS / sizeof LEVELS[0] };
+
+/* Writes why a level cannot be used and returns false, or returns true. */
+static bool level_works(size_t i, const cpu_t *cpu, char *why_out, size_t why_size)
+{
+    const char *name = LEVELS[i].missing(cpu);
+    if (name != NULL) {
+        snprintf(why_out, why_size, "%s: this machine lacks %s", LEVELS[i].name, name);
+        return false;
+    }
+    if (LEVELS[i].level == NULL) {
+        snprintf(why_out, why_size, "%s: this build has no kernels for it", LEVELS[i].name);
+        return false;
+    }
+    const char *kernel = selfcheck(LEVELS[i].level);
+    if (kernel != NULL) {
+        snprintf(why_out, why_size, "%s: %s gives other bits than ref on this machine",
+                 LEVELS[i].name, kernel);
+        return false;
+    }
+    return true;
+}
+
+status_t level_choose(const char *forced, const klevel_t **level_out, char *refused_out,
+                      size_t refused_size)
+{
+    cpu_t cpu = read_cpu();
+    char why[160];
+    if (forced == NULL)
+        forced = getenv("SHOAL_ISA");
+    refused_out[0] = 0;
+    for (size_t i = N_LEVELS; i-- > 0;) {
+        bool asked = forced != NULL && forced[0] != 0;
+        if (asked ? strcmp(forced, LEVELS[i].name) != 0 : LEVELS[i].level == NULL)
+            continue;
+        if (level_works(i, &cpu, why, sizeof why)) {
+            *level_out = LEVELS[i].level;
+            return STATUS_OK;
+        }
+        if (asked)
+            return fail(STATUS_UNSUPPORTED,
+                        "kernel level %s; without SHOAL_ISA the best one that "
+                        "works is taken",
+                        why);
+        size_t used = strlen(refused_out);
+        snprintf(refused_out + used, refused_size - used, "%s%s", used > 0 ? "; " : "", why);
+    }
+    return fail(STATUS_INVALID, "kernel level \"%s\" is unknown: ref, avx2, avx512 or amx", forced);
+}
+
+uint32_t kernels_cpu_levels(const char *names_out[3])
+{
+    cpu_t cpu = read_cpu();
+    uint32_t n = 0;
+    for (size_t i = 0; i < N_LEVELS; i++)
+        if (LEVELS[i].level != NULL && LEVELS[i].missing(&cpu) == NULL)
+            names_out[n++] = LEVELS[i].name;
+    return n;
+}

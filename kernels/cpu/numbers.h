@@ -1,0 +1,86 @@
+/* Formulas that more than one level needs, in scalar form: the definitions of docs/numerics.md,
+ * "Functions". Integer tricks replace conversions so that no level depends on a rounding mode. */
+#ifndef SHOAL_KERNELS_CPU_NUMBERS_H
+#define SHOAL_KERNELS_CPU_NUMBERS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define EXP2_MIN (-125.0f) /* the smallest result, 2^-125 * 0.707, is still normal */
+#define EXP2_MAX 126.0f
+#define EXP2_ROUND 12582912.0f /* 1.5 * 2^23: adding and taking it away rounds half to even */
+/* Interpolates (2^f - 1)/f in the Chebyshev nodes of [-1/2, 1/2]; largest relative error with F32
+ * arithmetic 1.0e-7 (tests/unit/kernels/test_numbers.c measures it). */
+#define EXP2_C1 0x1.62e43p-1f
+#define EXP2_C2 0x1.ebfbep-3f
+#define EXP2_C3 0x1.c6af6cp-5f
+#define EXP2_C4 0x1.3b2a54p-7f
+#define EXP2_C5 0x1.5f089p-10f
+#define EXP2_C6 0x1.44138ap-13f
+
+#define LOG2_E 1.44269504088896340736f
+#define ROW_ERROR_BITS 0x7f800000u
+#define TINY_BITS 0x0d800000u /* 2^-100 */
+#define NAN_BITS 0x7fc00000u
+
+static inline uint32_t float_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float bits_float(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Nearest BF16, half to even, of a finite value. */
+static inline uint16_t bf16_round(float x)
+{
+    uint32_t bits = float_bits(x);
+    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+/* The same, but what would round up to Inf becomes the largest BF16. */
+static inline uint16_t bf16_round_finite(float x)
+{
+    uint16_t half = bf16_round(x);
+    return (half & 0x7fffu) == 0x7f80u ? (uint16_t)(half - 1) : half;
+}
+
+static inline float bf16_value(uint16_t bits)
+{
+    return bits_float((uint32_t)bits << 16);
+}
+
+/* 2^x, x clamped to [EXP2_MIN, EXP2_MAX]; exactly 1 at 0; NaN stays NaN. The clamps keep their
+ * second operand when nothing compares, as the vector minimum and maximum do. */
+static inline float exp2_ref(float x)
+{
+    x = EXP2_MIN > x ? EXP2_MIN : x;
+    x = EXP2_MAX < x ? EXP2_MAX : x;
+    float shifted = x + EXP2_ROUND;
+    float whole = shifted - EXP2_ROUND;
+    float f = x - whole;
+    float p = EXP2_C6;
+    p = fmaf(p, f, EXP2_C5);
+    p = fmaf(p, f, EXP2_C4);
+    p = fmaf(p, f, EXP2_C3);
+    p = fmaf(p, f, EXP2_C2);
+    p = fmaf(p, f, EXP2_C1);
+    p = fmaf(p, f, 1.0f);
+    /* The low bits of `shifted` are the whole part in two's complement. */
+    return bits_float(float_bits(p) + (float_bits(shifted) << 23));
+}
+
+/* x * sigmoid(x). */
+static inline float silu_ref(float x)
+{
+    return x / (1.0f + exp2_ref(x * -LOG2_E));
+}
+
+#endif

@@ -1,0 +1,345 @@
+/* Packs rows of a model file into panels (internal.h, kform_t). Panels are independent, so the
+ * threads of the device share them out. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/checked.h"
+#include "common/base/memory.h"
+#include "common/base/qtype.h"
+#include "kernels/cpu/internal.h"
+
+typedef struct {
+    kweight_t *weight;
+    const kweight_spec_t *spec;
+    size_t row_bytes[KWEIGHT_PARTS_MAX];
+} pack_job_t;
+
+static uint64_t form_panel_bytes(kform_t form, const kinput_t *input)
+{
+    uint64_t k = input->k_padded;
+    uint64_t n_segs = input->n_segs;
+    switch (form) {
+    case FORM_Q8:
+        return k * PANEL + n_segs * PANEL * 2;
+    case FORM_Q4:
+        return k * PANEL / 2 + n_segs * PANEL * 2;
+    case FORM_Q4M:
+        return k * PANEL / 2 + n_segs * PANEL * 4;
+    case FORM_BF16:
+    case FORM_F16:
+        return k * PANEL * 2;
+    default:
+        return k * PANEL * 4;
+    }
+}
+
+/* The 32 values of a block as the unsigned bytes that the kernels multiply. */
+static void block_values(kform_t form, const uint8_t *block, uint8_t values_out[SEGMENT_K])
+{
+    if (form == FORM_Q8) {
+        for (int i = 0; i < SEGMENT_K; i++)
+            values_out[i] = (uint8_t)(block[2 + i] ^ 0x80);
+        return;
+    }
+    const uint8_t *q = block + (form == FORM_Q4M ? 4 : 2);
+    for (int i = 0; i < SEGMENT_K / 2; i++) {
+        values_out[i] = q[i] & 15;
+        values_out[i + SEGMENT_K / 2] = q[i] >> 4;
+    }
+}
+
+static void put_u32(uint8_t *to, const uint8_t *four, uint32_t shift)
+{
+    uint32_t word;
+    memcpy(&word, four, sizeof word);
+    word <<= shift; /* nibbles are below 16: nothing crosses into the next byte */
+    uint32_t old;
+    memcpy(&old, to, sizeof old);
+    word |= old;
+    memcpy(to, &word, sizeof word);
+}
+
+/* One column of one segment; `to` is the column's first slot in the segment. */
+static void pack_segment_column(kform_t form, const kseg_t *seg, const uint8_t *values, uint8_t *to)
+{
+    uint8_t padded[SEGMENT_K] = {0};
+    memcpy(padded, values, seg->len);
+    for (uint32_t p = 0; p < seg->pairs; p++) {
+        const uint8_t *low = padded + p * PAIR_K;
+        if (form == FORM_Q8) {
+            put_u32(to + (size_t)(2 * p) * 128, low, 0);
+            put_u32(to + (size_t)(2 * p + 1) * 128, low + 4, 0);
+        } else {
+            put_u32(to + (size_t)p * 128, low, 0);
+            put_u32(to + (size_t)p * 128, low + 4, 4);
+        }
+    }
+}
+
+/* Where column c of a panel starts in a line pair, 4 bytes a column. */
+static size_t column_slot(uint32_t c)
+{
+    return (size_t)(c / LINE) * 64 + (size_t)(c % LINE) * 4;
+}
+
+static void pack_int8_panel(const kinput_t *input, const kpart_t *part, const uint8_t *rows,
+                            size_t row_bytes, uint32_t k_base, uint32_t n_columns, uint8_t *panel)
+{
+    size_t block_bytes = part->form == FORM_Q8 ? 34 : part->form == FORM_Q4 ? 18 : 20;
+    for (uint32_t s = 0; s < input->n_segs; s++) {
+        const kseg_t *seg = &input->segs[s];
+        uint32_t k = k_base + seg->k;
+        uint8_t *scales = panel + (size_t)seg->pairs * (part->form == FORM_Q8 ? 256 : 128);
+        for (uint32_t c = 0; c < n_columns; c++) {
+            const uint8_t *block = rows + c * row_bytes + k / SEGMENT_K * block_bytes;
+            uint8_t values[SEGMENT_K];
+            block_values(part->form, block, values);
+            pack_segment_column(part->form, seg, values + k % SEGMENT_K, panel + column_slot(c));
+            memcpy(scales + 2 * (size_t)c, block, 2);
+            if (part->form == FORM_Q4M)
+                memcpy(scales + 64 + 2 * (size_t)c, block + 2, 2);
+        }
+        panel = scales + (part->form == FORM_Q4M ? 128 : 64);
+    }
+}
+
+static void pack_half_panel(const kinput_t *input, const kpart_t *part, const uint8_t *rows,
+                            size_t row_bytes, uint32_t k_base, uint32_t n_columns, uint8_t *panel)
+{
+    for (uint32_t c = 0; c < n_columns; c++) {
+        const uint8_t *row = rows + c * row_bytes + (size_t)k_base * 2;
+        for (uint32_t l = 0; l < input->n_leaves; l++) {
+            const kleaf_t *leaf = &input->leaves[l];
+            for (uint32_t i = 0; i < leaf->len; i++) {
+                size_t k = leaf->k_padded + i;
+                size_t at;
+                if (part->form == FORM_BF16)
+                    at = k / 2 * 128 + column_slot(c) + k % 2 * 2;
+                else /* F16: the odd k of a pair is stored, and so added, first */
+                    at = (k ^ 1) * 64 + (size_t)c * 2;
+                memcpy(panel + at, row + (size_t)(leaf->k + i) * 2, 2);
+            }
+        }
+    }
+}
+
+static void pack_f32_panel(const kinput_t *input, qtype_t qtype, const uint8_t *rows,
+                           size_t row_bytes, uint32_t k_total, uint32_t k_base, uint32_t n_columns,
+                           float *row, float *panel)
+{
+    for (uint32_t c = 0; c < n_columns; c++) {
+        qtype_dequantize_row(qtype, rows + c * row_bytes, k_total, row);
+        for (uint32_t l = 0; l < input->n_leaves; l++) {
+            const kleaf_t *leaf = &input->leaves[l];
+            for (uint32_t i = 0; i < leaf->len; i++) {
+                size_t k = leaf->k_padded + (input->pair_order ? i ^ 1 : i);
+                panel[k * PANEL + c] = row[k_base + leaf->k + i];
+            }
+        }
+    }
+}
+
+static void pack_thread(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    const pack_job_t *job = arg;
+    const kweight_t *weight = job->weight;
+    const kweight_spec_t *spec = job->spec;
+    uint32_t k_base = spec->leaf_edges[spec->leaf_first];
+    float *row = MEM_NEW_ARRAY(float, spec->k_total);
+    uint32_t first, end;
+    pool_slice(weight->n_panels, thread, n_threads, &first, &end);
+    for (uint32_t p = first; p < end; p++) {
+        const kpart_t *part = weight_part(weight, p);
+        uint32_t index = (uint32_t)(part - weight->parts);
+        const kweight_part_t *source = &spec->parts[index];
+        uint32_t column = (p - part->panel_first) * PANEL;
+        uint32_t n = part->n - column < PANEL ? part->n - column : PANEL;
+        size_t row_bytes = job->row_bytes[index];
+        const uint8_t *rows =
+            (const uint8_t *)source->rows + (source->row_first + (size_t)column) * row_bytes;
+        uint8_t *panel = part->data + (p - part->panel_first) * part->panel_bytes;
+        if (part->form <= FORM_Q4M)
+            pack_int8_panel(&weight->input, part, rows, row_bytes, k_base, n, panel);
+        else if (part->form != FORM_F32)
+            pack_half_panel(&weight->input, part, rows, row_bytes, k_base, n, panel);
+        else
+            pack_f32_panel(&weight->input, (qtype_t)source->qtype, rows, row_bytes, spec->k_total,
+                           k_base, n, row, (float *)(void *)panel);
+    }
+    free(row);
+}
+
+static bool form_of(uint32_t qtype, kmode_t mode, kform_t *form_out, kactivation_t *kind_out)
+{
+    *kind_out = KACTIVATION_F32;
+    *form_out = FORM_F32;
+    bool native = mode == KMODE_NATIVE;
+    switch (qtype) {
+    case QTYPE_F32:
+        return true;
+    case QTYPE_F16:
+        *form_out = native ? FORM_F16 : FORM_F32;
+        return true;
+    case QTYPE_BF16:
+        *form_out = native ? FORM_BF16 : FORM_F32;
+        *kind_out = native ? KACTIVATION_BF16 : KACTIVATION_F32;
+        return true;
+    case QTYPE_Q8_0:
+    case QTYPE_Q4_0:
+    case QTYPE_Q4_1:
+        if (native) {
+            *form_out = qtype == QTYPE_Q8_0 ? FORM_Q8 : qtype == QTYPE_Q4_0 ? FORM_Q4 : FORM_Q4M;
+            *kind_out = KACTIVATION_INT8;
+        }
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Checks one part against its bytes and describes it; adds its panels and columns to the weight. */
+static status_t add_part(kdevice_t *device, const kweight_spec_t *spec, uint32_t index,
+                         kactivation_t *kind, kweight_t *weight, size_t *row_bytes_out)
+{
+    const kweight_part_t *source = &spec->parts[index];
+    kpart_t *part = &weight->parts[index];
+    kactivation_t part_kind;
+    if (!form_of(source->qtype, device->mode, &part->form, &part_kind))
+        return fail(
+            STATUS_UNSUPPORTED,
+            "weight %s: type %s cannot be multiplied; F32, F16, BF16, Q8_0, Q4_0 and Q4_1 can",
+            spec->name, qtype_name(source->qtype));
+    if (index > 0 && part_kind != *kind)
+        return fail(STATUS_UNSUPPORTED,
+                    "weight %s: part %u (%s) needs another input than part 0; pack it by itself",
+                    spec->name, index, qtype_name(source->qtype));
+    *kind = part_kind;
+    uint64_t row_bytes, rows_bytes;
+    if (!qtype_row_bytes(source->qtype, spec->k_total, &row_bytes))
+        return fail(STATUS_INVALID, "weight %s: rows of %u values are not whole %s blocks",
+                    spec->name, spec->k_total, qtype_name(source->qtype));
+    if (!checked_mul_u64(row_bytes, (uint64_t)source->row_first + source->n_rows, &rows_bytes) ||
+        rows_bytes > source->bytes)
+        return fail(STATUS_INVALID, "weight %s: rows up to %llu of %llu bytes each, but %zu bytes",
+                    spec->name, (unsigned long long)source->row_first + source->n_rows,
+                    (unsigned long long)row_bytes, source->bytes);
+    if (source->n_rows > KWEIGHT_N_MAX - weight->n)
+        return fail(STATUS_INVALID, "weight %s: more than %d output columns", spec->name,
+                    KWEIGHT_N_MAX);
+    part->column = weight->n;
+    part->n = source->n_rows;
+    part->panel_first = weight->n_panels;
+    part->n_panels = (source->n_rows + PANEL - 1) / PANEL;
+    weight->n += part->n;
+    weight->n_panels += part->n_panels;
+    *row_bytes_out = row_bytes;
+    return STATUS_OK;
+}
+
+/* Writes the steps that leave the sum of leaves [first, end) on top. */
+static void node_steps(kweight_t *weight, uint32_t first, uint32_t end)
+{
+    if (end - first == 1) {
+        weight->steps[weight->n_steps++] = STEP_LEAF;
+        return;
+    }
+    uint32_t middle = first + (end - first + 1) / 2;
+    node_steps(weight, first, middle);
+    node_steps(weight, middle, end);
+    if (end - middle == 1)
+        weight->steps[weight->n_steps - 1] = STEP_LEAF_ADD;
+    else
+        weight->steps[weight->n_steps++] = STEP_ADD;
+}
+
+static void write_steps(kweight_t *weight, const kweight_spec_t *spec)
+{
+    tree_run_t cover[TREE_COVER_MAX];
+    tree_run_t run = {(uint16_t)spec->leaf_first, (uint16_t)spec->leaf_end};
+    weight->n_partials = tree_cover(spec->n_leaves, run, cover);
+    for (uint32_t i = 0; i < weight->n_partials; i++) {
+        node_steps(weight, cover[i].first, cover[i].end);
+        weight->steps[weight->n_steps++] = STEP_OUT;
+    }
+}
+
+static status_t place_panels(kweight_t *weight, const kweight_spec_t *spec)
+{
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < weight->n_parts; i++) {
+        kpart_t *part = &weight->parts[i];
+        part->panel_bytes = form_panel_bytes(part->form, &weight->input);
+        total += (uint64_t)part->panel_bytes * part->n_panels;
+    }
+    weight->memory_bytes = total;
+    if (total == 0)
+        return STATUS_OK;
+    weight->memory = map_pages(total);
+    if (weight->memory == NULL)
+        return fail(STATUS_NO_MEMORY, "weight %s: no memory for %llu packed bytes", spec->name,
+                    (unsigned long long)total);
+    uint8_t *at = weight->memory;
+    for (uint32_t i = 0; i < weight->n_parts; i++) {
+        weight->parts[i].data = at;
+        at += (size_t)weight->parts[i].panel_bytes * weight->parts[i].n_panels;
+    }
+    return STATUS_OK;
+}
+
+status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out)
+{
+    if (spec->n_parts < 1 || spec->n_parts > KWEIGHT_PARTS_MAX)
+        return fail(STATUS_INVALID, "weight %s: %u parts, 1 to %d are possible", spec->name,
+                    spec->n_parts, KWEIGHT_PARTS_MAX);
+    kweight_t *weight = MEM_NEW(kweight_t);
+    weight->device = device;
+    weight->n_parts = spec->n_parts;
+    pack_job_t job = {.weight = weight, .spec = spec};
+    kactivation_t kind = KACTIVATION_F32;
+    status_t status = STATUS_OK;
+    for (uint32_t i = 0; i < spec->n_parts && status == STATUS_OK; i++)
+        status = add_part(device, spec, i, &kind, weight, &job.row_bytes[i]);
+    if (status == STATUS_OK)
+        status = input_layout(spec, kind, device->mode == KMODE_NATIVE, &weight->input);
+    if (status == STATUS_OK) {
+        write_steps(weight, spec);
+        status = place_panels(weight, spec);
+    }
+    if (status != STATUS_OK) {
+        weight_release(weight);
+        return status;
+    }
+    if (weight->memory_bytes > 0)
+        pool_run(device->pool, pack_thread, &job);
+    *own_out = weight;
+    return STATUS_OK;
+}
+
+void weight_release(kweight_t *take_weight)
+{
+    if (take_weight == NULL)
+        return;
+    unmap_pages(take_weight->memory, take_weight->memory_bytes);
+    input_release(&take_weight->input);
+    free(take_weight);
+}
+
+kweight_info_t weight_info(const kweight_t *weight)
+{
+    return (kweight_info_t){
+        .activation = weight->input.kind,
+        .n = weight->n,
+        .k = weight->input.k,
+        .n_partials = weight->n_partials,
+        .packed_bytes = weight->memory_bytes,
+        .input_row_bytes = weight->input.row_bytes,
+    };
+}
+
+const kpart_t *weight_part(const kweight_t *weight, uint32_t panel)
+{
+    for (uint32_t i = weight->n_parts; i-- > 1;)
+        if (panel >= weight->parts[i].panel_first)
+            return &weight->parts[i];
+    return &weight->parts[0];
+}

@@ -1,0 +1,119 @@
+/* Queues of the CPU backend: how an op becomes a piece of work. An op checks its arguments, fills a
+ * kwork_t and submits it; an ordinary queue runs it there and then, a late one keeps a copy (with
+ * its arrays) and runs it at the wait. */
+#ifndef SHOAL_KERNELS_CPU_QUEUE_H
+#define SHOAL_KERNELS_CPU_QUEUE_H
+
+#include "kernels/cpu/internal.h"
+
+typedef struct kwork kwork_t;
+typedef struct snapshot snapshot_t;
+
+struct kqueue {
+    kdevice_t *device;
+    kqueue_kind_t kind;
+    kevent_t recorded;
+    status_t status; /* of the first failure */
+    char text[STATUS_TEXT_MAX];
+    kwork_t *first, *last; /* late: what is to be done */
+    snapshot_t *snapshots; /* late: what outputs held before they were poisoned, newest first */
+};
+
+enum { WORK_ARRAYS_MAX = 4 };
+
+struct kwork {
+    kwork_t *next;
+    status_t (*run)(kqueue_t *queue, kwork_t *work);
+    bool host; /* runs in the caller's floating-point mode */
+    /* Host arrays and their sizes; a late queue works on copies, freed after the run. */
+    const void *array[WORK_ARRAYS_MAX];
+    size_t array_bytes[WORK_ARRAYS_MAX];
+    void *owned[WORK_ARRAYS_MAX];
+
+    kbatch_t *batch;
+    const kweight_t *weight;
+    const ktable_t *table;
+    const krope_t *rope;
+    kkv_t *kv;
+    uint8_t *to;
+    const uint8_t *from[2];
+    size_t bytes;
+    uint32_t n, ld, heads, head_dim, layer, n_tables;
+    float number;
+    tree_program_t program;
+    khost_fn fn;
+    void *arg;
+};
+
+/* Runs or keeps the work. `to` (may be NULL) of `bytes` is what it writes: a late queue poisons it.
+ */
+status_t queue_submit(kqueue_t *queue, kwork_t *work, void *to, size_t bytes);
+
+/* Declares work->array[i] as a host array of that many bytes. */
+void work_array(kwork_t *work, uint32_t i, const void *array, size_t bytes);
+
+/* The address of `bytes` at a handle, or NULL with the failure worded: `what` names the argument.
+ */
+uint8_t *ref_bytes(kqueue_t *queue, kref_t ref, size_t bytes, const char *what);
+
+/* n rows of columns floats, ld apart (the last row need not be padded): bytes, or SIZE_MAX when
+ * that overflows. */
+size_t matrix_bytes(uint64_t rows, uint64_t columns, uint64_t ld);
+
+/* Runs fn(arg, thread, n_threads) on the device's threads in kernel mode, or on the caller's alone
+ * if `units` of work are too few to share. */
+void device_run(kdevice_t *device, pool_fn fn, void *arg, uint32_t units);
+
+/* queue.c */
+status_t queue_open(kdevice_t *device, kqueue_kind_t kind, kqueue_t **own_out);
+void queue_close(kqueue_t *take_queue);
+status_t event_record(kqueue_t *queue, kevent_t *event_out);
+status_t event_wait(kqueue_t *queue, kevent_t event);
+void queue_reset(kqueue_t *queue);
+
+/* copies.c */
+status_t op_copy_in(kqueue_t *queue, kref_t to, const void *from, size_t bytes);
+status_t op_copy_out(kqueue_t *queue, void *to, kref_t from, size_t bytes);
+status_t op_copy(kqueue_t *queue, kref_t to, kref_t from, size_t bytes);
+status_t op_gather_rows(kqueue_t *queue, kref_t to, kref_t from, const uint32_t *rows, uint32_t n,
+                        size_t row_bytes);
+status_t op_host_call(kqueue_t *queue, khost_fn fn, void *arg);
+
+/* batch.c */
+status_t batch_new(kdevice_t *device, uint32_t rows_max, uint32_t blocks_max, kbatch_t **own_out);
+void batch_release(kbatch_t *take_batch);
+status_t op_batch_set(kqueue_t *queue, kbatch_t *batch, const kbatch_row_t *rows, uint32_t n_rows,
+                      const kbatch_table_t *tables, uint32_t n_tables);
+status_t op_batch_set_plain(kqueue_t *queue, kbatch_t *batch, uint32_t n_rows);
+uint32_t batch_row_errors(const kbatch_t *batch, uint8_t *flags_out);
+status_t table_open(kdevice_t *device, uint32_t qtype, const void *rows, size_t bytes,
+                    uint32_t n_rows, uint32_t k, ktable_t **own_out);
+void table_close(ktable_t *take_table);
+status_t op_embed(kqueue_t *queue, kbatch_t *batch, const ktable_t *table, kref_t out);
+/* Marks a row; any thread. */
+void batch_row_error(kbatch_t *batch, uint32_t row);
+
+/* ops_rows.c */
+status_t op_rmsnorm(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, kref_t weight,
+                    float eps, kref_t out);
+status_t op_quantize(kqueue_t *queue, kbatch_t *batch, const kweight_t *weight, kref_t x,
+                     uint32_t ld, kref_t out);
+status_t op_silu_mul(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, kref_t out);
+status_t op_bias_add(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
+                     kref_t bias);
+status_t op_rope(kqueue_t *queue, kbatch_t *batch, const krope_t *rope, kref_t x, uint32_t ld,
+                 uint32_t n_heads, uint32_t head_dim);
+
+/* ops_matmul.c */
+status_t op_matmul(kqueue_t *queue, kbatch_t *batch, const kweight_t *weight, kref_t input,
+                   kref_t out);
+status_t op_tree_add(kqueue_t *queue, kbatch_t *batch, uint32_t n, const ktree_add_t *what,
+                     kref_t residual, kref_t out);
+
+/* ops_attention.c */
+status_t op_kv_append(kqueue_t *queue, kbatch_t *batch, kkv_t *kv, uint32_t layer, kref_t k,
+                      kref_t v, uint32_t ld);
+status_t op_attention(kqueue_t *queue, kbatch_t *batch, const kkv_t *kv, const kattention_t *what,
+                      kref_t q, uint32_t ld, kref_t out);
+
+#endif

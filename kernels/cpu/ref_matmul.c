@@ -1,0 +1,166 @@
+/* Matmul in plain C: the definition (docs/numerics.md, "Matmul"). One row, one panel of 32 columns,
+ * one leaf at a time; every column's sum is written out as scalar operations in ascending K. */
+#include <math.h>
+#include <string.h>
+
+#include "common/base/qtype.h"
+#include "common/base/status.h"
+#include "kernels/cpu/numbers.h"
+#include "kernels/cpu/ref.h"
+
+static uint16_t load_u16(const uint8_t *from)
+{
+    uint16_t value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+static uint32_t load_u32(const uint8_t *from)
+{
+    uint32_t value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+/* dot[c] += sum of the segment's products; returns the bytes of its lines. */
+static size_t segment_dots(kform_t form, const kseg_t *seg, const uint8_t *lines, const int8_t *a,
+                           int32_t dot[PANEL])
+{
+    for (uint32_t p = 0; p < seg->pairs; p++, a += PAIR_K) {
+        for (uint32_t c = 0; c < PANEL; c++) {
+            size_t slot = (size_t)(c / LINE) * 64 + (size_t)(c % LINE) * 4;
+            for (uint32_t k = 0; k < 4; k++) {
+                if (form == FORM_Q8) {
+                    dot[c] += lines[(size_t)(2 * p) * 128 + slot + k] * a[k];
+                    dot[c] += lines[(size_t)(2 * p + 1) * 128 + slot + k] * a[4 + k];
+                } else {
+                    uint8_t both = lines[(size_t)p * 128 + slot + k];
+                    dot[c] += (both & 15) * a[k] + (both >> 4) * a[4 + k];
+                }
+            }
+        }
+    }
+    return (size_t)seg->pairs * (form == FORM_Q8 ? 256 : 128);
+}
+
+/* The sum of one leaf of an int8 input row. Returns the panel's next byte. */
+static const uint8_t *leaf_int8(kform_t form, const kinput_t *input, const kleaf_t *leaf,
+                                const uint8_t *row, const uint8_t *panel, float sum_out[PANEL])
+{
+    const int8_t *a = (const int8_t *)row + leaf->k_padded;
+    const float *da = (const float *)(const void *)(row + input->da_offset) + leaf->group_first;
+    const int32_t *neg8 = (const int32_t *)(const void *)(row + input->neg8_offset);
+    const float *sums = (const float *)(const void *)(row + input->sum_offset);
+    float acc[PANEL] = {0};
+    for (uint32_t c = 0; c < PANEL; c++)
+        sum_out[c] = 0;
+    for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
+        const kseg_t *seg = &input->segs[s];
+        /* sum (q - z) a = sum q a - z sum a, all in integers. */
+        int32_t start = form == FORM_Q8 ? neg8[s] * 16 : form == FORM_Q4 ? neg8[s] : 0;
+        int32_t dot[PANEL];
+        for (uint32_t c = 0; c < PANEL; c++)
+            dot[c] = start;
+        panel += segment_dots(form, seg, panel, a, dot);
+        a += seg->pairs * PAIR_K;
+        for (uint32_t c = 0; c < PANEL; c++)
+            acc[c] = fmaf((float)dot[c], qtype_f16_to_f32(load_u16(panel + 2 * c)), acc[c]);
+        panel += 64;
+        if (form == FORM_Q4M) {
+            for (uint32_t c = 0; c < PANEL; c++)
+                acc[c] = fmaf(qtype_f16_to_f32(load_u16(panel + 2 * c)), sums[s], acc[c]);
+            panel += 64;
+        }
+        if (seg->group_end) {
+            for (uint32_t c = 0; c < PANEL; c++) {
+                sum_out[c] = fmaf(acc[c], *da, sum_out[c]);
+                acc[c] = 0;
+            }
+            da++;
+        }
+    }
+    return panel;
+}
+
+static const uint8_t *leaf_bf16(const kleaf_t *leaf, const uint8_t *row, const uint8_t *panel,
+                                float sum_out[PANEL])
+{
+    const uint8_t *a = row + (size_t)leaf->k_padded * 2;
+    for (uint32_t c = 0; c < PANEL; c++)
+        sum_out[c] = 0;
+    for (uint32_t k = 0; k < leaf->len_padded; k += 2, panel += 128) {
+        float even = bf16_value(load_u16(a + (size_t)k * 2));
+        float odd = bf16_value(load_u16(a + (size_t)k * 2 + 2));
+        for (uint32_t c = 0; c < PANEL; c++) {
+            const uint8_t *w = panel + (size_t)(c / LINE) * 64 + (size_t)(c % LINE) * 4;
+            sum_out[c] = fmaf(bf16_value(load_u16(w + 2)), odd, sum_out[c]);
+            sum_out[c] = fmaf(bf16_value(load_u16(w)), even, sum_out[c]);
+        }
+    }
+    return panel;
+}
+
+/* F32 and F16: the packed order of K is the order of addition. */
+static const uint8_t *leaf_float(kform_t form, const kleaf_t *leaf, const uint8_t *row,
+                                 const uint8_t *panel, float sum_out[PANEL])
+{
+    const float *a = (const float *)(const void *)row + leaf->k_padded;
+    size_t step = form == FORM_F16 ? 2 : 4;
+    for (uint32_t c = 0; c < PANEL; c++)
+        sum_out[c] = 0;
+    for (uint32_t k = 0; k < leaf->len_padded; k++, panel += PANEL * step) {
+        for (uint32_t c = 0; c < PANEL; c++) {
+            float w = form == FORM_F16 ? qtype_f16_to_f32(load_u16(panel + c * step))
+                                       : bits_float(load_u32(panel + c * step));
+            sum_out[c] = fmaf(w, a[k], sum_out[c]);
+        }
+    }
+    return panel;
+}
+
+static void panel_row(const kmatmul_t *job, const kpart_t *part, uint32_t index, uint32_t row)
+{
+    const kweight_t *weight = job->weight;
+    const kinput_t *input = &weight->input;
+    const uint8_t *panel = part->data + (size_t)index * part->panel_bytes;
+    const uint8_t *in = job->input + (size_t)row * input->row_bytes;
+    uint32_t column = index * PANEL;
+    uint32_t n = part->n - column < PANEL ? part->n - column : PANEL;
+    float stack[TREE_DEPTH_MAX][PANEL];
+    uint32_t depth = 0, partial = 0;
+    const kleaf_t *leaf = input->leaves;
+    for (uint32_t s = 0; s < weight->n_steps; s++) {
+        uint8_t step = weight->steps[s];
+        if (step == STEP_LEAF || step == STEP_LEAF_ADD) {
+            CHECK(depth < TREE_DEPTH_MAX);
+            if (part->form <= FORM_Q4M)
+                panel = leaf_int8(part->form, input, leaf, in, panel, stack[depth]);
+            else if (part->form == FORM_BF16)
+                panel = leaf_bf16(leaf, in, panel, stack[depth]);
+            else
+                panel = leaf_float(part->form, leaf, in, panel, stack[depth]);
+            leaf++;
+            depth++;
+        }
+        if (step == STEP_LEAF_ADD || step == STEP_ADD) {
+            depth--;
+            for (uint32_t c = 0; c < PANEL; c++)
+                stack[depth - 1][c] += stack[depth][c];
+        } else if (step == STEP_OUT) {
+            depth--;
+            size_t at = ((size_t)partial * job->rows + row) * weight->n + part->column + column;
+            memcpy(job->out + at, stack[depth], n * sizeof(float));
+            partial++;
+        }
+    }
+}
+
+void matmul_ref(const kmatmul_t *job, uint32_t panel_first, uint32_t panel_end, uint32_t row_first,
+                uint32_t row_end)
+{
+    for (uint32_t p = panel_first; p < panel_end; p++) {
+        const kpart_t *part = weight_part(job->weight, p);
+        for (uint32_t row = row_first; row < row_end; row++)
+            panel_row(job, part, p - part->panel_first, row);
+    }
+}

@@ -1,0 +1,143 @@
+/* The kernels that work on one row at a time, in plain C: the definitions of docs/numerics.md. */
+#include <math.h>
+#include <string.h>
+
+#include "common/base/status.h"
+#include "kernels/cpu/numbers.h"
+#include "kernels/cpu/ref.h"
+
+/* Lane i + lane i^8, then ^4, ^2, ^1: addition commutes, so all lanes end with the same bits. */
+static float tree_of_lanes(const float lanes[NUMERICS_LANES])
+{
+    float sum[NUMERICS_LANES];
+    memcpy(sum, lanes, sizeof sum);
+    for (uint32_t distance = 8; distance > 0; distance /= 2) {
+        float next[NUMERICS_LANES];
+        for (uint32_t i = 0; i < NUMERICS_LANES; i++)
+            next[i] = sum[i] + sum[i ^ distance];
+        memcpy(sum, next, sizeof sum);
+    }
+    return sum[0];
+}
+
+void rmsnorm_ref(const float *x, const float *weight, uint32_t n, float eps, float *out)
+{
+    float lanes[NUMERICS_LANES] = {0};
+    for (uint32_t i = 0; i < n; i++)
+        lanes[i % NUMERICS_LANES] = fmaf(x[i], x[i], lanes[i % NUMERICS_LANES]);
+    float mean = tree_of_lanes(lanes) / (float)n;
+    float r = 1.0f / sqrtf(mean + eps);
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = x[i] * r * weight[i];
+}
+
+/* The largest magnitude as bits: integers order like the floats, with Inf and NaN on top. */
+static uint32_t magnitude_bits(const float *x, uint32_t n)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t bits = float_bits(x[i]) & 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
+/* Quantizes the segments [first, end), which are one activation group, and returns its da. */
+static float quantize_group(const kinput_t *layout, uint32_t first, uint32_t end, const float *x,
+                            int8_t *q, int32_t *neg8, float *sums)
+{
+    uint32_t most = 0;
+    for (uint32_t s = first; s < end; s++) {
+        uint32_t bits = magnitude_bits(x + layout->segs[s].k, layout->segs[s].len);
+        most = bits > most ? bits : most;
+    }
+    bool bad = most >= ROW_ERROR_BITS;
+    bool zero = bad || most < TINY_BITS;
+    float amax = bits_float(most);
+    float id = zero ? 0.0f : 127.0f / amax;
+    for (uint32_t s = first; s < end; s++) {
+        const kseg_t *seg = &layout->segs[s];
+        int32_t sum = 0;
+        for (uint32_t i = 0; i < seg->len; i++) {
+            q[i] = zero ? 0 : (int8_t)lrintf(x[seg->k + i] * id);
+            sum += q[i];
+        }
+        memset(q + seg->len, 0, (size_t)seg->pairs * PAIR_K - seg->len);
+        neg8[s] = -8 * sum;
+        sums[s] = (float)sum;
+        q += seg->pairs * PAIR_K;
+    }
+    return bad ? bits_float(NAN_BITS) : zero ? 0.0f : amax / 127.0f;
+}
+
+static bool quantize_int8(const kinput_t *layout, const float *x, uint8_t *row_out)
+{
+    int8_t *q = (int8_t *)row_out;
+    float *da = (float *)(void *)(row_out + layout->da_offset);
+    int32_t *neg8 = (int32_t *)(void *)(row_out + layout->neg8_offset);
+    float *sums = (float *)(void *)(row_out + layout->sum_offset);
+    bool bad = false;
+    for (uint32_t first = 0, group = 0; first < layout->n_segs; group++) {
+        uint32_t end = first;
+        uint32_t padded = 0;
+        do
+            padded += layout->segs[end].pairs * PAIR_K;
+        while (!layout->segs[end++].group_end);
+        da[group] = quantize_group(layout, first, end, x, q, neg8, sums);
+        bad |= float_bits(da[group]) == NAN_BITS;
+        q += padded;
+        first = end;
+    }
+    return bad;
+}
+
+bool quantize_ref(const kinput_t *layout, const float *x, uint8_t *row_out)
+{
+    if (layout->kind == KACTIVATION_INT8)
+        return quantize_int8(layout, x, row_out);
+    bool bad = magnitude_bits(x, layout->k) >= ROW_ERROR_BITS;
+    for (uint32_t l = 0; l < layout->n_leaves; l++) {
+        const kleaf_t *leaf = &layout->leaves[l];
+        for (uint32_t i = 0; i < leaf->len_padded; i++) {
+            float value = i < leaf->len ? x[leaf->k + i] : 0.0f;
+            if (bad)
+                value = bits_float(NAN_BITS);
+            size_t at = leaf->k_padded +
+                        (layout->pair_order && layout->kind == KACTIVATION_F32 ? i ^ 1 : i);
+            if (layout->kind == KACTIVATION_BF16) {
+                uint16_t half = bf16_round(value);
+                memcpy(row_out + at * 2, &half, 2);
+            } else {
+                memcpy(row_out + at * 4, &value, 4);
+            }
+        }
+    }
+    return bad;
+}
+
+void tree_add_ref(const tree_program_t *program, const float *const *inputs, const float *bias,
+                  const float *residual, float *out, uint32_t first, uint32_t end)
+{
+    for (uint32_t i = first; i < end; i++) {
+        float stack[TREE_DEPTH_MAX];
+        uint32_t depth = 0;
+        for (uint32_t s = 0; s < program->n_steps; s++) {
+            if (program->steps[s] == TREE_ADD) {
+                depth--;
+                stack[depth - 1] = stack[depth - 1] + stack[depth];
+            } else {
+                stack[depth++] = inputs[program->steps[s]][i];
+            }
+        }
+        float sum = stack[0];
+        if (bias != NULL)
+            sum = sum + bias[i];
+        out[i] = residual != NULL ? residual[i] + sum : sum;
+    }
+}
+
+void silu_mul_ref(const float *gate, const float *up, uint32_t n, float *out)
+{
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = silu_ref(gate[i]) * up[i];
+}

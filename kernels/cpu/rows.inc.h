@@ -1,0 +1,206 @@
+/* The row kernels for levels with 16-lane vectors; included once by each level's file after its vec
+ * header. The order of operations is ref_rows.c's, lane for lane. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/internal.h"
+#include "kernels/cpu/numbers.h"
+
+static void rmsnorm_vec(const float *x, const float *weight, uint32_t n, float eps, float *out)
+{
+    vf_t squares = vf_set(0);
+    uint32_t whole = n / 16 * 16;
+    for (uint32_t i = 0; i < whole; i += 16) {
+        vf_t v = vf_load(x + i);
+        squares = vf_fma(v, v, squares);
+    }
+    if (whole < n) {
+        /* A missing lane adds 0 * 0 to a sum that is never -0. */
+        vf_t v = vf_load_n(x + whole, n - whole);
+        squares = vf_fma(v, v, squares);
+    }
+    float mean = vf_tree_sum(squares) / (float)n;
+    vf_t r = vf_set(1.0f / sqrtf(mean + eps));
+    for (uint32_t i = 0; i < whole; i += 16)
+        vf_store(out + i, vf_mul(vf_mul(vf_load(x + i), r), vf_load(weight + i)));
+    if (whole < n) {
+        uint32_t rest = n - whole;
+        vf_t v = vf_mul(vf_mul(vf_load_n(x + whole, rest), r), vf_load_n(weight + whole, rest));
+        vf_store_n(out + whole, v, rest);
+    }
+}
+
+static uint32_t magnitude_vec(const float *x, uint32_t n)
+{
+    vi_t most = vi_zero();
+    vi_t mask = vi_set(0x7fffffff);
+    uint32_t whole = n / 16 * 16;
+    for (uint32_t i = 0; i < whole; i += 16)
+        most = vi_max(most, vi_and(vf_bits(vf_load(x + i)), mask));
+    if (whole < n)
+        most = vi_max(most, vi_and(vf_bits(vf_load_n(x + whole, n - whole)), mask));
+    int32_t lanes[16];
+    vi_store(lanes, most);
+    int32_t largest = 0;
+    for (int i = 0; i < 16; i++)
+        largest = lanes[i] > largest ? lanes[i] : largest;
+    return (uint32_t)largest;
+}
+
+/* Writes one segment's padded bytes; returns the sum of its values. */
+static int32_t quantize_segment(const kseg_t *seg, const float *x, float id, int8_t *q)
+{
+    uint32_t len = seg->len;
+    vf_t scale = vf_set(id);
+    vi_t first = vf_round(vf_mul(vf_load_n(x, len), scale));
+    vi_t second = vf_round(vf_mul(vf_load_n(x + 16, len > 16 ? len - 16 : 0), scale));
+    int8_t bytes[SEGMENT_K];
+    vi_store_bytes(bytes, first);
+    vi_store_bytes(bytes + 16, second);
+    memcpy(q, bytes, (size_t)seg->pairs * PAIR_K);
+    int32_t lanes[16], sum = 0;
+    vi_store(lanes, vi_add(first, second));
+    for (int i = 0; i < 16; i++)
+        sum += lanes[i];
+    return sum;
+}
+
+static bool quantize_int8_vec(const kinput_t *layout, const float *x, uint8_t *row_out)
+{
+    int8_t *q = (int8_t *)row_out;
+    float *da = (float *)(void *)(row_out + layout->da_offset);
+    int32_t *neg8 = (int32_t *)(void *)(row_out + layout->neg8_offset);
+    float *sums = (float *)(void *)(row_out + layout->sum_offset);
+    bool any_bad = false;
+    for (uint32_t s = 0; s < layout->n_segs;) {
+        uint32_t end = s;
+        while (!layout->segs[end].group_end)
+            end++;
+        uint32_t k = layout->segs[s].k;
+        uint32_t most = magnitude_vec(x + k, layout->segs[end].k + layout->segs[end].len - k);
+        bool bad = most >= ROW_ERROR_BITS;
+        bool zero = bad || most < TINY_BITS;
+        float amax = bits_float(most);
+        float id = zero ? 0.0f : 127.0f / amax;
+        *da++ = bad ? bits_float(NAN_BITS) : zero ? 0.0f : amax / 127.0f;
+        any_bad |= bad;
+        for (; s <= end; s++) {
+            const kseg_t *seg = &layout->segs[s];
+            size_t padded = (size_t)seg->pairs * PAIR_K;
+            int32_t sum = 0;
+            if (zero)
+                memset(q, 0, padded);
+            else
+                sum = quantize_segment(seg, x + seg->k, id, q);
+            neg8[s] = -8 * sum;
+            sums[s] = (float)sum;
+            q += padded;
+        }
+    }
+    return any_bad;
+}
+
+/* Nearest BF16, half to even, in the low halves of the lanes. */
+static inline vi_t bf16_lanes(vf_t v)
+{
+    vi_t bits = vf_bits(v);
+    vi_t odd = vi_and(vi_right_16(bits), vi_set(1));
+    return vi_right_16(vi_add(vi_add(bits, vi_set(0x7fff)), odd));
+}
+
+static void quantize_bf16_leaf(const kleaf_t *leaf, const float *x, uint16_t *to)
+{
+    for (uint32_t i = 0; i < leaf->len_padded; i += 16) {
+        uint32_t n = leaf->len - i < 16 ? leaf->len - i : 16;
+        uint32_t n_padded = leaf->len_padded - i < 16 ? leaf->len_padded - i : 16;
+        uint16_t halves[16];
+        vi_store_halves(halves, bf16_lanes(vf_load_n(x + i, n)));
+        memcpy(to + i, halves, n_padded * sizeof halves[0]);
+    }
+}
+
+static void quantize_f32_leaf(const kleaf_t *leaf, bool pair_order, const float *x, float *to)
+{
+    for (uint32_t i = 0; i < leaf->len_padded; i++)
+        to[pair_order ? i ^ 1 : i] = i < leaf->len ? x[i] : 0.0f;
+}
+
+static bool quantize_vec(const kinput_t *layout, const float *x, uint8_t *row_out)
+{
+    if (layout->kind == KACTIVATION_INT8)
+        return quantize_int8_vec(layout, x, row_out);
+    bool bad = magnitude_vec(x, layout->k) >= ROW_ERROR_BITS;
+    bool bf16 = layout->kind == KACTIVATION_BF16;
+    for (uint32_t i = 0; bad && i < layout->k_padded; i++) {
+        uint32_t nan = NAN_BITS;
+        uint16_t half = NAN_BITS >> 16;
+        if (bf16)
+            memcpy(row_out + (size_t)i * 2, &half, 2);
+        else
+            memcpy(row_out + (size_t)i * 4, &nan, 4);
+    }
+    for (uint32_t l = 0; !bad && l < layout->n_leaves; l++) {
+        const kleaf_t *leaf = &layout->leaves[l];
+        if (bf16)
+            quantize_bf16_leaf(leaf, x + leaf->k, (uint16_t *)(void *)row_out + leaf->k_padded);
+        else
+            quantize_f32_leaf(leaf, layout->pair_order, x + leaf->k,
+                              (float *)(void *)row_out + leaf->k_padded);
+    }
+    return bad;
+}
+
+static inline vf_t exp2_vec(vf_t x)
+{
+    x = vf_max(vf_set(EXP2_MIN), x);
+    x = vf_min(vf_set(EXP2_MAX), x);
+    vf_t shifted = vf_add(x, vf_set(EXP2_ROUND));
+    vf_t f = vf_sub(x, vf_sub(shifted, vf_set(EXP2_ROUND)));
+    vf_t p = vf_fma(vf_set(EXP2_C6), f, vf_set(EXP2_C5));
+    p = vf_fma(p, f, vf_set(EXP2_C4));
+    p = vf_fma(p, f, vf_set(EXP2_C3));
+    p = vf_fma(p, f, vf_set(EXP2_C2));
+    p = vf_fma(p, f, vf_set(EXP2_C1));
+    p = vf_fma(p, f, vf_set(1.0f));
+    return vi_floats(vi_add(vf_bits(p), vi_left_23(vf_bits(shifted))));
+}
+
+static inline vf_t silu_vec(vf_t gate, vf_t up)
+{
+    vf_t e = exp2_vec(vf_mul(gate, vf_set(-LOG2_E)));
+    return vf_mul(vf_div(gate, vf_add(vf_set(1.0f), e)), up);
+}
+
+static void silu_mul_vec(const float *gate, const float *up, uint32_t n, float *out)
+{
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        vf_store(out + i, silu_vec(vf_load(gate + i), vf_load(up + i)));
+    if (i < n)
+        vf_store_n(out + i, silu_vec(vf_load_n(gate + i, n - i), vf_load_n(up + i, n - i)), n - i);
+}
+
+static void tree_add_vec(const tree_program_t *program, const float *const *inputs,
+                         const float *bias, const float *residual, float *out, uint32_t first,
+                         uint32_t end)
+{
+    for (uint32_t i = first; i < end; i += 16) {
+        uint32_t n = end - i < 16 ? end - i : 16;
+        vf_t stack[TREE_DEPTH_MAX];
+        uint32_t depth = 0;
+        for (uint32_t s = 0; s < program->n_steps; s++) {
+            if (program->steps[s] == TREE_ADD) {
+                depth--;
+                stack[depth - 1] = vf_add(stack[depth - 1], stack[depth]);
+            } else {
+                stack[depth++] = vf_load_n(inputs[program->steps[s]] + i, n);
+            }
+        }
+        vf_t sum = stack[0];
+        if (bias != NULL)
+            sum = vf_add(sum, vf_load_n(bias + i, n));
+        if (residual != NULL)
+            sum = vf_add(vf_load_n(residual + i, n), sum);
+        vf_store_n(out + i, sum, n);
+    }
+}

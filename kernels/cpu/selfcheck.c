@@ -1,0 +1,234 @@
+/* See selfcheck.h. The inputs come from a fixed generator, so every machine checks the same
+ * vectors. They hold what tells implementations apart: blocks cut by leaf edges, padded segments,
+ * columns that do not fill a panel, odd row counts, subnormals, ties, a partly filled tile and a
+ * second chunk of keys. */
+#include "kernels/cpu/selfcheck.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/memory.h"
+#include "common/base/qtype.h"
+#include "kernels/cpu/fpmode.h"
+
+enum {
+    CHECK_K = 352,
+    CHECK_N = 40,
+    CHECK_ROWS = 7,
+    CHECK_KEYS = 590,
+    CHECK_DIM = 80,
+    CHECK_BLOCKS = (CHECK_KEYS + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS,
+};
+
+typedef struct {
+    const klevel_t *level;
+    uint64_t state;
+    kdevice_t device;
+} check_t;
+
+static uint32_t next_u32(check_t *check)
+{
+    check->state = check->state * 6364136223846793005ull + 1442695040888963407ull;
+    return (uint32_t)(check->state >> 32);
+}
+
+/* In (-1, 1), now and then subnormal or zero. */
+static float next_float(check_t *check)
+{
+    uint32_t bits = next_u32(check);
+    float x = (float)(int32_t)bits * 0x1p-31f;
+    switch (bits % 61) {
+    case 0:
+        return x * 0x1p-130f;
+    case 1:
+        return 0.0f;
+    case 2:
+        return (float)(int32_t)(x * 30) + 0.5f;
+    default:
+        return x;
+    }
+}
+
+static void fill(check_t *check, float *to, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        to[i] = next_float(check);
+}
+
+static bool differ(const void *a, const void *b, size_t bytes)
+{
+    return memcmp(a, b, bytes) != 0;
+}
+
+static uint8_t *make_rows(check_t *check, uint32_t qtype, size_t *bytes_out)
+{
+    uint64_t row_bytes = 0;
+    CHECK(qtype_row_bytes(qtype, CHECK_K, &row_bytes));
+    size_t bytes = row_bytes * CHECK_N;
+    uint8_t *rows = mem_new(bytes, 1);
+    for (size_t i = 0; i < bytes; i++)
+        rows[i] = (uint8_t)next_u32(check);
+    /* Finite numbers only: exponents below the top ones. */
+    size_t step = qtype == QTYPE_F32 ? 4 : qtype_info(qtype)->block_bytes;
+    for (size_t i = 0; i < bytes; i += step) {
+        if (qtype == QTYPE_F32) {
+            float x = next_float(check) * (i / row_bytes == 5 ? 0x1p-30f : 1.0f);
+            memcpy(rows + i, &x, sizeof x);
+            continue;
+        }
+        rows[i + 1] &= qtype == QTYPE_BF16 ? 0xbf : 0xab;
+        if (qtype == QTYPE_Q4_1)
+            rows[i + 3] &= 0xab;
+    }
+    *bytes_out = bytes;
+    return rows;
+}
+
+/* Input rows and the product of one weight type; edges cut the blocks of 32. */
+static const char *check_matmul(check_t *check, uint32_t qtype, kmode_t mode)
+{
+    static const uint32_t edges[] = {0, 72, 264, CHECK_K};
+    check->device.mode = mode;
+    size_t bytes;
+    uint8_t *rows = make_rows(check, qtype, &bytes);
+    kweight_part_t part = {.qtype = qtype, .rows = rows, .bytes = bytes, .n_rows = CHECK_N};
+    kweight_spec_t spec = {.name = "self-check",
+                           .parts = &part,
+                           .n_parts = 1,
+                           .k_total = CHECK_K,
+                           .leaf_edges = edges,
+                           .n_leaves = 3,
+                           .leaf_first = 0,
+                           .leaf_end = 3};
+    kweight_t *weight = NULL;
+    CHECK(weight_pack(&check->device, &spec, &weight) == STATUS_OK);
+    float x[CHECK_ROWS][CHECK_K], out[2][CHECK_ROWS][CHECK_N];
+    fill(check, x[0], CHECK_ROWS * CHECK_K);
+    /* Row 1 is all subnormal and must count as zero; row 2 meets column 5 in subnormal products. */
+    for (uint32_t i = 0; i < CHECK_K; i++) {
+        x[1][i] *= 0x1p-126f;
+        x[2][i] *= 0x1p-100f;
+    }
+    size_t input_bytes = weight->input.row_bytes * CHECK_ROWS;
+    uint8_t *input = map_pages(2 * input_bytes);
+    CHECK(input != NULL);
+    const char *bad = NULL;
+    uint32_t mode_before = fpmode_enter();
+    for (uint32_t r = 0; r < CHECK_ROWS; r++) {
+        uint8_t *wanted = input + r * weight->input.row_bytes;
+        (void)level_ref.quantize(&weight->input, x[r], wanted);
+        (void)check->level->quantize(&weight->input, x[r], wanted + input_bytes);
+    }
+    if (differ(input, input + input_bytes, input_bytes))
+        bad = "quantize";
+    kmatmul_t job = {.weight = weight, .input = input, .rows = CHECK_ROWS, .out = out[0][0]};
+    level_ref.matmul(&job, 0, weight->n_panels, 0, CHECK_ROWS);
+    job.out = out[1][0];
+    check->level->matmul(&job, 0, weight->n_panels, 0, CHECK_ROWS);
+    if (bad == NULL && differ(out[0], out[1], sizeof out[0]))
+        bad = "matmul";
+    fpmode_leave(mode_before);
+    unmap_pages(input, 2 * input_bytes);
+    weight_release(weight);
+    free(rows);
+    return bad;
+}
+
+static const char *check_rows(check_t *check)
+{
+    enum { N = 91 };
+    float x[4][N], out[2][N];
+    fill(check, x[0], 4 * N);
+    (void)fpmode_enter();                   /* selfcheck gives the caller's mode back */
+    for (uint32_t n = N; n > N - 20; n--) { /* one sum alone may round to the same by luck */
+        level_ref.rmsnorm(x[0], x[1], n, 1e-5f, out[0]);
+        check->level->rmsnorm(x[0], x[1], n, 1e-5f, out[1]);
+        if (differ(out[0], out[1], n * sizeof out[0][0]))
+            return "rmsnorm";
+    }
+    for (uint32_t i = 0; i < N; i++)
+        x[0][i] *= 100.0f;
+    level_ref.silu_mul(x[0], x[1], N, out[0]);
+    check->level->silu_mul(x[0], x[1], N, out[1]);
+    if (differ(out[0], out[1], sizeof out[0]))
+        return "silu_mul";
+    tree_program_t program;
+    tree_run_t runs[] = {{0, 1}, {1, 3}};
+    CHECK(tree_program(3, runs, 2, &program) == STATUS_OK);
+    const float *inputs[] = {x[0], x[1], x[2]};
+    level_ref.tree_add(&program, inputs, x[3], x[2], out[0], 0, N);
+    check->level->tree_add(&program, inputs, x[3], x[2], out[1], 0, N);
+    if (differ(out[0], out[1], sizeof out[0]))
+        return "tree_add";
+    return NULL;
+}
+
+static const char *check_attention(check_t *check, kmode_t mode)
+{
+    check->device.mode = mode;
+    kkv_shape_t shape = {
+        .n_layers = 1, .n_kv_heads = 1, .head_dim = CHECK_DIM, .n_blocks = CHECK_BLOCKS};
+    kkv_t *kv = NULL;
+    CHECK(kv_open(&check->device, &shape, &kv) == STATUS_OK);
+    uint32_t blocks[CHECK_BLOCKS];
+    float k[CHECK_DIM], v[CHECK_DIM];
+    for (uint32_t i = 0; i < CHECK_KEYS; i++) {
+        blocks[i / KKV_BLOCK_TOKENS] = CHECK_BLOCKS - 1 - i / KKV_BLOCK_TOKENS;
+        fill(check, k, CHECK_DIM);
+        fill(check, v, CHECK_DIM);
+        (void)kv_put(&kv->pages, 0, blocks[i / KKV_BLOCK_TOKENS], 0, i % KKV_BLOCK_TOKENS, k, v);
+    }
+    float q[ATTEND_ROWS][CHECK_DIM], out[2][ATTEND_ROWS][CHECK_DIM];
+    fill(check, q[0], ATTEND_ROWS * CHECK_DIM);
+    const char *bad = NULL;
+    uint32_t mode_before = fpmode_enter();
+    for (uint32_t n = 1; n <= ATTEND_ROWS && bad == NULL; n++) {
+        kattend_t job = {.pages = &kv->pages,
+                         .base = kv_page(&kv->pages, 0, 0, 0),
+                         .blocks = blocks,
+                         .block_stride = kv->pages.k_bytes + kv->pages.v_bytes,
+                         .scale = 3.0f,
+                         .n = n};
+        for (uint32_t side = 0; side < 2; side++) {
+            for (uint32_t r = 0; r < n; r++) {
+                job.positions[r] = n == ATTEND_ROWS ? CHECK_KEYS - 1 - r * 37 : 60 + r;
+                job.q[r] = q[r];
+                job.out[r] = out[side][r];
+            }
+            (side == 0 ? &level_ref : check->level)->attend(&job);
+        }
+        if (differ(out[0], out[1], n * sizeof out[0][0]))
+            bad = "attention";
+    }
+    fpmode_leave(mode_before);
+    kv_close(kv);
+    return bad;
+}
+
+const char *selfcheck(const klevel_t *level)
+{
+    if (level == &level_ref)
+        return NULL; /* the definition */
+    static const uint32_t types[] = {QTYPE_Q8_0, QTYPE_Q4_0, QTYPE_Q4_1,
+                                     QTYPE_BF16, QTYPE_F16,  QTYPE_F32};
+    check_t check = {.level = level, .state = 1};
+    /* A pool of one starts no thread. */
+    CHECK(pool_open(1, NULL, &check.device.pool) == STATUS_OK);
+    /* The vectors hold subnormals, so they are made in the default mode whoever calls. */
+    uint32_t before = _mm_getcsr();
+    _mm_setcsr(FPMODE_DEFAULT);
+    const char *bad = check_rows(&check);
+    _mm_setcsr(FPMODE_DEFAULT);
+    for (uint32_t i = 0; bad == NULL && i < sizeof types / sizeof types[0]; i++)
+        bad = check_matmul(&check, types[i], KMODE_NATIVE);
+    if (bad == NULL)
+        bad = check_matmul(&check, QTYPE_Q4_1, KMODE_F32);
+    if (bad == NULL)
+        bad = check_attention(&check, KMODE_NATIVE);
+    if (bad == NULL)
+        bad = check_attention(&check, KMODE_F32);
+    fpmode_leave(before);
+    pool_close(check.device.pool);
+    return bad;
+}

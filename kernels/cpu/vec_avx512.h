@@ -1,0 +1,146 @@
+/* Sixteen F32 lanes for the kernels that AVX2 and AVX-512 share (rows.inc.h, attend.inc.h): here
+ * one register. Maximum and minimum return their second operand when nothing compares, like the
+ * scalar `a > b ? a : b`. */
+#ifndef SHOAL_KERNELS_CPU_VEC_AVX512_H
+#define SHOAL_KERNELS_CPU_VEC_AVX512_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef __m512 vf_t;
+typedef __m512i vi_t;
+
+static inline __mmask16 vf_mask(uint32_t n)
+{
+    return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u);
+}
+static inline vf_t vf_set(float x)
+{
+    return _mm512_set1_ps(x);
+}
+static inline vf_t vf_load(const float *from)
+{
+    return _mm512_loadu_ps(from);
+}
+static inline void vf_store(float *to, vf_t v)
+{
+    _mm512_storeu_ps(to, v);
+}
+/* The first n lanes; the others are +0 and their memory is not touched. */
+static inline vf_t vf_load_n(const float *from, uint32_t n)
+{
+    return _mm512_maskz_loadu_ps(vf_mask(n), from);
+}
+static inline void vf_store_n(float *to, vf_t v, uint32_t n)
+{
+    _mm512_mask_storeu_ps(to, vf_mask(n), v);
+}
+static inline vf_t vf_add(vf_t a, vf_t b)
+{
+    return _mm512_add_ps(a, b);
+}
+static inline vf_t vf_sub(vf_t a, vf_t b)
+{
+    return _mm512_sub_ps(a, b);
+}
+static inline vf_t vf_mul(vf_t a, vf_t b)
+{
+    return _mm512_mul_ps(a, b);
+}
+static inline vf_t vf_div(vf_t a, vf_t b)
+{
+    return _mm512_div_ps(a, b);
+}
+static inline vf_t vf_fma(vf_t a, vf_t b, vf_t c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+static inline vf_t vf_max(vf_t a, vf_t b)
+{
+    return _mm512_max_ps(a, b);
+}
+static inline vf_t vf_min(vf_t a, vf_t b)
+{
+    return _mm512_min_ps(a, b);
+}
+/* Lanes from n on become `other`. */
+static inline vf_t vf_keep(vf_t v, uint32_t n, vf_t other)
+{
+    return _mm512_mask_mov_ps(other, vf_mask(n), v);
+}
+static inline float vf_first(vf_t v)
+{
+    return _mm512_cvtss_f32(v);
+}
+/* The written tree: lane i + lane i^8, then ^4, ^2, ^1; in all lanes. */
+static inline float vf_tree_sum(vf_t v)
+{
+    v = vf_add(v, _mm512_shuffle_f32x4(v, v, 0x4e));
+    v = vf_add(v, _mm512_shuffle_f32x4(v, v, 0xb1));
+    v = vf_add(v, _mm512_permute_ps(v, 0x4e));
+    v = vf_add(v, _mm512_permute_ps(v, 0xb1));
+    return vf_first(v);
+}
+static inline float vf_largest(vf_t v)
+{
+    v = vf_max(v, _mm512_shuffle_f32x4(v, v, 0x4e));
+    v = vf_max(v, _mm512_shuffle_f32x4(v, v, 0xb1));
+    v = vf_max(v, _mm512_permute_ps(v, 0x4e));
+    v = vf_max(v, _mm512_permute_ps(v, 0xb1));
+    return vf_first(v);
+}
+
+static inline vi_t vi_zero(void)
+{
+    return _mm512_setzero_si512();
+}
+static inline vi_t vf_bits(vf_t v)
+{
+    return _mm512_castps_si512(v);
+}
+static inline vf_t vi_floats(vi_t v)
+{
+    return _mm512_castsi512_ps(v);
+}
+static inline vi_t vi_set(int32_t x)
+{
+    return _mm512_set1_epi32(x);
+}
+static inline vi_t vi_and(vi_t a, vi_t b)
+{
+    return _mm512_and_si512(a, b);
+}
+static inline vi_t vi_add(vi_t a, vi_t b)
+{
+    return _mm512_add_epi32(a, b);
+}
+static inline vi_t vi_max(vi_t a, vi_t b)
+{
+    return _mm512_max_epi32(a, b);
+}
+static inline vi_t vi_left_23(vi_t a)
+{
+    return _mm512_slli_epi32(a, 23);
+}
+static inline vi_t vi_right_16(vi_t a)
+{
+    return _mm512_srli_epi32(a, 16);
+}
+static inline vi_t vf_round(vf_t v)
+{
+    return _mm512_cvtps_epi32(v);
+}
+static inline void vi_store_bytes(int8_t *to, vi_t v)
+{
+    _mm_storeu_si128((__m128i *)(void *)to, _mm512_cvtepi32_epi8(v));
+}
+static inline void vi_store_halves(uint16_t *to, vi_t v)
+{
+    _mm256_storeu_si256((__m256i *)(void *)to, _mm512_cvtepi32_epi16(v));
+}
+static inline void vi_store(int32_t *to, vi_t v)
+{
+    _mm512_storeu_si512(to, v);
+}
+
+#endif

@@ -1,0 +1,18 @@
+/* The version of the written numbers (docs/numerics.md). It is part of every text identity: two
+ * builds with the same version give the same bits, whatever instruction set, thread count, batch,
+ * chunking or cut of the model they run with. Any change that can move one bit of one output
+ * raises it. */
+#ifndef SHOAL_KERNELS_NUMERICS_H
+#define SHOAL_KERNELS_NUMERICS_H
+
+#define NUMERICS_VERSION 1
+
+enum {
+    NUMERICS_LANES = 16,      /* row reductions and attention sums: lane = index mod 16 */
+    NUMERICS_GROUP = 256,     /* activation groups end at multiples of this of absolute K */
+    NUMERICS_LEAVES_MAX = 16, /* leaves of one matmul */
+    NUMERICS_KEY_TILE = 64,   /* attention: keys per running-maximum step */
+    NUMERICS_KEY_CHUNK = 512, /* attention: keys per independently started partial */
+};
+
+#endif

@@ -1,0 +1,252 @@
+/* The op table: everything a stage may ask of a device, and all it may know of one.
+ *
+ * Asynchronous by contract. A call takes a queue and (buffer, offset) handles, checks its arguments
+ * and returns; the work happens in queue order, some time before an event recorded after it is
+ * waited for. Until that wait the host neither reads nor writes a buffer, except inside host_call,
+ * which runs at its place in the queue. The CPU's ordinary queue works at the call; KQUEUE_LATE
+ * records everything and works at the wait, and fills outputs with NaN patterns until then, so that
+ * tests show when a caller relies on the former.
+ *
+ * Small host arrays and structs passed to an op are copied by the call unless the parameter says
+ * otherwise. Objects (weights, tables, batches, buffers) must live until the work that names them
+ * is done. One thread at a time uses a device and its queues; other threads touch neither.
+ *
+ * Every op writes its output as docs/numerics.md says, to the bit. A row whose values are not
+ * finite becomes a row error: its outputs turn to NaN, so that every rank and later stage sees it
+ * too, no other row is touched, and batch_row_errors names it.
+ *
+ * Shapes are row major; M is the batch's number of rows unless said otherwise; `ld` counts elements
+ * from one row to the next. Matrices of floats start at offsets that are multiples of 4; 64 is
+ * faster. */
+#ifndef SHOAL_KERNELS_OPS_H
+#define SHOAL_KERNELS_OPS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/base/status.h"
+#include "kernels/numerics.h"
+#include "kernels/tree.h"
+#include "kernels/weight.h"
+
+#define KERNELS_OPS_VERSION 1
+
+typedef struct kdevice kdevice_t;
+typedef struct kqueue kqueue_t;
+typedef struct kbuffer kbuffer_t;
+typedef struct ktable ktable_t; /* embedding rows */
+typedef struct krope krope_t;   /* cosines and sines of the positions of one deployment */
+typedef struct kkv kkv_t;       /* paged keys and values of all layers of this rank */
+typedef struct kbatch kbatch_t; /* the rows of one step, as the device sees them */
+
+typedef struct {
+    kbuffer_t *buffer;
+    size_t offset; /* bytes */
+} kref_t;
+
+/* Activation mode: an identity of its own (docs/numerics.md). */
+typedef enum {
+    KMODE_NATIVE, /* weights in their stored precision, BF16 keys and values */
+    KMODE_F32,    /* weights dequantized to F32, F32 keys, values and probabilities */
+} kmode_t;
+
+typedef struct {
+    const char *isa;  /* "ref", "avx2", "avx512", "amx"; NULL: $SHOAL_ISA, else the best */
+    uint32_t threads; /* 0: the CPUs this process may run on */
+    kmode_t mode;
+} kdevice_options_t;
+
+typedef struct {
+    const char *backend; /* "cpu" */
+    const char *isa;     /* the level in use */
+    uint32_t threads;
+    kmode_t mode;
+    const char *refused; /* why better levels were not taken, by name; "" when none was refused */
+} kdevice_info_t;
+
+typedef enum {
+    KQUEUE_NOW,  /* CPU: each op is done when its call returns */
+    KQUEUE_LATE, /* for tests: nothing happens before event_wait or queue_close */
+} kqueue_kind_t;
+
+/* A point in a queue; 0 is before everything. */
+typedef uint64_t kevent_t;
+
+/* One row of a step: one token of one sequence. */
+typedef struct {
+    uint32_t token;    /* < rows of the table; ignored where no embed op runs */
+    uint32_t position; /* absolute, from 0 */
+    uint32_t sequence; /* index into the block tables of this batch */
+} kbatch_row_t;
+
+/* Block ids of one sequence in order: token at position p lives in blocks[p / 16], slot p % 16. */
+typedef struct {
+    const uint32_t *blocks;
+    uint32_t n_blocks;
+} kbatch_table_t;
+
+enum {
+    KKV_BLOCK_TOKENS = 16,
+    KBATCH_ROWS_MAX = 65536,
+    KHEAD_DIM_MAX = 256, /* head_dim is even */
+};
+
+typedef struct {
+    uint32_t n_layers;
+    uint32_t n_kv_heads; /* on this rank */
+    uint32_t head_dim;
+    uint32_t n_blocks;
+} kkv_shape_t;
+
+/* How dimensions of a head turn together: (2i, 2i+1) as llama's GGUF files store q and k, or
+ * (i, i + dim/2) as Hugging Face checkpoints do. */
+typedef enum { KROPE_ADJACENT, KROPE_HALVES } krope_pairs_t;
+
+typedef struct {
+    uint32_t dim; /* dimensions that turn, even, <= head_dim; the rest stay */
+    krope_pairs_t pairs;
+    double base;           /* 10000.0 … */
+    double position_scale; /* positions are multiplied by it; 1.0 ordinarily (linear scaling:
+                              1/factor) */
+    const float *factors;  /* [dim/2], each frequency is divided by it; NULL: none. Copied. */
+    uint32_t positions;    /* positions 0 … positions-1 can be asked for */
+} krope_spec_t;
+
+typedef struct {
+    uint32_t layer;
+    uint32_t n_heads; /* query heads on this rank */
+    uint32_t head_dim;
+    const uint16_t *kv_head_of; /* [n_heads] index into this rank's kv heads; copied */
+    float scale;                /* scores are multiplied by it: 1/sqrt(head_dim) ordinarily */
+} kattention_t;
+
+/* Where the partials of the ranks of a group lie when they are added. */
+typedef struct {
+    uint32_t n_leaves;
+    const tree_run_t *runs; /* [n_ranks] leaves of each rank, in rank order */
+    const kref_t *partials; /* [n_ranks] F32 [P of that rank][M][n]; unused for an empty run */
+    uint32_t n_ranks;
+    kref_t bias; /* F32 [n], .buffer NULL: none */
+} ktree_add_t;
+
+/* Runs on the host at its place in the queue, in the floating-point mode of the thread that works
+ * on the queue. May read and write host-visible buffers. Another status than STATUS_OK makes the
+ * queue fail: later ops are skipped and event_wait returns that status with these words. */
+typedef status_t (*khost_fn)(void *arg);
+
+typedef struct {
+    uint32_t version; /* KERNELS_OPS_VERSION */
+
+    /* --- device ------------------------------------------------------------------------------ */
+    /* UNSUPPORTED when a forced level cannot run here; its words say what is missing. Starts the
+     * threads and runs the self-check of every level it considers. */
+    status_t (*device_open)(const kdevice_options_t *options, kdevice_t **own_out);
+    void (*device_close)(kdevice_t *take_device); /* after everything made from it */
+    kdevice_info_t (*device_info)(const kdevice_t *device);
+
+    /* --- buffers: zeroed, 64-byte aligned --------------------------------------------------- */
+    status_t (*buffer_new)(kdevice_t *device, size_t bytes, kbuffer_t **own_out);
+    void (*buffer_release)(kbuffer_t *take_buffer); /* NULL is fine */
+    /* Host address of a buffer; NULL where the host cannot see it. Valid to read or write only
+     * inside host_call or between event_wait and the next op that names the buffer. */
+    void *(*buffer_host)(kbuffer_t *buffer);
+    size_t (*buffer_bytes)(const kbuffer_t *buffer);
+
+    /* --- queues and events ------------------------------------------------------------------- */
+    status_t (*queue_open)(kdevice_t *device, kqueue_kind_t kind, kqueue_t **own_out);
+    void (*queue_close)(kqueue_t *take_queue); /* finishes what was queued */
+    /* Ops return INVALID at the call for arguments that cannot be right (nothing is queued then).
+     */
+    status_t (*event_record)(kqueue_t *queue, kevent_t *event_out);
+    /* STATUS_OK, or the status of the first failure in the queue, which stays until queue_reset. */
+    status_t (*event_wait)(kqueue_t *queue, kevent_t event);
+    void (*queue_reset)(kqueue_t *queue); /* forgets a failure; drops what is still queued */
+
+    status_t (*copy_in)(kqueue_t *queue, kref_t to, const void *from,
+                        size_t bytes); /* copied now */
+    status_t (*copy_out)(kqueue_t *queue, void *to, kref_t from,
+                         size_t bytes); /* `to` lives until the wait */
+    status_t (*copy)(kqueue_t *queue, kref_t to, kref_t from, size_t bytes); /* must not overlap */
+    /* to[i] = from[rows[i]] for n rows of row_bytes; rows are copied now. */
+    status_t (*gather_rows)(kqueue_t *queue, kref_t to, kref_t from, const uint32_t *rows,
+                            uint32_t n, size_t row_bytes);
+    status_t (*host_call)(kqueue_t *queue, khost_fn fn, void *arg);
+
+    /* --- weights and tables ------------------------------------------------------------------ */
+    status_t (*weight_pack)(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out);
+    void (*weight_release)(kweight_t *take_weight);
+    kweight_info_t (*weight_info)(const kweight_t *weight);
+    /* Rows stay where they are (a mapped file) and must outlive the table. */
+    status_t (*table_open)(kdevice_t *device, uint32_t qtype, const void *rows, size_t bytes,
+                           uint32_t n_rows, uint32_t k, ktable_t **own_out);
+    void (*table_close)(ktable_t *take_table);
+    status_t (*rope_open)(kdevice_t *device, const krope_spec_t *spec, krope_t **own_out);
+    void (*rope_close)(krope_t *take_rope);
+
+    /* --- paged KV --------------------------------------------------------------------------- */
+    status_t (*kv_open)(kdevice_t *device, const kkv_shape_t *shape, kkv_t **own_out);
+    void (*kv_close)(kkv_t *take_kv);
+    size_t (*kv_block_bytes)(kmode_t mode, const kkv_shape_t *shape); /* of one block, all layers */
+
+    /* --- the rows of a step ------------------------------------------------------------------ */
+    /* Room for that many rows and block ids over all tables; batch_set allocates nothing. */
+    status_t (*batch_new)(kdevice_t *device, uint32_t rows_max, uint32_t blocks_max,
+                          kbatch_t **own_out);
+    void (*batch_release)(kbatch_t *take_batch);
+    /* Sets the rows for the ops that follow in this queue and clears the row errors. Copied now; a
+     * batch that is set again while a late queue still uses it keeps both versions. Rows of one
+     * sequence have ascending, consecutive positions and stand together. */
+    status_t (*batch_set)(kqueue_t *queue, kbatch_t *batch, const kbatch_row_t *rows,
+                          uint32_t n_rows, const kbatch_table_t *tables, uint32_t n_tables);
+    /* Makes the ops that follow use only n rows without positions, for example gathered last rows:
+     * embed, rope, kv_append and attention are then refused. */
+    status_t (*batch_set_plain)(kqueue_t *queue, kbatch_t *batch, uint32_t n_rows);
+    /* After event_wait: 1 for each row that had values which are not finite since batch_set;
+     * returns their number. flags_out may be NULL. */
+    uint32_t (*batch_row_errors)(const kbatch_t *batch, uint8_t *flags_out);
+
+    /* --- ops of a layer ---------------------------------------------------------------------- */
+    /* out F32 [M][k] = rows of the table, dequantized exactly. */
+    status_t (*embed)(kqueue_t *queue, kbatch_t *batch, const ktable_t *table, kref_t out);
+    /* out [M][n] = (x * 1/sqrt(mean(x^2) + eps)) * weight, weight F32 [n]; out may be x. */
+    status_t (*rmsnorm)(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, kref_t weight,
+                        float eps, kref_t out);
+    /* Turns F32 rows x [M][ld], of which the first weight_info.k columns count, into the input of
+     * `weight`: out holds M * weight_info.input_row_bytes bytes. Two weights with equal leaf edges,
+     * run and activation kind share one input. */
+    status_t (*quantize)(kqueue_t *queue, kbatch_t *batch, const kweight_t *weight, kref_t x,
+                         uint32_t ld, kref_t out);
+    /* out F32 [P][M][n], P = weight_info.n_partials: a one-leaf weight gives the product itself. */
+    status_t (*matmul)(kqueue_t *queue, kbatch_t *batch, const kweight_t *weight, kref_t input,
+                       kref_t out);
+    /* residual [M][n] += tree sum of all ranks' partials (+ bias), as out; out may be residual.
+     * residual.buffer NULL: the sum alone. Copies nothing of `what` but its arrays. */
+    status_t (*tree_add)(kqueue_t *queue, kbatch_t *batch, uint32_t n, const ktree_add_t *what,
+                         kref_t residual, kref_t out);
+    /* x [M][ld] += bias F32 [n], in place. */
+    status_t (*bias_add)(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
+                         kref_t bias);
+    /* Turns n_heads heads of head_dim that stand side by side in x [M][ld], in place. */
+    status_t (*rope)(kqueue_t *queue, kbatch_t *batch, const krope_t *rope, kref_t x, uint32_t ld,
+                     uint32_t n_heads, uint32_t head_dim);
+    /* Writes k and v, each n_kv_heads heads side by side in rows of ld, to the batch's positions.
+     */
+    status_t (*kv_append)(kqueue_t *queue, kbatch_t *batch, kkv_t *kv, uint32_t layer, kref_t k,
+                          kref_t v, uint32_t ld);
+    /* out [M][n_heads * head_dim]: causal attention of each row over the positions up to its own,
+     * all of which kv_append has written. */
+    status_t (*attention)(kqueue_t *queue, kbatch_t *batch, const kkv_t *kv,
+                          const kattention_t *what, kref_t q, uint32_t ld, kref_t out);
+    /* out [M][n] = silu(x[.., j]) * x[.., n + j], x [M][2n]: gate, then up. */
+    status_t (*silu_mul)(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, kref_t out);
+} kernel_ops_t;
+
+/* The CPU's table; valid for ever. */
+const kernel_ops_t *kernels_cpu(void);
+
+/* "ref", "avx2", "avx512" that this machine can run, best last; returns their number (<= 3). Tests
+ * and benches walk over it. */
+uint32_t kernels_cpu_levels(const char *names_out[3]);
+
+#endif

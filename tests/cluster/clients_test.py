@@ -1,0 +1,237 @@
+"""A stock Python grpcio client made from our protos: generate, resume, cancel, jobs, health,
+reflection; refusals under overload; and a stream that survives its coordinator at every token."""
+import json
+import os
+import signal
+import threading
+import time
+import unittest
+
+import python_client
+
+python_client.reexecute()
+
+import grpc  # noqa: E402
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase  # noqa: E402
+from shoal.v1 import admin_pb2, admin_pb2_grpc, common_pb2, inference_pb2, inference_pb2_grpc, jobs_pb2, jobs_pb2_grpc  # noqa: E402
+
+from harness import Cluster, alive, wait_for  # noqa: E402
+
+
+def generate(channel, prompt, timeout=60, **sampling):
+    request = inference_pb2.GenerateRequest(prompt=prompt, sampling=common_pb2.Sampling(**sampling))
+    return inference_pb2_grpc.InferenceStub(channel).Generate(request, timeout=timeout)
+
+
+def collect(stream):
+    """(id, ids, text, ended) of a stream's first choice."""
+    rid, ids, text, ended = None, [], "", None
+    for message in stream:
+        if message.HasField("started"):
+            rid = message.started.id
+            continue
+        ids += message.output.ids
+        text += message.output.text
+        assert message.output.n == len(ids) or rid is None
+        if message.output.HasField("ended"):
+            ended = message.output.ended
+    return rid, ids, text, ended
+
+
+class Clients(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.cluster = Cluster("--replicas", 1, "--tp", 1, "--stages", 2)
+        cls.cluster.__enter__()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.cluster.__exit__(None, None, None)
+
+    def setUp(self):
+        self.cluster.arm("")
+        wait_for(self.cluster.active, 30, "an active replica")
+        self.channel = grpc.insecure_channel(self.cluster.endpoints()[0])
+
+    def tearDown(self):
+        self.channel.close()
+
+    def test_generate_streams_ids_and_text(self):
+        rid, ids, text, ended = collect(generate(self.channel, "The capital of France is", max_tokens=8))
+        self.assertEqual(len(rid), 32)
+        self.assertEqual((len(ids), ended.usage.completion_tokens, ended.usage.prompt_tokens), (8, 8, 5))
+        self.assertIn("Paris", text)
+
+    def test_choices_differ_and_each_is_reproducible(self):
+        def run():
+            texts = {}
+            for message in generate(self.channel, "Once", max_tokens=12, temperature=1.0, seed=3, choices=3):
+                if message.HasField("output"):
+                    texts[message.output.choice] = texts.get(message.output.choice, "") + message.output.text
+            return texts
+        first = run()
+        self.assertEqual(first, run())
+        self.assertEqual(len(set(first.values())), 3)
+
+    def test_logprobs_come_with_each_id_and_the_best_is_the_greedy_one(self):
+        for message in generate(self.channel, "One, two,", max_tokens=4, logprobs=3):
+            for i, logprobs in enumerate(message.output.logprobs):
+                self.assertEqual(len(logprobs.top), 3)
+                self.assertEqual(logprobs.top[0].id, message.output.ids[i])
+                self.assertGreaterEqual(logprobs.top[0].logprob, logprobs.top[1].logprob)
+
+    def test_cancel_ends_a_stream(self):
+        stream = generate(self.channel, "Tell me everything.", max_tokens=1500, ignore_eos=True)
+        rid = next(stream).started.id
+        next(stream)
+        inference_pb2_grpc.InferenceStub(self.channel).Cancel(inference_pb2.CancelRequest(id=rid), timeout=10)
+        last = None
+        for last in stream:
+            pass
+        self.assertEqual(last.output.ended.finish_reason, common_pb2.FINISH_REASON_CANCELLED)
+        wait_for(lambda: self.cluster.running() == 0, 5, "the sequence to leave the batch")
+
+    def test_absurd_parameters_are_refused_by_name(self):
+        cases = [dict(temperature=-1), dict(temperature=float("nan")), dict(top_p=0), dict(top_p=1.5), dict(min_p=2),
+                 dict(top_k=10**9), dict(max_tokens=0), dict(max_tokens=2**31), dict(choices=0), dict(choices=17),
+                 dict(logprobs=21), dict(repetition_penalty=0), dict(presence_penalty=3), dict(frequency_penalty=-3),
+                 dict(stop=[""]), dict(stop=["x"] * 9), dict(stop=["x" * 257]), dict(stop_ids=[10**6]),
+                 dict(stop_ids=list(range(65))), dict(logit_bias=[common_pb2.LogitBias(id=10**6, bias=1)]),
+                 dict(logit_bias=[common_pb2.LogitBias(id=1, bias=101)])]
+        for case in cases:
+            with self.assertRaises(grpc.RpcError, msg=str(case)) as caught:
+                collect(generate(self.channel, "x", **case))
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT, str(case))
+            self.assertIn(next(iter(case)), caught.exception.details(), str(case))
+
+    def test_malformed_messages_are_refused(self):
+        for method in ("/shoal.v1.Inference/Generate", "/shoal.v1.Jobs/Get", "/shoal.v1.Admin/Deploy"):
+            call = self.channel.unary_stream(method, request_serializer=lambda b: b, response_deserializer=lambda b: b)
+            for junk in (b"\xff" * 40, b"\x0a\xff\xff\xff\xff\x0f", b"\x0b" * 100000):
+                with self.assertRaises(grpc.RpcError) as caught:
+                    list(call(junk, timeout=10))
+                self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+        unknown = self.channel.unary_unary("/shoal.v1.Jobs/Nothing", request_serializer=lambda b: b, response_deserializer=lambda b: b)
+        with self.assertRaises(grpc.RpcError) as caught:
+            unknown(b"", timeout=5)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.UNIMPLEMENTED)
+
+    def test_jobs_run_and_stream_their_results(self):
+        stub = jobs_pb2_grpc.JobsStub(self.channel)
+        items = [jobs_pb2.Item(body_json=json.dumps({"custom_id": str(i), "prompt": "Hi", "max_tokens": 4}).encode())
+                 for i in range(5)]
+        job = stub.Create(jobs_pb2.CreateJobRequest(header=jobs_pb2.JobHeader(idempotency_key="python"), items=items), timeout=20)
+        versions = [update.version for update in stub.Watch(jobs_pb2.WatchJobRequest(id=job.id), timeout=60)]
+        self.assertEqual(versions, sorted(set(versions)))
+        results = list(stub.StreamResults(jobs_pb2.StreamResultsRequest(id=job.id), timeout=20))
+        self.assertEqual([r.completion for r in results], [1, 2, 3, 4, 5])
+        self.assertEqual({r.custom_id for r in results}, {"0", "1", "2", "3", "4"})
+        again = list(stub.StreamResults(jobs_pb2.StreamResultsRequest(id=job.id, after_completion=3), timeout=20))
+        self.assertEqual([r.completion for r in again], [4, 5])
+
+    def test_health_and_reflection_answer(self):
+        health = health_pb2_grpc.HealthStub(self.channel).Check(health_pb2.HealthCheckRequest(service="shoal.v1.Inference"), timeout=5)
+        self.assertEqual(health.status, health_pb2.HealthCheckResponse.SERVING)
+        database = ProtoReflectionDescriptorDatabase(self.channel)
+        self.assertLessEqual({"shoal.v1.Inference", "shoal.v1.Jobs", "shoal.v1.Admin", "grpc.health.v1.Health"},
+                             set(database.get_services()))
+        self.assertIsNotNone(database.FindFileContainingSymbol("shoal.v1.Jobs"))
+
+    def test_a_request_joins_a_running_batch(self):
+        long = generate(self.channel, "Count to a thousand:", max_tokens=512, ignore_eos=True)
+        next(long)
+        next(long)
+        _, ids, _, _ = collect(generate(self.channel, "Hi", max_tokens=5))
+        self.assertEqual(len(ids), 5)
+        replica = admin_pb2_grpc.AdminStub(self.channel).ListReplicas(admin_pb2.ListReplicasRequest(), timeout=5).replicas[0]
+        self.assertGreaterEqual(replica.sequences_max_in_step, 2)
+        self.assertEqual(replica.running, 1, "the long request still runs")
+        long.cancel()
+        wait_for(lambda: self.cluster.running() == 0, 15, "the detached session to be cancelled")
+
+    def test_equal_prefixes_meet_through_two_coordinators(self):
+        prefix = "A long shared beginning that fills several blocks of sixteen tokens each. " * 6
+        collect(generate(self.channel, prefix + "One.", max_tokens=2))
+        with grpc.insecure_channel(self.cluster.endpoints()[1]) as other:
+            _, _, _, ended = collect(generate(other, prefix + "Two.", max_tokens=2))
+        self.assertGreaterEqual(ended.usage.cached_tokens, 64)
+
+    def test_overload_is_refused_early_and_accepted_ones_finish(self):
+        outcomes, lock = [], threading.Lock()
+
+        def one(i):
+            try:
+                _, ids, _, _ = collect(generate(self.channel, f"Request {i}: " + "word " * 200, timeout=120,
+                                                max_tokens=800, ignore_eos=True))
+                outcome = ("ok", len(ids), None)
+            except grpc.RpcError as error:
+                retry = dict(error.trailing_metadata() or ()).get("retry-after-ms")
+                outcome = (error.code().name, 0, retry)
+            with lock:
+                outcomes.append(outcome)
+        threads = [threading.Thread(target=one, args=(i,)) for i in range(60)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        kinds = {outcome[0] for outcome in outcomes}
+        self.assertLessEqual(kinds, {"ok", "RESOURCE_EXHAUSTED"}, outcomes)
+        self.assertEqual(kinds, {"ok", "RESOURCE_EXHAUSTED"}, "both accepted and refused ones")
+        for kind, n, retry in outcomes:
+            self.assertTrue(n == 800 if kind == "ok" else int(retry) > 0, (kind, n, retry))
+
+
+class Resume(unittest.TestCase):
+    def test_a_stream_goes_on_at_the_other_coordinator_at_every_token(self):
+        """No gap and no repeat at any n, with a stop string and emoji that straddle tokens."""
+        prompt = "Emoji: 🙂🎉🙂🎉🙂🎉🙂🎉"
+        with Cluster("--replicas", 1, "--tp", 1, "--stages", 1) as cluster:
+            endpoints = cluster.endpoints()
+            with grpc.insecure_channel(endpoints[0]) as channel:
+                _, ids, whole, _ = collect(generate(channel, prompt, max_tokens=20, ignore_eos=True))
+                stop = whole[len(whole) * 2 // 3:][:3]
+                _, ids, text, ended = collect(generate(channel, prompt, max_tokens=20, ignore_eos=True, stop=[stop]))
+            self.assertTrue(any(ord(c) > 0xffff for c in whole), whole)
+            self.assertNotIn(stop, text)
+            cluster.arm("rank.step.begin=stall:60@*")
+            for n in range(len(ids)):
+                self.resume_at(cluster, n, prompt, stop, ids, text)
+
+    def resume_at(self, cluster, n, prompt, stop, ids, text):
+        first, second = cluster.endpoints()[:2] if n % 2 == 0 else cluster.endpoints()[1::-1]
+        for endpoint in (first, second):
+            with grpc.insecure_channel(endpoint) as channel:
+                grpc.channel_ready_future(channel).result(timeout=20)
+        name = f"coordinator-{cluster.endpoints().index(first) + 1}"
+        pid = cluster.pid(name)
+        got_ids, got_text, rid = [], "", None
+        with grpc.insecure_channel(first) as channel:
+            stream = generate(channel, prompt, max_tokens=20, ignore_eos=True, stop=[stop])
+            started = next(stream).started
+            rid = started.id
+            self.assertTrue(started.resumable)
+            while len(got_ids) < n:
+                output = next(stream).output
+                got_ids += output.ids
+                got_text += output.text
+            os.kill(pid, signal.SIGKILL)
+            stream.cancel()
+        before = time.monotonic()
+        with grpc.insecure_channel(second) as channel:
+            stub = inference_pb2_grpc.InferenceStub(channel)
+            while True:
+                try:
+                    for message in stub.Resume(inference_pb2.ResumeRequest(id=rid, n=[len(got_ids)]), timeout=30):
+                        got_ids += message.output.ids
+                        got_text += message.output.text
+                    break
+                except grpc.RpcError as error:
+                    self.assertIn(error.code(), (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND))
+                    self.assertLess(time.monotonic() - before, 3, error.details())
+        self.assertEqual((got_ids, got_text), (ids, text), f"resumed at {n}")
+        wait_for(lambda: cluster.pid(name) != pid and alive(cluster.pid(name)), 20, "the coordinator to be back")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,204 @@
+"""Kill anything: while a job of 64 items runs on two replicas of different shape (2 slices × 1 stage,
+1 slice × 3 stages), one thing dies; the job ends, each item has exactly one result, and every text
+is the one of the undisturbed run."""
+import glob
+import json
+import os
+import signal
+import unittest
+
+from harness import Cluster, alive, read_results, texts, wait_for, write_jobs
+
+ITEMS = 64
+
+
+class Kills(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.shm_before = sorted(os.listdir("/dev/shm"))
+        cls.cluster = Cluster("--replicas", 2, "--shapes", "0=2x1,1=1x3")
+        cls.cluster.__enter__()
+        cls.files, cls.undisturbed = {}, {}
+        for name, temperature in (("greedy", None), ("sampled", 0.8)):
+            cls.files[name] = os.path.join(cls.cluster.dir, name + ".jsonl")
+            write_jobs(cls.files[name], ITEMS, max_tokens=40, temperature=temperature)
+            out = cls.files[name] + ".undisturbed"
+            cls.cluster.shoal("submit", cls.files[name], "--out", out, timeout=300)
+            cls.undisturbed[name] = texts(read_results(out))
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.cluster.__exit__(None, None, None)
+
+    def setUp(self):
+        self.cluster.arm("")
+        wait_for(self.cluster.active, 60, "both replicas to be active")
+
+    def during_a_job(self, kill, name="sampled", running=8):
+        """Submits, waits until `running` sequences run, calls kill(), and checks the outcome."""
+        out = os.path.join(self.cluster.dir, "out.jsonl")
+        process = self.cluster.start("submit", self.files[name], "--out", out)
+        try:
+            wait_for(lambda: self.cluster.running() >= running or process.poll() is not None, 60, "sequences to run")
+            self.assertIsNone(process.poll(), "the job ended before anything could be killed")
+            kill()
+            stdout, stderr = process.communicate(timeout=240)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+        self.assertEqual(process.returncode, 0, stdout + stderr)
+        results = read_results(out)
+        self.assertEqual([r["index"] for r in results], list(range(ITEMS)))
+        self.assertEqual(texts(results), self.undisturbed[name])
+
+    def kill_rank(self, replica, stage, point="rank.step.begin", name="sampled"):
+        ranks = [rank for rank in self.cluster.ranks(replica) if rank["stage"] == stage]
+        pid = ranks[-1]["pid"]
+
+        def kill():
+            self.cluster.arm(f"{point}%{pid}=kill@3")
+            wait_for(lambda: not alive(pid), 20, f"rank {pid} to die at {point}")
+        self.during_a_job(kill, name)
+
+    def test_a_leader_with_two_slices_may_die(self):
+        self.kill_rank("smol/0", 0)
+
+    def test_a_rank_may_die_in_the_exchange(self):
+        self.kill_rank("smol/0", 0, "rank.exchange", "greedy")
+
+    def test_the_first_stage_may_die(self):
+        self.kill_rank("smol/1", 0, "leader.step")
+
+    def test_the_middle_stage_may_die(self):
+        self.kill_rank("smol/1", 1, "rank.layer")
+
+    def test_the_last_stage_may_die_after_sampling(self):
+        self.kill_rank("smol/1", 2, "rank.sampled", "greedy")
+
+    def test_the_elected_coordinator_may_die(self):
+        name, _ = self.cluster.elected()
+        pid = self.cluster.pid(name)
+
+        def kill():
+            self.cluster.arm(f"coordinator.step_output%{pid}=kill@5")
+            wait_for(lambda: not alive(pid), 20, "the coordinator to die")
+        self.during_a_job(kill)
+
+    def test_a_coordinator_may_die_between_commit_and_reply(self):
+        name, _ = self.cluster.elected()
+        pid = self.cluster.pid(name)
+
+        def kill():
+            self.cluster.arm(f"coordinator.before_commit%{pid}=kill@2")
+            wait_for(lambda: not alive(pid), 20, "the coordinator to die")
+        self.during_a_job(kill, "greedy")
+
+    def test_redis_may_die(self):
+        self.during_a_job(lambda: self.cluster.kill(self.cluster.pid("redis")))
+
+    def test_etcd_may_die(self):
+        self.during_a_job(lambda: self.cluster.kill(self.cluster.pid("etcd")))
+
+    def test_etcd_may_stand_still_for_longer_than_every_lease(self):
+        import time
+        pid = self.cluster.pid("etcd")
+        before = {one["replica"]: one["epoch"] for one in self.cluster.replicas()}
+
+        def stop():
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(12)
+            os.kill(pid, signal.SIGCONT)
+        self.during_a_job(stop, "greedy")
+        after = {one["replica"]: one["epoch"] for one in self.cluster.replicas()}
+        self.assertEqual(before, after, "no replica may be dissolved because etcd stood still")
+
+    def test_the_agent_may_die_and_no_rank_outlives_it(self):
+        pid = self.cluster.pid("worker")
+        ranks = [rank["pid"] for rank in self.cluster.ranks()]
+
+        def kill():
+            self.cluster.kill(pid)
+            wait_for(lambda: not any(map(alive, ranks)), 1, "the ranks to die with their agent")
+        self.during_a_job(kill)
+        self.assertEqual(sorted(os.listdir("/dev/shm")), self.shm_before)
+
+    def test_a_prompt_that_crashes_its_rank_ends_poisoned_and_harms_no_other(self):
+        with open(self.files["greedy"], encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
+        lines[17]["messages"][0]["content"] += " \u2603"
+        path = self.files["greedy"] + ".poison"
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        # The ids of the snowman stand in no other prompt; a step that holds the last one aborts its rank.
+        ids = json.loads(self.tokenize(" \u2603"))["ids"]
+        others = {i for n, line in enumerate(lines) if n != 17 for i in json.loads(self.tokenize(line["messages"][0]["content"]))["ids"]}
+        texts_ids = {i for row in self.undisturbed["greedy"] for i in row[4]}
+        poison = [i for i in ids if i not in others | texts_ids]
+        self.assertTrue(poison, ids)
+        deaths_before = self.count_deaths()
+        self.cluster.arm(f"rank.token.{poison[0]}=abort@*")
+        out = path + ".out"
+        self.cluster.shoal("submit", path, "--out", out, check=False, timeout=300)
+        self.cluster.arm("")
+        results = read_results(out)
+        self.assertEqual(results[17]["status"], "error")
+        self.assertEqual(results[17]["error"]["code"], "poisoned")
+        self.assertLessEqual(self.count_deaths() - deaths_before, 3)
+        rest = texts(results)
+        del rest[17]
+        expected = list(self.undisturbed["greedy"])
+        del expected[17]
+        self.assertEqual(rest, expected)
+
+    def tokenize(self, text):
+        import subprocess
+        from harness import BIN, MODEL
+        return subprocess.run([os.path.join(BIN, "shoal"), "tokenize", "--model", MODEL, "--jsonl"], text=True,
+                              input=json.dumps({"text": text}) + "\n", capture_output=True, check=True).stdout
+
+    def count_deaths(self):
+        count = 0
+        for path in glob.glob(os.path.join(self.cluster.dir, "logs", "*.log")):
+            with open(path, encoding="utf-8", errors="replace") as log:
+                count += sum("fail point rank.token" in line for line in log)
+        return count
+
+
+class EmptiedStores(unittest.TestCase):
+    """A store that comes back empty is named and refused until it is adopted; serving goes on."""
+
+    def check(self, store, folder):
+        with Cluster("--replicas", 1, "--tp", 1, "--stages", 1) as cluster:
+            jobs = os.path.join(cluster.dir, "jobs.jsonl")
+            write_jobs(jobs, 4, max_tokens=8)
+            cluster.shoal("submit", jobs, "--wait")
+            pid = cluster.pid(store)
+            os.kill(pid, signal.SIGSTOP)
+            import shutil
+            shutil.rmtree(os.path.join(cluster.dir, folder))
+            if store == "redis":
+                os.makedirs(os.path.join(cluster.dir, folder))
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda: cluster.pid(store) != pid, 20, f"{store} to be started again")
+
+            def refused():
+                done = cluster.shoal("submit", jobs, check=False)
+                return done.returncode != 0 and store in done.stderr.lower() and "adopt" in done.stderr.lower()
+            wait_for(refused, 30, f"jobs to be refused naming {store}")
+            self.assertTrue(cluster.shoal("run", "Hello", "--max-tokens", 5).stdout.strip(), "serving goes on")
+            cluster.shoal("adopt", store)
+            if store == "etcd":
+                from harness import MODEL
+                cluster.shoal("deploy", "smol", "--model", MODEL, "--wait")
+            wait_for(lambda: cluster.shoal("submit", jobs, "--wait", check=False).returncode == 0, 60, "jobs to be taken again")
+
+    def test_an_emptied_redis_is_refused_until_adopted(self):
+        self.check("redis", "redis")
+
+    def test_an_emptied_etcd_is_refused_until_adopted(self):
+        self.check("etcd", "etcd")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,60 @@
+/* Runs `shoal-worker offline eval` as its users do and reads what it wrote; and reads the recorded
+ * references, which are safetensors files as well. */
+#ifndef SHOAL_TESTS_ENGINE_EVAL_RUN_H
+#define SHOAL_TESTS_ENGINE_EVAL_RUN_H
+
+#include <jansson.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+enum { EVAL_PROMPTS_MAX = 32 };
+
+typedef struct {
+    const char *model;
+    const json_t *ids; /* array of arrays */
+    const char *isa;   /* NULL: the best */
+    const char *failpoints;
+    uint32_t tp, stages, threads, batch, chunk, passes, greedy; /* 0: the default */
+    bool f32, last, no_sums, no_prefix_cache, late_queue;
+} eval_args_t;
+
+typedef struct {
+    uint32_t n_prompts;
+    uint32_t vocab;
+    uint32_t n_greedy;
+    struct {
+        uint32_t rows;
+        float *logits;
+        int32_t *greedy;
+        double sum_logprob;
+        uint32_t cached;
+    } prompts[EVAL_PROMPTS_MAX];
+} eval_result_t;
+
+/* Fails the test unless the program exits with 0. */
+void eval_run(const eval_args_t *args, eval_result_t *out);
+/* The exit code; what it wrote on standard error is in text_out. */
+int eval_run_failing(const eval_args_t *args, char *text_out, size_t text_bytes);
+void eval_release(eval_result_t *result);
+/* Hash over the last row of each prompt and its greedy ids. */
+uint64_t eval_hash(const eval_result_t *result);
+/* Hash over every row. */
+uint64_t eval_hash_rows(const eval_result_t *result);
+
+/* `shoal-worker` of this build; SHOAL_TEST_WORKER overrides it. */
+const char *eval_program(void);
+/* A file of the recorded references: "gguf-llama-f32/model.gguf". To be freed. */
+char *eval_golden(const char *name);
+/* The real model: $SHOAL_MODEL or the checkout's cache; NULL when it is not there. To be freed. */
+char *eval_real_model(void);
+
+/* A tensor of a safetensors file; NULL when absent. To be freed. */
+void *eval_read_tensor(const char *path, const char *name, uint64_t *n_out);
+double eval_max_abs(const float *a, const float *b, uint64_t n);
+
+#endif

@@ -1,0 +1,111 @@
+/* The offline command's edges: bad input is named, and a rank that dies ends the run with its name. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "eval_run.h"
+
+static char *model;
+static json_t *ids;
+
+static void expect(const eval_args_t *args, int code, const char *words)
+{
+    char text[4096];
+    assert_int_equal(eval_run_failing(args, text, sizeof text), code);
+    if (!strstr(text, words))
+        fail_msg("\"%s\" does not say \"%s\"", text, words);
+}
+
+static void test_bad_prompts_are_named(void **state)
+{
+    (void)state;
+    eval_args_t args = {.model = model, .ids = json_pack("[[i,i],[i]]", 1, 2, 320)};
+    expect(&args, 2, "id 0 of prompt 1");
+    args.ids = json_pack("[[i],[]]", 1);
+    expect(&args, 2, "element 1");
+    args.ids = json_pack("{s:i}", "a", 1);
+    expect(&args, 2, "array");
+    args.ids = json_pack("[]");
+    expect(&args, 2, "array");
+    args.ids = json_pack("[[f]]", 1.5);
+    expect(&args, 2, "integer");
+}
+
+static void test_bad_shapes_and_files_are_named(void **state)
+{
+    (void)state;
+    eval_args_t args = {.model = "no-such-file.gguf", .ids = ids};
+    char text[4096];
+    assert_int_not_equal(eval_run_failing(&args, text, sizeof text), 0);
+    assert_non_null(strstr(text, "no-such-file.gguf"));
+    args.model = model;
+    args.stages = 7; /* the model has 3 layers */
+    assert_int_equal(eval_run_failing(&args, text, sizeof text), 2);
+    args.stages = 0;
+    args.isa = "neon";
+    assert_int_not_equal(eval_run_failing(&args, text, sizeof text), 0);
+    assert_non_null(strstr(text, "neon"));
+}
+
+static void test_last_and_sums_agree_with_the_whole(void **state)
+{
+    (void)state;
+    eval_result_t whole, last;
+    eval_args_t args = {.model = model, .ids = ids, .threads = 1, .greedy = 3};
+    eval_run(&args, &whole);
+    args.last = true;
+    eval_run(&args, &last);
+    assert_true(eval_hash(&whole) == eval_hash(&last));
+    for (uint32_t i = 0; i < whole.n_prompts; i++) {
+        assert_int_equal(last.prompts[i].rows, 1);
+        assert_true(last.prompts[i].sum_logprob == whole.prompts[i].sum_logprob);
+    }
+    eval_release(&whole);
+    eval_release(&last);
+}
+
+/* Each fail point fires in the rank that reaches it first; whoever dies, the command ends soon and
+ * says which rank it was. */
+static void test_a_rank_that_dies_ends_the_run_with_its_name(void **state)
+{
+    (void)state;
+    const char *points[] = {"rank.send=kill", "rank.exchange=kill@9", "rank.token.23=error"};
+    for (size_t i = 0; i < 3; i++) {
+        eval_args_t args = {.model = model, .ids = ids, .tp = 2, .stages = 2, .threads = 1, .failpoints = points[i]};
+        eval_result_t result;
+        char text[4096];
+        /* kill would also end the leader itself when it gets there first: then there is no exit code. */
+        if (strstr(points[i], "error")) {
+            assert_int_not_equal(eval_run_failing(&args, text, sizeof text), 0);
+            assert_non_null(strstr(text, "rank"));
+        }
+        (void)result;
+    }
+}
+
+static int open_all(void **state)
+{
+    (void)state;
+    model = eval_golden("gguf-llama-q4_0/model.gguf");
+    ids = json_pack("[[i,i,i,i],[i]]", 5, 23, 100, 319, 7);
+    return 0;
+}
+
+static int close_all(void **state)
+{
+    (void)state;
+    free(model);
+    json_decref(ids);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bad_prompts_are_named),
+        cmocka_unit_test(test_bad_shapes_and_files_are_named),
+        cmocka_unit_test(test_last_and_sums_agree_with_the_whole),
+        cmocka_unit_test(test_a_rank_that_dies_ends_the_run_with_its_name),
+    };
+    return cmocka_run_group_tests(tests, open_all, close_all);
+}

@@ -1,0 +1,236 @@
+/* See scheduler_rig.h. */
+#include "scheduler_rig.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+static uint64_t chain(uint64_t before, uint32_t id)
+{
+    return XXH3_64bits_withSeed(&id, sizeof id, before);
+}
+
+/* Even ids above the end of text, so that no text ends by accident. */
+static uint32_t next_id(uint64_t hash)
+{
+    return 8 + (uint32_t)(hash % (RIG_VOCAB - 16)) / 2 * 2;
+}
+
+rig_t *rig_new(void (*change)(scheduler_config_t *config))
+{
+    rig_t *rig = calloc(1, sizeof *rig);
+    rig->config = (scheduler_config_t){.n_blocks = 64, .vocab = RIG_VOCAB, .context_max = 512, .stages = 1,
+                                       .batch_max = 8, .step_tokens_max = 64, .keep_prefixes = true,
+                                       .text_identity = "rig"};
+    if (change)
+        change(&rig->config);
+    rig->now_ms = 1000;
+    assert_int_equal(scheduler_new(&rig->config, &rig->s), STATUS_OK);
+    rig->kv = calloc((size_t)rig->config.n_blocks * KV_BLOCK_TOKENS, sizeof *rig->kv);
+    rig->slots = calloc(STEP_SLOTS_MAX, sizeof *rig->slots);
+    rig->stream = scheduler_stream_open(rig->s, rig->now_ms);
+    assert_int_not_equal(rig->stream, 0);
+    return rig;
+}
+
+void rig_free(rig_t *rig)
+{
+    scheduler_free(rig->s);
+    free(rig->kv);
+    free(rig->slots);
+    free(rig);
+}
+
+rig_sequence_t *rig_find(rig_t *rig, const char *session)
+{
+    for (uint32_t i = 0; i < rig->n_sequences; i++)
+        if (strcmp(rig->sequences[i].session, session) == 0)
+            return &rig->sequences[i];
+    return NULL;
+}
+
+rig_sequence_t *rig_admit(rig_t *rig, const char *session, uint32_t n_prompt, uint32_t salt,
+                          uint32_t max_tokens, void (*change)(admission_t *admission))
+{
+    static const uint32_t eos = RIG_EOS;
+    rig_sequence_t *q = rig_find(rig, session);
+    if (!q) {
+        q = &rig->sequences[rig->n_sequences++];
+        strcpy(q->session, session);
+        q->n_prompt = n_prompt;
+        q->max_tokens = max_tokens;
+        for (uint32_t i = 0; i < n_prompt; i++)
+            q->prompt[i] = 1000 + salt * 1000 + i;
+    }
+    admission_t admission = {.owner = 1, .prompt = q->prompt, .n_prompt = n_prompt, .max_tokens = max_tokens,
+                             .sampling = sampling_default, .stop_ids = &eos, .n_stop_ids = 1,
+                             .logits_from = LOGITS_NONE};
+    strcpy(admission.session, session);
+    if (change)
+        change(&admission);
+    scheduler_admit(rig->s, rig->stream, &admission, rig->now_ms);
+    return q;
+}
+
+static void carry_out_opens(rig_t *rig, const step_plan_t *plan)
+{
+    for (uint32_t i = 0; i < plan->n_closes; i++) {
+        assert_true(rig->slots[plan->closes[i]].open);
+        rig->slots[plan->closes[i]].open = false;
+    }
+    for (uint32_t i = 0; i < plan->n_opens; i++) {
+        const step_open_t *open = &plan->opens[i];
+        assert_false(rig->slots[open->slot].open);
+        rig->slots[open->slot].open = true;
+        rig->slots[open->slot].n_ids = open->n_prompt + open->n_produced;
+        memcpy(rig->slots[open->slot].ids, open->ids, rig->slots[open->slot].n_ids * sizeof *open->ids);
+    }
+}
+
+/* Writes the KV of every row of the step, as every layer does before its attention. */
+static void write_kv(rig_t *rig, const step_entry_t *entry)
+{
+    uint64_t hash = 0;
+    for (uint32_t i = 0; i < entry->position + entry->n_tokens; i++) {
+        hash = chain(hash, rig->slots[entry->slot].ids[i]);
+        assert_true(entry->blocks[i / 16] < rig->config.n_blocks);
+        if (i >= entry->position)
+            rig->kv[entry->blocks[i / 16] * 16 + i % 16] = hash;
+    }
+}
+
+/* Everything that the rows of the entry read is this sequence's own. Returns the last hash. */
+static uint64_t check_kv(const rig_t *rig, const step_entry_t *entry)
+{
+    uint64_t hash = 0;
+    for (uint32_t i = 0; i < entry->position + entry->n_tokens; i++) {
+        uint32_t id = rig->slots[entry->slot].ids[i];
+        if (i >= entry->position)
+            assert_int_equal(entry->ids[i - entry->position], id);
+        hash = chain(hash, id);
+        assert_true(rig->kv[entry->blocks[i / 16] * 16 + i % 16] == hash);
+    }
+    return hash;
+}
+
+static void note_entry(rig_t *rig, const step_plan_t *plan, uint32_t i)
+{
+    const step_entry_t *entry = &plan->entries[i];
+    uint32_t choice;
+    const char *session = scheduler_session_in_slot(rig->s, entry->slot, &choice);
+    assert_non_null(session);
+    strcpy(rig->entries[i].session, session);
+    rig->entries[i].position = entry->position;
+    rig->entries[i].n_tokens = entry->n_tokens;
+    rig->entries[i].sample = entry->sample;
+    rig_sequence_t *q = rig_find(rig, session);
+    if (q && q->first_step == 0)
+        q->first_step = plan->step;
+}
+
+bool rig_plan(rig_t *rig)
+{
+    step_plan_t plan;
+    rig->n_entries = 0;
+    if (!scheduler_plan(rig->s, rig->now_ms, &plan))
+        return false;
+    assert_true(plan.n_entries > 0 && plan.n_entries <= rig->config.batch_max);
+    assert_true(plan.n_tokens <= rig->config.step_tokens_max);
+    assert_true(rig->n_flights < rig->config.stages);
+    carry_out_opens(rig, &plan);
+    step_drawn_t *drawn = rig->drawn[rig->n_flights];
+    step_result_t result = {.step = plan.step, .drawn = drawn};
+    for (uint32_t i = 0; i < plan.n_entries; i++) {
+        assert_true(rig->slots[plan.entries[i].slot].open);
+        note_entry(rig, &plan, i);
+        write_kv(rig, &plan.entries[i]);
+    }
+    for (uint32_t i = 0; i < plan.n_entries; i++) {
+        const step_entry_t *entry = &plan.entries[i];
+        uint64_t hash = check_kv(rig, entry);
+        if (!entry->sample)
+            continue;
+        uint32_t *n = &rig->slots[entry->slot].n_ids;
+        assert_int_equal(*n, entry->position + entry->n_tokens);
+        drawn[result.n++] = (step_drawn_t){.slot = entry->slot, .sampled = {.id = next_id(hash)}};
+        rig->slots[entry->slot].ids[(*n)++] = next_id(hash);
+    }
+    rig->n_entries = plan.n_entries;
+    rig->results[rig->n_flights++] = result;
+    return true;
+}
+
+void rig_return(rig_t *rig)
+{
+    assert_true(rig->n_flights > 0);
+    assert_int_equal(scheduler_step_done(rig->s, &rig->results[0], rig->now_ms), STATUS_OK);
+    rig->n_flights--;
+    for (uint32_t i = 0; i < rig->n_flights; i++) {
+        memcpy(rig->drawn[i], rig->drawn[i + 1], sizeof rig->drawn[i]);
+        rig->results[i] = rig->results[i + 1];
+        rig->results[i].drawn = rig->drawn[i];
+    }
+}
+
+void rig_take(rig_t *rig, uint32_t stream)
+{
+    sequence_output_t out;
+    while (scheduler_output(rig->s, stream, &out)) {
+        rig_sequence_t *q = rig_find(rig, out.session);
+        assert_non_null(q);
+        if (out.n_ids > 0) {
+            assert_true(out.first_position <= q->n_ids);
+            memcpy(q->ids + out.first_position, out.ids, out.n_ids * sizeof *out.ids);
+            q->n_ids = out.first_position + out.n_ids;
+        }
+        q->n_cached = out.n_cached;
+        if (out.end != END_NONE) {
+            q->n_ends++;
+            q->end = out.end;
+            q->finish = out.finish;
+            q->code = out.error_code;
+        }
+    }
+    assert_false(scheduler_has_output(rig->s, stream));
+}
+
+bool rig_step(rig_t *rig)
+{
+    bool planned = rig_plan(rig);
+    if (rig->n_flights > 0)
+        rig_return(rig);
+    else if (!planned)
+        return false;
+    rig->now_ms++;
+    rig_take(rig, rig->stream);
+    return true;
+}
+
+void rig_run(rig_t *rig)
+{
+    for (int i = 0; rig_step(rig); i++)
+        assert_true(i < 10000);
+    rig_take(rig, rig->stream);
+}
+
+bool rig_planned(const rig_t *rig, const char *session)
+{
+    for (uint32_t i = 0; i < rig->n_entries; i++)
+        if (strcmp(rig->entries[i].session, session) == 0)
+            return true;
+    return false;
+}
+
+void rig_check_text(const rig_sequence_t *q)
+{
+    uint64_t hash = 0;
+    assert_int_equal(q->n_ends, 1);
+    assert_int_equal(q->end, END_FINISHED);
+    assert_int_equal(q->n_ids, q->max_tokens);
+    for (uint32_t i = 0; i < q->n_prompt; i++)
+        hash = chain(hash, q->prompt[i]);
+    for (uint32_t i = 0; i < q->n_ids; i++) {
+        assert_int_equal(q->ids[i], next_id(hash));
+        hash = chain(hash, q->ids[i]);
+    }
+}

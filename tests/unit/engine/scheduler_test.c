@@ -1,0 +1,347 @@
+/* What the scheduler runs: batches, chunks, blocks, preemption, fairness, solo sequences. */
+#include <stdio.h>
+#include <string.h>
+
+#include "scheduler_rig.h"
+
+static void test_sequences_run_together_and_each_gives_its_text(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(NULL);
+    char name[16];
+    for (uint32_t i = 0; i < 6; i++) {
+        snprintf(name, sizeof name, "s%u", i);
+        rig_admit(rig, name, 3 + 9 * i, i, 20, NULL);
+    }
+    rig_run(rig);
+    for (uint32_t i = 0; i < 6; i++)
+        rig_check_text(&rig->sequences[i]);
+    scheduler_load_t load;
+    scheduler_load(rig->s, &load);
+    assert_int_equal(load.sequences_max_in_step, 6);
+    assert_int_equal(load.tokens_produced, 120);
+    assert_int_equal(load.running + load.waiting, 0);
+    assert_int_equal(load.kv_tokens_free, load.kv_tokens_total);
+    rig_free(rig);
+}
+
+static void test_a_new_sequence_joins_the_running_batch(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(NULL);
+    rig_admit(rig, "long", 10, 0, 100, NULL);
+    for (int i = 0; i < 30; i++)
+        rig_step(rig);
+    rig_admit(rig, "late", 10, 1, 5, NULL);
+    assert_true(rig_plan(rig));
+    assert_true(rig_planned(rig, "long") && rig_planned(rig, "late"));
+    rig_return(rig);
+    rig_run(rig);
+    rig_check_text(rig_find(rig, "long"));
+    rig_check_text(rig_find(rig, "late"));
+    rig_free(rig);
+}
+
+static void test_a_long_prompt_is_cut_and_decoding_goes_on_beside_it(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(NULL);
+    rig_admit(rig, "short", 4, 0, 40, NULL);
+    rig_step(rig);
+    rig_admit(rig, "long", 300, 1, 4, NULL);
+    for (int i = 0; i < 4; i++) {
+        assert_true(rig_plan(rig));
+        assert_true(rig_planned(rig, "short") && rig_planned(rig, "long"));
+        assert_int_equal(rig->entries[0].n_tokens, 1);
+        assert_int_equal(rig->entries[1].n_tokens, 63);
+        assert_false(rig->entries[1].sample);
+        rig_return(rig);
+    }
+    rig_run(rig);
+    rig_check_text(rig_find(rig, "long"));
+    rig_check_text(rig_find(rig, "short"));
+    rig_free(rig);
+}
+
+static void test_an_equal_prefix_is_not_computed_again(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(NULL);
+    rig_admit(rig, "first", 50, 3, 4, NULL);
+    rig_run(rig);
+    rig_sequence_t *second = rig_admit(rig, "second", 50, 3, 4, NULL);
+    assert_true(rig_plan(rig));
+    assert_int_equal(rig->entries[0].position, 48);
+    assert_int_equal(rig->entries[0].n_tokens, 2);
+    rig_return(rig);
+    rig_run(rig);
+    rig_check_text(second);
+    assert_int_equal(second->n_cached, 48);
+    /* A prompt of whole blocks still computes its last one: somebody has to give the logits. */
+    rig_admit(rig, "third", 48, 3, 4, NULL);
+    assert_true(rig_plan(rig));
+    assert_int_equal(rig->entries[0].position, 32);
+    rig_return(rig);
+    rig_run(rig);
+    rig_check_text(rig_find(rig, "third"));
+    rig_free(rig);
+}
+
+static void few_blocks(scheduler_config_t *config)
+{
+    config->n_blocks = 12;
+    config->context_max = 192;
+}
+
+static void test_the_youngest_is_preempted_the_oldest_never_and_no_text_changes(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(few_blocks);
+    scheduler_load_t load;
+    char name[16];
+    for (uint32_t i = 0; i < 5; i++) {
+        snprintf(name, sizeof name, "s%u", i);
+        rig_admit(rig, name, 20, i, 100, NULL);
+    }
+    uint32_t oldest_at = 0;
+    for (int i = 0; i < 3000; i++) {
+        if (!rig_plan(rig))
+            break;
+        /* Until it ends, the oldest is in every step. */
+        if (rig_find(rig, "s0")->n_ends == 0)
+            assert_true(rig_planned(rig, "s0"));
+        for (uint32_t e = 0; e < rig->n_entries; e++)
+            if (strcmp(rig->entries[e].session, "s0") == 0) {
+                assert_true(rig->entries[e].position >= oldest_at);
+                oldest_at = rig->entries[e].position;
+            }
+        rig_return(rig);
+        rig_take(rig, rig->stream);
+    }
+    scheduler_load(rig->s, &load);
+    assert_true(load.preemptions > 0);
+    for (uint32_t i = 0; i < 5; i++)
+        rig_check_text(&rig->sequences[i]);
+    assert_int_equal(load.kv_tokens_free, load.kv_tokens_total);
+    rig_free(rig);
+}
+
+static void pipeline(scheduler_config_t *config)
+{
+    config->stages = 3;
+    config->n_blocks = 24;
+    config->context_max = 192;
+}
+
+static void test_with_stages_a_sequence_is_in_one_flight_and_texts_stay(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(pipeline);
+    scheduler_load_t load;
+    char name[16];
+    for (uint32_t i = 0; i < 9; i++) {
+        snprintf(name, sizeof name, "s%u", i);
+        rig_admit(rig, name, 10 + i, i, 90, NULL);
+    }
+    uint32_t most = 0;
+    for (int i = 0; i < 5000; i++) {
+        /* The rig's own checks of ids and KV fail if one were in two flights. */
+        while (rig_plan(rig))
+            ;
+        most = rig->n_flights > most ? rig->n_flights : most;
+        if (rig->n_flights == 0)
+            break;
+        rig_return(rig);
+        rig_take(rig, rig->stream);
+    }
+    scheduler_load(rig->s, &load);
+    assert_int_equal(most, 3);
+    assert_true(load.preemptions > 0);
+    for (uint32_t i = 0; i < 9; i++)
+        rig_check_text(&rig->sequences[i]);
+    rig_free(rig);
+}
+
+/* A big request waits for blocks; small ones that keep coming may pass it 8 times. */
+static void test_a_request_too_big_is_passed_at_most_8_times(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(few_blocks);
+    char name[16];
+    uint32_t n_small = 0, passed = 0;
+    for (; n_small < 3; n_small++) {
+        snprintf(name, sizeof name, "small%u", n_small);
+        rig_admit(rig, name, 10, n_small % 40, 20, NULL);
+    }
+    rig_step(rig);
+    rig_admit(rig, "big", 150, 45, 20, NULL);
+    while (rig_find(rig, "big")->first_step == 0 && n_small < 100) {
+        uint32_t before = 0, after = 0;
+        snprintf(name, sizeof name, "small%u", n_small);
+        rig_admit(rig, name, 10, n_small % 40, 20, NULL);
+        n_small++;
+        for (uint32_t i = 0; i < rig->n_sequences; i++)
+            before += rig->sequences[i].first_step != 0;
+        for (int i = 0; i < 4; i++)
+            rig_step(rig);
+        for (uint32_t i = 0; i < rig->n_sequences; i++)
+            after += rig->sequences[i].first_step != 0;
+        if (rig_find(rig, "big")->first_step == 0)
+            passed += after - before;
+    }
+    assert_int_not_equal(rig_find(rig, "big")->first_step, 0);
+    assert_int_equal(passed, SCHEDULER_PASSES_MAX);
+    rig_run(rig);
+    for (uint32_t i = 0; i < rig->n_sequences; i++)
+        rig_check_text(&rig->sequences[i]);
+    rig_free(rig);
+}
+
+static void one_at_a_time(scheduler_config_t *config)
+{
+    config->batch_max = 1;
+}
+
+static void high(admission_t *admission)
+{
+    admission->priority = 5;
+}
+
+static void tenant_a(admission_t *admission)
+{
+    admission->tenant = "a";
+}
+
+static void tenant_b(admission_t *admission)
+{
+    admission->tenant = "b";
+}
+
+static void test_a_higher_priority_starts_first(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(one_at_a_time);
+    rig_admit(rig, "low", 5, 0, 5, NULL);
+    rig_admit(rig, "high", 5, 1, 5, high);
+    rig_run(rig);
+    assert_true(rig_find(rig, "high")->first_step < rig_find(rig, "low")->first_step);
+    rig_free(rig);
+}
+
+/* One tenant's queue does not hold back another's. */
+static void test_tenants_take_turns_by_tokens_served(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(one_at_a_time);
+    char name[16];
+    for (uint32_t i = 0; i < 10; i++) {
+        snprintf(name, sizeof name, "a%u", i);
+        rig_admit(rig, name, 5, i, 10, tenant_a);
+    }
+    for (uint32_t i = 0; i < 3; i++) {
+        snprintf(name, sizeof name, "b%u", i);
+        rig_admit(rig, name, 5, 20 + i, 10, tenant_b);
+    }
+    rig_run(rig);
+    assert_true(rig_find(rig, "b2")->first_step < rig_find(rig, "a4")->first_step);
+    assert_true(rig_find(rig, "a2")->first_step < rig_find(rig, "b2")->first_step);
+    rig_free(rig);
+}
+
+static void solo(admission_t *admission)
+{
+    admission->solo = true;
+}
+
+static void test_a_solo_sequence_is_alone_in_its_steps_and_in_flight(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(pipeline);
+    char name[16];
+    for (uint32_t i = 0; i < 4; i++) {
+        snprintf(name, sizeof name, "s%u", i);
+        rig_admit(rig, name, 10, i, 30, NULL);
+    }
+    rig_admit(rig, "alone", 10, 9, 10, solo);
+    rig_admit(rig, "also", 10, 10, 10, solo);
+    uint32_t n_solo = 0;
+    bool solo_flies = false;
+    for (int i = 0; i < 5000; i++) {
+        while (rig_plan(rig)) {
+            assert_false(solo_flies);
+            if (!rig_planned(rig, "alone") && !rig_planned(rig, "also"))
+                continue;
+            assert_int_equal(rig->n_entries, 1);
+            assert_int_equal(rig->n_flights, 1);
+            solo_flies = true;
+            n_solo++;
+        }
+        if (rig->n_flights == 0)
+            break;
+        rig_return(rig);
+        solo_flies = false;
+        rig_take(rig, rig->stream);
+    }
+    assert_int_equal(n_solo, 20);
+    for (uint32_t i = 0; i < rig->n_sequences; i++)
+        rig_check_text(&rig->sequences[i]);
+    rig_free(rig);
+}
+
+/* Many random requests, cancels and returns; the rig checks every row that would be read. */
+static void test_a_long_random_run_keeps_every_text(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(pipeline);
+    uint32_t random = 4, n = 0;
+    char name[16];
+    for (int turn = 0; turn < 6000; turn++) {
+        random = random * 1664525u + 1013904223u;
+        uint32_t what = random >> 24 & 7;
+        if (what == 0 && n < RIG_SEQUENCES_MAX) {
+            snprintf(name, sizeof name, "s%u", n++);
+            rig_admit(rig, name, 1 + (random >> 8) % 100, random >> 16 & 3, 1 + (random >> 10) % 60,
+                      random >> 20 & 8 ? NULL : solo);
+        } else if (what == 1 && n > 0 && (random >> 8) % 4 == 0) {
+            snprintf(name, sizeof name, "s%u", (random >> 8) % n);
+            scheduler_cancel(rig->s, name, 0, 1, rig->now_ms);
+        } else if (what < 5) {
+            rig_plan(rig);
+        } else if (rig->n_flights > 0) {
+            rig_return(rig);
+        }
+        rig_take(rig, rig->stream);
+    }
+    rig_run(rig);
+    uint32_t finished = 0;
+    for (uint32_t i = 0; i < rig->n_sequences; i++) {
+        assert_int_equal(rig->sequences[i].n_ends, 1);
+        if (rig->sequences[i].end != END_FINISHED)
+            continue;
+        finished++;
+        rig_check_text(&rig->sequences[i]);
+    }
+    assert_true(finished > 50);
+    scheduler_load_t load;
+    scheduler_load(rig->s, &load);
+    assert_int_equal(load.kv_tokens_free, load.kv_tokens_total);
+    rig_free(rig);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sequences_run_together_and_each_gives_its_text),
+        cmocka_unit_test(test_a_new_sequence_joins_the_running_batch),
+        cmocka_unit_test(test_a_long_prompt_is_cut_and_decoding_goes_on_beside_it),
+        cmocka_unit_test(test_an_equal_prefix_is_not_computed_again),
+        cmocka_unit_test(test_the_youngest_is_preempted_the_oldest_never_and_no_text_changes),
+        cmocka_unit_test(test_with_stages_a_sequence_is_in_one_flight_and_texts_stay),
+        cmocka_unit_test(test_a_request_too_big_is_passed_at_most_8_times),
+        cmocka_unit_test(test_a_higher_priority_starts_first),
+        cmocka_unit_test(test_tenants_take_turns_by_tokens_served),
+        cmocka_unit_test(test_a_solo_sequence_is_alone_in_its_steps_and_in_flight),
+        cmocka_unit_test(test_a_long_random_run_keeps_every_text),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,118 @@
+/* The real model against its recorded reference: last logits, greedy text, and the log-probability of
+ * 512 tokens. Skipped, loudly, when the model is not on this machine. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "eval_run.h"
+
+enum { N_PROMPTS = 8, N_GREEDY = 64 };
+
+static char *model;
+static json_t *golden;
+static json_t *ids; /* the prompts, then the long text */
+
+static int open_all(void **state)
+{
+    (void)state;
+    char *path = eval_golden("smollm2-135m-q4_1/golden.json");
+    golden = json_load_file(path, 0, NULL);
+    free(path);
+    model = eval_real_model();
+    ids = json_array();
+    for (size_t i = 0; i < N_PROMPTS; i++)
+        json_array_append(ids, json_object_get(json_array_get(json_object_get(golden, "prompts"), i),
+                                               "input_ids"));
+    json_array_append(ids, json_object_get(json_object_get(golden, "ppl"), "input_ids"));
+    return golden ? 0 : -1;
+}
+
+static int close_all(void **state)
+{
+    (void)state;
+    json_decref(ids);
+    json_decref(golden);
+    free(model);
+    return 0;
+}
+
+static void need_model(void)
+{
+    if (model)
+        return;
+    print_message("no real model: set SHOAL_MODEL or run deploy/quickstart once\n");
+    skip();
+}
+
+static double last_difference(const eval_result_t *result, uint32_t i)
+{
+    char name[32], *path = eval_golden("smollm2-135m-q4_1/golden.safetensors");
+    uint64_t n;
+    snprintf(name, sizeof name, "p%u.last_logits", i);
+    float *wanted = eval_read_tensor(path, name, &n);
+    assert_int_equal(n, result->vocab);
+    double d = eval_max_abs(
+        result->prompts[i].logits + (size_t)(result->prompts[i].rows - 1) * result->vocab, wanted, n);
+    free(wanted);
+    free(path);
+    return d;
+}
+
+static const json_t *prompt_at(uint32_t i)
+{
+    return json_array_get(json_object_get(golden, "prompts"), i);
+}
+
+static void test_f32_mode_gives_the_recorded_logits_text_and_sum(void **state)
+{
+    (void)state;
+    eval_result_t result;
+    need_model();
+    eval_args_t args = {.model = model, .ids = ids, .greedy = N_GREEDY, .f32 = true, .batch = 16};
+    eval_run(&args, &result);
+    for (uint32_t i = 0; i < N_PROMPTS; i++) {
+        const json_t *greedy = json_object_get(prompt_at(i), "greedy_ids");
+        json_int_t safe = json_integer_value(json_object_get(prompt_at(i), "safe_prefix_gap_ge_0.05"));
+        assert_true(last_difference(&result, i) <= 2e-3);
+        assert_true(safe > 0 && safe <= N_GREEDY);
+        for (size_t k = 0; k < (size_t)safe; k++)
+            assert_int_equal(result.prompts[i].greedy[k], json_integer_value(json_array_get(greedy, k)));
+    }
+    double wanted =
+        json_number_value(json_object_get(json_object_get(golden, "ppl"), "sum_logprob_fp32"));
+    assert_true(fabs(result.prompts[N_PROMPTS].sum_logprob - wanted) <= 0.05);
+    eval_release(&result);
+}
+
+/* The recorded rows quantize activations to 8 bits in blocks of 32; Shoal's groups of 256 give about
+ * twice their noise. The limit is three times the row; a wrong kernel is off by tens. */
+static void test_native_mode_stays_within_the_noise_of_8_bit_activations(void **state)
+{
+    (void)state;
+    eval_result_t result;
+    need_model();
+    eval_args_t args = {.model = model, .ids = ids, .batch = 16};
+    eval_run(&args, &result);
+    for (uint32_t i = 0; i < N_PROMPTS; i++) {
+        double row = json_number_value(json_object_get(prompt_at(i), "actq8_last_max_abs"));
+        double difference = last_difference(&result, i);
+        print_message("prompt %u: %.3f; recorded for 8-bit activations %.3f\n", i, difference, row);
+        assert_true(row > 0 && difference <= 3.2 * row);
+    }
+    const json_t *ppl = json_object_get(golden, "ppl");
+    double exact = json_number_value(json_object_get(ppl, "sum_logprob_fp32"));
+    double row = json_number_value(json_object_get(ppl, "sum_logprob_actq8"));
+    double sum = result.prompts[N_PROMPTS].sum_logprob;
+    print_message("sum %.2f; exact %.2f, recorded for 8-bit activations %.2f\n", sum, exact, row);
+    assert_true(fabs(sum - exact) <= 4 * fabs(row - exact));
+    eval_release(&result);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_f32_mode_gives_the_recorded_logits_text_and_sum),
+        cmocka_unit_test(test_native_mode_stays_within_the_noise_of_8_bit_activations),
+    };
+    return cmocka_run_group_tests(tests, open_all, close_all);
+}

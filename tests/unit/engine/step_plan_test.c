@@ -1,0 +1,146 @@
+/* Step plans as bytes: what is written is what is read, and nothing malformed gets through. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "worker/engine/step_plan.h"
+
+static const step_limits_t limits = {.vocab = 100, .context_max = 64, .n_blocks = 8};
+
+static void write_example(buffer_t *out)
+{
+    static const uint32_t ids[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 99};
+    static const uint32_t blocks[] = {7, 0, 3};
+    static const sampling_bias_t bias[] = {{3, -1.5f}, {99, 2.0f}};
+    uint32_t closes[] = {4, 5};
+    step_open_t open = {.slot = 2, .choice = 1, .n_prompt = 17, .n_produced = 1, .ids = ids};
+    open.sampling = sampling_default;
+    open.sampling.temperature = 0.5f;
+    open.sampling.seed = 0x123456789abcdefull;
+    open.sampling.n_bias = 2;
+    open.sampling.bias = bias;
+    step_entry_t entries[] = {
+        {.slot = 2, .position = 0, .n_tokens = 18, .n_blocks = 2, .n_logits = 3, .sample = true,
+         .want_logits = true, .ids = ids, .blocks = blocks},
+        {.slot = 0, .position = 32, .n_tokens = 1, .n_blocks = 3, .ids = ids, .blocks = blocks},
+    };
+    step_plan_t plan = {.kind = STEP_RUN, .step = 77, .n_closes = 2, .n_opens = 1, .n_entries = 2,
+                        .closes = closes, .opens = &open, .entries = entries};
+    step_plan_write(&plan, out);
+}
+
+static void test_a_plan_is_read_as_it_was_written(void **state)
+{
+    (void)state;
+    buffer_t bytes = {0}, again = {0};
+    arena_t arena = {0};
+    step_plan_t plan;
+    write_example(&bytes);
+    assert_int_equal(step_plan_read(bytes.data, bytes.size, &limits, &arena, &plan), STATUS_OK);
+    assert_int_equal(plan.step, 77);
+    assert_int_equal(plan.n_tokens, 19);
+    assert_int_equal(plan.n_blocks, 5);
+    assert_int_equal(plan.n_logits, 3);
+    assert_int_equal(plan.n_samples, 1);
+    assert_int_equal(plan.entries[0].ids[17], 99);
+    assert_true(plan.entries[0].want_logits && plan.entries[0].sample && !plan.entries[1].sample);
+    assert_int_equal(plan.entries[1].blocks[2], 3);
+    assert_true(plan.opens[0].sampling.seed == 0x123456789abcdefull);
+    assert_int_equal(plan.opens[0].sampling.bias[1].id, 99);
+    step_plan_write(&plan, &again);
+    assert_int_equal(again.size, bytes.size);
+    assert_memory_equal(again.data, bytes.data, bytes.size);
+    buffer_release(&bytes);
+    buffer_release(&again);
+    arena_release(&arena);
+}
+
+static void test_every_truncation_is_refused(void **state)
+{
+    (void)state;
+    buffer_t bytes = {0};
+    write_example(&bytes);
+    for (size_t n = 0; n < bytes.size; n++) {
+        arena_t arena = {0};
+        step_plan_t plan;
+        uint8_t *cut = malloc(n ? n : 1); /* of its own size, so that a read beyond it is seen */
+        memcpy(cut, bytes.data, n);
+        assert_int_equal(step_plan_read(cut, n, &limits, &arena, &plan), STATUS_INVALID);
+        free(cut);
+        arena_release(&arena);
+    }
+    buffer_append(&bytes, "x", 1);
+    arena_t arena = {0};
+    step_plan_t plan;
+    assert_int_equal(step_plan_read(bytes.data, bytes.size, &limits, &arena, &plan), STATUS_INVALID);
+    arena_release(&arena);
+    buffer_release(&bytes);
+}
+
+/* Any plan that is accepted after one word changed keeps every number inside its limits. */
+static void test_a_changed_word_is_refused_or_harmless(void **state)
+{
+    (void)state;
+    static const uint32_t values[] = {0, 1, 2, 17, 64, 65, 100, 512, 1024, 0x7fffffff, 0x80000000, ~0u};
+    buffer_t bytes = {0};
+    write_example(&bytes);
+    for (size_t at = 0; at + 4 <= bytes.size; at += 4)
+        for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
+            arena_t arena = {0};
+            step_plan_t plan;
+            uint32_t old;
+            memcpy(&old, bytes.data + at, 4);
+            memcpy(bytes.data + at, &values[v], 4);
+            if (step_plan_read(bytes.data, bytes.size, &limits, &arena, &plan) == STATUS_OK)
+                for (uint32_t e = 0; e < plan.n_entries; e++) {
+                    const step_entry_t *entry = &plan.entries[e];
+                    assert_true(entry->slot < STEP_SLOTS_MAX && entry->n_logits <= entry->n_tokens);
+                    assert_true(entry->position + entry->n_tokens <= limits.context_max);
+                    for (uint32_t i = 0; i < entry->n_tokens; i++)
+                        assert_true(entry->ids[i] < limits.vocab);
+                    for (uint32_t i = 0; i < entry->n_blocks; i++)
+                        assert_true(entry->blocks[i] < limits.n_blocks);
+                }
+            memcpy(bytes.data + at, &old, 4);
+            arena_release(&arena);
+        }
+    buffer_release(&bytes);
+}
+
+static void test_a_result_is_read_as_it_was_written_and_checked(void **state)
+{
+    (void)state;
+    step_drawn_t drawn[2] = {{.slot = 3, .sampled = {.id = 42, .logprob = -0.5f, .n_top = 2}},
+                             {.slot = 1, .failed = true}};
+    drawn[0].sampled.top[1] = (token_logprob_t){7, -2.0f};
+    step_result_t result = {.step = 9, .n = 2, .drawn = drawn}, got;
+    buffer_t bytes = {0};
+    arena_t arena = {0};
+    step_result_write(&result, &bytes);
+    assert_int_equal(step_result_read(bytes.data, bytes.size, 100, &arena, &got), STATUS_OK);
+    assert_int_equal(got.step, 9);
+    assert_int_equal(got.drawn[0].sampled.id, 42);
+    assert_int_equal(got.drawn[0].sampled.top[1].id, 7);
+    assert_true(got.drawn[1].failed && !got.drawn[0].failed);
+    for (size_t n = 0; n < bytes.size; n++)
+        assert_int_equal(step_result_read(bytes.data, n, 100, &arena, &got), STATUS_INVALID);
+    assert_int_equal(step_result_read(bytes.data, bytes.size, 42, &arena, &got), STATUS_INVALID);
+    arena_release(&arena);
+    buffer_release(&bytes);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_plan_is_read_as_it_was_written),
+        cmocka_unit_test(test_every_truncation_is_refused),
+        cmocka_unit_test(test_a_changed_word_is_refused_or_harmless),
+        cmocka_unit_test(test_a_result_is_read_as_it_was_written_and_checked),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,171 @@
+/* See support.h. */
+#include "support.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/memory.h"
+
+uint32_t random_u32(random_t *random)
+{
+    /* splitmix64 */
+    uint64_t z = (random->state += 0x9e3779b97f4a7c15ull);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return (uint32_t)((z ^ (z >> 31)) >> 32);
+}
+
+uint32_t random_below(random_t *random, uint32_t n)
+{
+    return (uint32_t)(((uint64_t)random_u32(random) * n) >> 32);
+}
+
+float random_normal(random_t *random)
+{
+    float sum = 0;
+    for (int i = 0; i < 12; i++)
+        sum += (float)random_u32(random) * 0x1p-32f;
+    return sum - 6.0f;
+}
+
+static uint16_t make_half(float x)
+{
+    /* Good enough for scales: rounds towards zero. */
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    int32_t exponent = (int32_t)(bits >> 23 & 0xff) - 112;
+    uint32_t sign = bits >> 16 & 0x8000u;
+    if (exponent <= 0)
+        return (uint16_t)sign;
+    return (uint16_t)(sign | (uint32_t)exponent << 10 | (bits >> 13 & 0x3ffu));
+}
+
+static void corner_block(random_t *random, uint8_t *block, size_t header, size_t bytes)
+{
+    static const uint8_t fills[] = {0x00, 0xff, 0x80, 0x7f, 0x0f, 0xf0};
+    memset(block + header, fills[random_below(random, sizeof fills)], bytes - header);
+    static const uint16_t halves[] = {0x0000, 0x8000, 0x0001, 0x83ff, 0x3c00, 0xbc00, 0x0400};
+    for (size_t i = 0; i < header; i += 2)
+        memcpy(block + i, &halves[random_below(random, 7)], 2);
+}
+
+static void make_block(random_t *random, qtype_t type, uint8_t *block)
+{
+    size_t bytes = qtype_info(type)->block_bytes;
+    size_t header = type == QTYPE_Q4_1 ? 4 : 2;
+    for (size_t i = header; i < bytes; i++)
+        block[i] = (uint8_t)random_u32(random);
+    uint16_t d = make_half(0.01f * random_normal(random));
+    memcpy(block, &d, 2);
+    if (type == QTYPE_Q4_1) {
+        uint16_t m = make_half(0.1f * random_normal(random));
+        memcpy(block + 2, &m, 2);
+    }
+    if (random_below(random, 8) == 0)
+        corner_block(random, block, header, bytes);
+}
+
+uint8_t *make_rows(random_t *random, qtype_t type, uint32_t n_rows, uint32_t k, size_t *bytes_out)
+{
+    uint64_t row_bytes;
+    assert_true(qtype_row_bytes(type, k, &row_bytes));
+    uint8_t *rows = mem_new(n_rows, row_bytes);
+    *bytes_out = n_rows * row_bytes;
+    for (size_t i = 0; i < (size_t)n_rows * k; i++) {
+        float x = random_normal(random) * 0.05f;
+        if (random_below(random, 64) == 0)
+            x = random_below(random, 2) ? 0.0f : -0x1p-140f;
+        uint32_t bits;
+        memcpy(&bits, &x, sizeof bits);
+        uint16_t half = type == QTYPE_BF16 ? (uint16_t)(bits >> 16) : make_half(x);
+        if (type == QTYPE_F32)
+            memcpy(rows + i * 4, &x, 4);
+        else if (type == QTYPE_F16 || type == QTYPE_BF16)
+            memcpy(rows + i * 2, &half, 2);
+        else if (i % 32 == 0)
+            make_block(random, type, rows + i / 32 * qtype_info(type)->block_bytes);
+    }
+    return rows;
+}
+
+float *make_input(random_t *random, uint32_t rows, uint32_t k)
+{
+    float *x = MEM_NEW_ARRAY(float, (size_t)rows *k);
+    for (uint32_t row = 0; row < rows; row++) {
+        uint32_t corner = random_below(random, 8);
+        for (uint32_t i = 0; i < k; i++) {
+            float value = random_normal(random);
+            if (corner == 0 && i < k / 2)
+                value = i % 2 ? 0.0f : -0.0f;
+            if (corner == 1)
+                value = i == k / 3 ? -1e20f : value * 1e-3f;
+            if (corner == 2)
+                value = value * 0x1p-110f;
+            if (corner == 3) /* ties: amax 127, so that x * id is k + 1/2 */
+                value = i == 0 ? 127.0f : (float)(int)(value * 20) + 0.5f;
+            if (corner == 4 && i % 3 == 0)
+                value = value * 0x1p-140f;
+            x[(size_t)row * k + i] = value;
+        }
+    }
+    return x;
+}
+
+void assert_ok_at(status_t status, const char *expression, const char *file, int line)
+{
+    if (status != STATUS_OK)
+        print_error("%s: %s: %s\n", expression, status_name(status), status_text());
+    _assert_int_equal(status, STATUS_OK, file, line);
+}
+
+fixture_t open_fixture(const char *isa, uint32_t threads, kmode_t mode, kqueue_kind_t kind)
+{
+    fixture_t fixture = {.ops = kernels_cpu()};
+    kdevice_options_t options = {.isa = isa, .threads = threads, .mode = mode};
+    assert_ok(fixture.ops->device_open(&options, &fixture.device));
+    assert_ok(fixture.ops->queue_open(fixture.device, kind, &fixture.queue));
+    return fixture;
+}
+
+void close_fixture(fixture_t *fixture)
+{
+    fixture->ops->queue_close(fixture->queue);
+    fixture->ops->device_close(fixture->device);
+}
+
+void wait_all(const fixture_t *fixture)
+{
+    kevent_t event;
+    assert_ok(fixture->ops->event_record(fixture->queue, &event));
+    assert_ok(fixture->ops->event_wait(fixture->queue, event));
+}
+
+kref_t new_ref(const fixture_t *fixture, size_t bytes)
+{
+    kref_t ref = {0};
+    assert_ok(fixture->ops->buffer_new(fixture->device, bytes, &ref.buffer));
+    return ref;
+}
+
+kref_t ref_of(const fixture_t *fixture, const void *data, size_t bytes)
+{
+    kref_t ref = new_ref(fixture, bytes);
+    assert_ok(fixture->ops->copy_in(fixture->queue, ref, data, bytes));
+    return ref;
+}
+
+void release_ref(const fixture_t *fixture, kref_t ref)
+{
+    fixture->ops->buffer_release(ref.buffer);
+}
+
+void assert_same_bits(const float *found, const float *wanted, size_t n, const char *what)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (memcmp(&found[i], &wanted[i], sizeof found[i]) != 0)
+            fail_test("%s: element %zu is %a, ref has %a", what, i, (double)found[i],
+                      (double)wanted[i]);
+    }
+}

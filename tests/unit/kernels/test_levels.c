@@ -1,0 +1,151 @@
+/* Which kernels run: forced levels, refusals by name, and a self-check that finds what is planted.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "kernels/cpu/fpmode.h"
+#include "kernels/cpu/selfcheck.h"
+#include "support.h"
+
+static const klevel_t *best_level(void)
+{
+    const char *levels[3];
+    uint32_t n = kernels_cpu_levels(levels);
+    const klevel_t *tables[] = {&level_ref, &level_avx2, &level_avx512};
+    for (uint32_t i = 0; i < 3; i++)
+        if (strcmp(tables[i]->name, levels[n - 1]) == 0)
+            return tables[i];
+    return NULL;
+}
+
+static void test_each_level_that_the_machine_has_can_be_forced(void **state)
+{
+    (void)state;
+    const char *levels[3];
+    uint32_t n = kernels_cpu_levels(levels);
+    assert_true(n >= 1);
+    for (uint32_t i = 0; i < n; i++) {
+        fixture_t f = open_fixture(levels[i], 1, KMODE_NATIVE, KQUEUE_NOW);
+        assert_string_equal(f.ops->device_info(f.device).isa, levels[i]);
+        close_fixture(&f);
+        assert_int_equal(setenv("SHOAL_ISA", levels[i], 1), 0);
+        f = open_fixture(NULL, 1, KMODE_NATIVE, KQUEUE_NOW);
+        assert_string_equal(f.ops->device_info(f.device).isa, levels[i]);
+        close_fixture(&f);
+    }
+    unsetenv("SHOAL_ISA");
+    fixture_t f = open_fixture(NULL, 1, KMODE_NATIVE, KQUEUE_NOW);
+    assert_string_equal(f.ops->device_info(f.device).isa, levels[n - 1]);
+    close_fixture(&f);
+}
+
+static void test_what_cannot_run_is_refused_by_name(void **state)
+{
+    (void)state;
+    kdevice_t *device = NULL;
+    kdevice_options_t options = {.isa = "amx", .threads = 1};
+    assert_int_equal(kernels_cpu()->device_open(&options, &device), STATUS_UNSUPPORTED);
+    assert_non_null(strstr(status_text(), "amx: "));
+    assert_int_equal(setenv("SHOAL_ISA", "neon", 1), 0);
+    options.isa = NULL;
+    assert_int_equal(kernels_cpu()->device_open(&options, &device), STATUS_INVALID);
+    assert_non_null(strstr(status_text(), "\"neon\""));
+    unsetenv("SHOAL_ISA");
+    options.threads = POOL_THREADS_MAX + 1;
+    assert_int_equal(kernels_cpu()->device_open(&options, &device), STATUS_INVALID);
+}
+
+static void test_the_self_check_passes_fast_and_gives_the_mode_back(void **state)
+{
+    (void)state;
+    uint32_t before = _mm_getcsr();
+    uint64_t best = UINT64_MAX;
+    for (int i = 0; i < 5; i++) {
+        uint64_t start = clock_ns();
+        assert_null(selfcheck(best_level()));
+        uint64_t took = clock_ns() - start;
+        best = took < best ? took : best;
+    }
+    assert_int_equal(_mm_getcsr() & 0xffc0u, before & 0xffc0u);
+    assert_true(best < 20 * 1000 * 1000 || getenv("SHOAL_SLOW") != NULL);
+}
+
+/* Mutants: each changes one kernel in a way that is wrong only in the last bits or in rare values.
+ */
+static void rmsnorm_in_one_lane(const float *x, const float *weight, uint32_t n, float eps,
+                                float *out)
+{
+    float sum = 0;
+    for (uint32_t i = 0; i < n; i++)
+        sum += x[i] * x[i];
+    float r = 1.0f / __builtin_sqrtf(sum / (float)n + eps);
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = x[i] * r * weight[i];
+}
+
+static void matmul_with_subnormals(const kmatmul_t *job, uint32_t panel_first, uint32_t panel_end,
+                                   uint32_t row_first, uint32_t row_end)
+{
+    uint32_t mode = _mm_getcsr();
+    _mm_setcsr(0x1f80);
+    level_ref.matmul(job, panel_first, panel_end, row_first, row_end);
+    _mm_setcsr(mode);
+}
+
+static void linear_tree_add(const tree_program_t *program, const float *const *inputs,
+                            const float *bias, const float *residual, float *out, uint32_t first,
+                            uint32_t end)
+{
+    for (uint32_t i = first; i < end; i++) {
+        float sum = residual[i];
+        for (uint32_t j = 0; j < program->n_inputs; j++)
+            sum += inputs[j][i];
+        out[i] = sum + bias[i];
+    }
+}
+
+static void attend_unscaled(const kattend_t *job)
+{
+    kattend_t other = *job;
+    other.scale = job->scale * 1.0000002f;
+    level_ref.attend(&other);
+}
+
+static bool quantize_half_up(const kinput_t *layout, const float *x, uint8_t *row_out)
+{
+    bool bad = level_ref.quantize(layout, x, row_out);
+    row_out[0] ^= 1;
+    return bad;
+}
+
+static void test_the_self_check_names_a_kernel_that_differs(void **state)
+{
+    (void)state;
+    klevel_t mutant = *best_level();
+    mutant.rmsnorm = rmsnorm_in_one_lane;
+    assert_string_equal(selfcheck(&mutant), "rmsnorm");
+    mutant = *best_level();
+    mutant.matmul = matmul_with_subnormals;
+    assert_string_equal(selfcheck(&mutant), "matmul");
+    mutant = *best_level();
+    mutant.tree_add = linear_tree_add;
+    assert_string_equal(selfcheck(&mutant), "tree_add");
+    mutant = *best_level();
+    mutant.attend = attend_unscaled;
+    assert_string_equal(selfcheck(&mutant), "attention");
+    mutant = *best_level();
+    mutant.quantize = quantize_half_up;
+    assert_string_equal(selfcheck(&mutant), "quantize");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_each_level_that_the_machine_has_can_be_forced),
+        cmocka_unit_test(test_what_cannot_run_is_refused_by_name),
+        cmocka_unit_test(test_the_self_check_passes_fast_and_gives_the_mode_back),
+        cmocka_unit_test(test_the_self_check_names_a_kernel_that_differs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,256 @@
+/* Matmul: ref against dequantized weights in F64, every level against ref bit by bit, and every cut
+ * of the leaves against the uncut product. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/memory.h"
+#include "support.h"
+
+static const qtype_t TYPES[] = {QTYPE_Q4_1, QTYPE_Q8_0, QTYPE_Q4_0,
+                                QTYPE_BF16, QTYPE_F16,  QTYPE_F32};
+enum { N_TYPES = sizeof TYPES / sizeof TYPES[0] };
+
+typedef struct {
+    uint32_t k, n;
+    uint32_t edges[NUMERICS_LEAVES_MAX + 1];
+    uint32_t n_leaves;
+} shape_t;
+
+/* The leaves of the plan for an FFN of k values. */
+static shape_t ffn_shape(uint32_t k, uint32_t n)
+{
+    uint32_t leaves = k / 128 < 4 ? 4 : k / 128 > 16 ? 16 : k / 128;
+    uint32_t unit = k < 512 ? 8 : 32;
+    uint32_t units = (k + unit - 1) / unit;
+    shape_t shape = {.k = k, .n = n, .n_leaves = leaves};
+    for (uint32_t i = 0; i < leaves; i++)
+        shape.edges[i] = unit * (uint32_t)((uint64_t)i * units / leaves);
+    shape.edges[leaves] = k;
+    return shape;
+}
+
+static shape_t whole_shape(uint32_t k, uint32_t n)
+{
+    return (shape_t){.k = k, .n = n, .n_leaves = 1, .edges = {0, k}};
+}
+
+static kweight_t *pack(const fixture_t *f, const shape_t *shape, qtype_t type, const uint8_t *rows,
+                       size_t bytes, tree_run_t run)
+{
+    kweight_part_t part = {.qtype = type, .rows = rows, .bytes = bytes, .n_rows = shape->n};
+    kweight_spec_t spec = {.name = "w",
+                           .parts = &part,
+                           .n_parts = 1,
+                           .k_total = shape->k,
+                           .leaf_edges = shape->edges,
+                           .n_leaves = shape->n_leaves,
+                           .leaf_first = run.first,
+                           .leaf_end = run.end};
+    kweight_t *weight = NULL;
+    assert_ok(f->ops->weight_pack(f->device, &spec, &weight));
+    return weight;
+}
+
+static kbatch_t *plain_batch(const fixture_t *f, uint32_t rows)
+{
+    kbatch_t *batch = NULL;
+    assert_ok(f->ops->batch_new(f->device, 1024, 0, &batch));
+    assert_ok(f->ops->batch_set_plain(f->queue, batch, rows));
+    return batch;
+}
+
+/* The partials of one rank, [P][rows][n], in a fresh buffer. */
+static kref_t partials_of(const fixture_t *f, kbatch_t *batch, const shape_t *shape,
+                          const kweight_t *weight, tree_run_t run, const float *x, uint32_t rows)
+{
+    kweight_info_t info = f->ops->weight_info(weight);
+    kref_t in = ref_of(f, x, (size_t)rows * shape->k * sizeof *x);
+    in.offset = shape->edges[run.first] * sizeof *x;
+    kref_t input = new_ref(f, rows * info.input_row_bytes);
+    kref_t out = new_ref(f, (size_t)info.n_partials * rows * shape->n * sizeof(float));
+    assert_ok(f->ops->quantize(f->queue, batch, weight, in, shape->k, input));
+    assert_ok(f->ops->matmul(f->queue, batch, weight, input, out));
+    wait_all(f);
+    release_ref(f, in);
+    release_ref(f, input);
+    return out;
+}
+
+/* The product over ranks with these leaf runs, added through tree_add to `residual`. */
+static float *product(const fixture_t *f, const shape_t *shape, qtype_t type, const uint8_t *data,
+                      size_t bytes, const tree_run_t *runs, uint32_t n_ranks, const float *x,
+                      uint32_t rows)
+{
+    kref_t partials[TREE_RANKS_MAX];
+    kbatch_t *batch = plain_batch(f, rows);
+    for (uint32_t r = 0; r < n_ranks; r++) {
+        kweight_t *weight = pack(f, shape, type, data, bytes, runs[r]);
+        partials[r] = partials_of(f, batch, shape, weight, runs[r], x, rows);
+        f->ops->weight_release(weight);
+    }
+    size_t out_bytes = (size_t)rows * shape->n * sizeof(float);
+    kref_t out = new_ref(f, out_bytes);
+    ktree_add_t add = {
+        .n_leaves = shape->n_leaves, .runs = runs, .partials = partials, .n_ranks = n_ranks};
+    assert_ok(f->ops->tree_add(f->queue, batch, shape->n, &add, (kref_t){0}, out));
+    wait_all(f);
+    float *result = mem_new(1, out_bytes);
+    memcpy(result, f->ops->buffer_host(out.buffer), out_bytes);
+    for (uint32_t r = 0; r < n_ranks; r++)
+        release_ref(f, partials[r]);
+    release_ref(f, out);
+    f->ops->batch_release(batch);
+    return result;
+}
+
+static float *whole_product(const fixture_t *f, const shape_t *shape, qtype_t type,
+                            const uint8_t *data, size_t bytes, const float *x, uint32_t rows)
+{
+    tree_run_t run = {0, (uint16_t)shape->n_leaves};
+    return product(f, shape, type, data, bytes, &run, 1, x, rows);
+}
+
+/* Largest |found - exact| in units of the row's bound: sum |w| * error of one activation, which is
+ * half a quantization step of the row's largest value (0 where activations stay F32), plus F32
+ * noise. */
+static double worst_error(const shape_t *shape, qtype_t type, const uint8_t *data, const float *x,
+                          uint32_t rows, const float *found)
+{
+    double step = qtype_info(type)->block_values > 1 ? 0.5 / 127 : type == QTYPE_BF16 ? 0x1p-9 : 0;
+    uint64_t row_bytes;
+    assert_true(qtype_row_bytes(type, shape->k, &row_bytes));
+    float *w = MEM_NEW_ARRAY(float, shape->k);
+    double worst = 0;
+    for (uint32_t c = 0; c < shape->n; c++) {
+        qtype_dequantize_row(type, data + c * row_bytes, shape->k, w);
+        for (uint32_t r = 0; r < rows; r++) {
+            double exact = 0, magnitude = 0, weights = 0, most = 0;
+            for (uint32_t k = 0; k < shape->k; k++) {
+                double a = (double)x[(size_t)r * shape->k + k];
+                exact += a * (double)w[k];
+                magnitude += fabs(a * (double)w[k]);
+                weights += fabs((double)w[k]);
+                most = fmax(most, fabs(a));
+            }
+            double bound = weights * most * step + magnitude * 0x1p-19 + 1e-30;
+            worst = fmax(worst, fabs((double)found[(size_t)r * shape->n + c] - exact) / bound);
+        }
+    }
+    free(w);
+    return worst;
+}
+
+static void test_ref_is_the_dequantized_product_within_the_noise_of_its_activations(void **state)
+{
+    (void)state;
+    random_t random = {1};
+    for (uint32_t t = 0; t < N_TYPES; t++) {
+        for (int mode = KMODE_NATIVE; mode <= KMODE_F32; mode++) {
+            fixture_t f = open_fixture("ref", 1, (kmode_t)mode, KQUEUE_NOW);
+            shape_t shape = ffn_shape(1536, 40);
+            size_t bytes;
+            uint8_t *data = make_rows(&random, TYPES[t], shape.n, shape.k, &bytes);
+            float *x = make_input(&random, 9, shape.k);
+            float *y = whole_product(&f, &shape, TYPES[t], data, bytes, x, 9);
+            double worst = worst_error(&shape, TYPES[t], data, x, 9, y);
+            if (worst > 1.0 || (mode == KMODE_F32 && worst > 1.0))
+                fail_test("%s mode %d: %.3g times the bound", qtype_name(TYPES[t]), mode, worst);
+            free(data);
+            free(x);
+            free(y);
+            close_fixture(&f);
+        }
+    }
+}
+
+static void test_every_level_row_count_and_thread_count_gives_refs_bits(void **state)
+{
+    (void)state;
+    const char *levels[3];
+    uint32_t n_levels = kernels_cpu_levels(levels);
+    /* Quantized rows are whole blocks of 32, so the small widths differ. */
+    static const uint32_t widths[2][6] = {{32, 64, 96, 576, 1408, 2880},
+                                          {20, 24, 40, 33, 576, 1409}};
+    static const uint32_t row_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 13, 31, 64};
+    random_t random = {2};
+    for (uint32_t i = 0; i < 6 * N_TYPES; i++) {
+        qtype_t type = TYPES[i % N_TYPES];
+        uint32_t width = widths[qtype_info(type)->block_values == 1][i / N_TYPES];
+        shape_t shape = i % 2 ? ffn_shape(width, 75) : whole_shape(width, 33);
+        size_t bytes;
+        uint8_t *data = make_rows(&random, type, shape.n, shape.k, &bytes);
+        float *x = make_input(&random, 64, shape.k);
+        for (int mode = KMODE_NATIVE; mode <= KMODE_F32; mode++) {
+            fixture_t f = open_fixture("ref", 1, (kmode_t)mode, KQUEUE_NOW);
+            float *wanted = whole_product(&f, &shape, type, data, bytes, x, 64);
+            close_fixture(&f);
+            for (uint32_t v = 0; v < n_levels * 11; v++) {
+                uint32_t rows = row_counts[v % 11];
+                char what[96];
+                snprintf(what, sizeof what, "%s %s K %u M %u", levels[v / 11], qtype_name(type),
+                         width, rows);
+                fixture_t g = open_fixture(levels[v / 11], 1 + v % 3, (kmode_t)mode, KQUEUE_NOW);
+                float *found = whole_product(&g, &shape, type, data, bytes, x, rows);
+                assert_same_bits(found, wanted, (size_t)rows * shape.n, what);
+                free(found);
+                close_fixture(&g);
+            }
+            free(wanted);
+        }
+        free(data);
+        free(x);
+    }
+}
+
+/* Contiguous runs, as even as possible; with more ranks than leaves some are empty. */
+static void cut(uint32_t n_leaves, uint32_t n_ranks, uint32_t shift, tree_run_t *runs_out)
+{
+    for (uint32_t r = 0; r < n_ranks; r++) {
+        runs_out[r].first = (uint16_t)((r * n_leaves + (r > 0 ? shift : 0)) / n_ranks);
+        runs_out[r].end =
+            (uint16_t)(((r + 1) * n_leaves + (r + 1 < n_ranks ? shift : 0)) / n_ranks);
+    }
+}
+
+static void test_every_cut_of_the_leaves_gives_the_uncut_bits(void **state)
+{
+    (void)state;
+    const char *levels[3];
+    uint32_t n_levels = kernels_cpu_levels(levels);
+    static const uint32_t widths[] = {32, 96, 576, 1408, 1536, 2880};
+    static const uint32_t ranks[] = {2, 3, 4, 6, 8};
+    random_t random = {3};
+    for (uint32_t i = 0; i < 6 * N_TYPES; i++) {
+        shape_t shape = ffn_shape(widths[i / N_TYPES], 40);
+        qtype_t type = TYPES[i % N_TYPES];
+        size_t bytes;
+        uint8_t *data = make_rows(&random, type, shape.n, shape.k, &bytes);
+        float *x = make_input(&random, 5, shape.k);
+        fixture_t f = open_fixture(levels[i % n_levels], 2, KMODE_NATIVE, KQUEUE_NOW);
+        float *wanted = whole_product(&f, &shape, type, data, bytes, x, 5);
+        for (uint32_t c = 0; c < 10; c++) {
+            tree_run_t runs[TREE_RANKS_MAX];
+            uint32_t n_ranks = ranks[c % 5];
+            cut(shape.n_leaves, n_ranks, c / 5 * (n_ranks - 1), runs);
+            float *found = product(&f, &shape, type, data, bytes, runs, n_ranks, x, 5);
+            assert_same_bits(found, wanted, 5u * shape.n, qtype_name(type));
+            free(found);
+        }
+        free(wanted);
+        free(data);
+        free(x);
+        close_fixture(&f);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ref_is_the_dequantized_product_within_the_noise_of_its_activations),
+        cmocka_unit_test(test_every_level_row_count_and_thread_count_gives_refs_bits),
+        cmocka_unit_test(test_every_cut_of_the_leaves_gives_the_uncut_bits),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

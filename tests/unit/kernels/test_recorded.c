@@ -1,0 +1,157 @@
+/* Digests of ref's bits, recorded for NUMERICS_VERSION 1. They go red when a definition changes for
+ * all levels at once, which comparing levels cannot see; then either the change is wrong, or the
+ * version is raised, docs/numerics.md says so, and the digests are recorded anew. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/memory.h"
+#include "support.h"
+
+static uint64_t fold(uint64_t digest, const void *bytes, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        digest = (digest ^ ((const uint8_t *)bytes)[i]) * 0x100000001b3ull;
+    return digest;
+}
+
+static void expect(const char *what, uint64_t found, uint64_t wanted)
+{
+    if (found != wanted)
+        fail_test("%s: digest 0x%016llxull, recorded 0x%016llxull", what, (unsigned long long)found,
+                  (unsigned long long)wanted);
+}
+
+/* One matmul of 3 rows over leaves that cut blocks and groups. */
+static uint64_t matmul_digest(qtype_t type, kmode_t mode)
+{
+    enum { K = 1056, N = 37, ROWS = 3 };
+    static const uint32_t edges[] = {0, 200, 640, 1000, K};
+    random_t random = {type + 100u};
+    fixture_t f = open_fixture("ref", 1, mode, KQUEUE_NOW);
+    size_t bytes;
+    uint8_t *data = make_rows(&random, type, N, K, &bytes);
+    float *x = make_input(&random, ROWS, K);
+    kweight_part_t part = {.qtype = type, .rows = data, .bytes = bytes, .n_rows = N};
+    kweight_spec_t spec = {.name = "w",
+                           .parts = &part,
+                           .n_parts = 1,
+                           .k_total = K,
+                           .leaf_edges = edges,
+                           .n_leaves = 4,
+                           .leaf_end = 4};
+    kweight_t *weight = NULL;
+    assert_ok(f.ops->weight_pack(f.device, &spec, &weight));
+    kbatch_t *batch = NULL;
+    assert_ok(f.ops->batch_new(f.device, ROWS, 0, &batch));
+    assert_ok(f.ops->batch_set_plain(f.queue, batch, ROWS));
+    kref_t in = ref_of(&f, x, ROWS * K * sizeof *x), out = new_ref(&f, ROWS * N * sizeof(float));
+    kref_t input = new_ref(&f, ROWS * f.ops->weight_info(weight).input_row_bytes);
+    assert_ok(f.ops->quantize(f.queue, batch, weight, in, K, input));
+    assert_ok(f.ops->matmul(f.queue, batch, weight, input, out));
+    wait_all(&f);
+    uint64_t digest =
+        fold(0xcbf29ce484222325ull, f.ops->buffer_host(out.buffer), ROWS * N * sizeof(float));
+    f.ops->batch_release(batch);
+    f.ops->weight_release(weight);
+    release_ref(&f, in);
+    release_ref(&f, out);
+    release_ref(&f, input);
+    close_fixture(&f);
+    free(data);
+    free(x);
+    return digest;
+}
+
+static void test_matmul_has_the_bits_recorded_for_this_numerics_version(void **state)
+{
+    (void)state;
+    static const struct {
+        qtype_t type;
+        kmode_t mode;
+        uint64_t digest;
+    } rows[] = {
+        {QTYPE_Q8_0, KMODE_NATIVE, 0x1c39ce16d763ee96ull},
+        {QTYPE_Q4_0, KMODE_NATIVE, 0x5d17b7f069faa014ull},
+        {QTYPE_Q4_1, KMODE_NATIVE, 0x7cbf2b6ef1a40daeull},
+        {QTYPE_BF16, KMODE_NATIVE, 0x36ae405eb6b41a6cull},
+        {QTYPE_F16, KMODE_NATIVE, 0xa882631de128405full},
+        {QTYPE_F32, KMODE_NATIVE, 0x25649d7762e843f1ull},
+        {QTYPE_Q4_1, KMODE_F32, 0x7017ed4c1d7c50fcull},
+    };
+    assert_int_equal(NUMERICS_VERSION, 1);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        expect(qtype_name(rows[i].type), matmul_digest(rows[i].type, rows[i].mode), rows[i].digest);
+}
+
+/* Norm, rope, KV append, attention and the activation function over 530 tokens of one sequence. */
+static uint64_t rows_digest(kmode_t mode)
+{
+    enum { TOKENS = 530, DIM = 32, HEADS = 3, WIDTH = (HEADS + 2) * DIM };
+    random_t random = {77};
+    fixture_t f = open_fixture("ref", 1, mode, KQUEUE_NOW);
+    float *x = MEM_NEW_ARRAY(float, TOKENS *WIDTH);
+    float ones[WIDTH];
+    for (uint32_t i = 0; i < TOKENS * WIDTH; i++)
+        x[i] = random_normal(&random);
+    for (uint32_t i = 0; i < WIDTH; i++)
+        ones[i] = 1.0f + 0.01f * (float)i;
+    kref_t in = ref_of(&f, x, TOKENS * WIDTH * 4), weight = ref_of(&f, ones, sizeof ones);
+    kref_t out = new_ref(&f, TOKENS * HEADS * DIM * 4), v = in, k = in;
+    kref_t product = new_ref(&f, TOKENS * HEADS * DIM * 2);
+    k.offset = HEADS * DIM * 4;
+    v.offset = (HEADS + 1) * DIM * 4;
+    kkv_shape_t shape = {.n_layers = 1, .n_kv_heads = 1, .head_dim = DIM, .n_blocks = 40};
+    krope_spec_t spec = {.dim = DIM, .base = 10000.0, .position_scale = 1.0, .positions = TOKENS};
+    kattention_t what = {.n_heads = HEADS,
+                         .head_dim = DIM,
+                         .kv_head_of = (uint16_t[]){0, 0, 0},
+                         .scale = 0.17677669f};
+    kkv_t *kv = NULL;
+    krope_t *rope = NULL;
+    kbatch_t *batch = NULL;
+    kbatch_row_t rows[TOKENS];
+    uint32_t blocks[40];
+    for (uint32_t i = 0; i < 40; i++)
+        blocks[i] = 39 - i;
+    for (uint32_t i = 0; i < TOKENS; i++)
+        rows[i] = (kbatch_row_t){.position = i};
+    assert_ok(f.ops->kv_open(f.device, &shape, &kv));
+    assert_ok(f.ops->rope_open(f.device, &spec, &rope));
+    assert_ok(f.ops->batch_new(f.device, TOKENS, 40, &batch));
+    assert_ok(f.ops->batch_set(f.queue, batch, rows, TOKENS, &(kbatch_table_t){blocks, 34}, 1));
+    assert_ok(f.ops->rmsnorm(f.queue, batch, WIDTH, in, weight, 1e-5f, in));
+    assert_ok(f.ops->rope(f.queue, batch, rope, in, WIDTH, HEADS + 1, DIM));
+    assert_ok(f.ops->kv_append(f.queue, batch, kv, 0, k, v, WIDTH));
+    assert_ok(f.ops->attention(f.queue, batch, kv, &what, in, WIDTH, out));
+    assert_ok(f.ops->silu_mul(f.queue, batch, HEADS * DIM / 2, out, product));
+    wait_all(&f);
+    uint64_t digest =
+        fold(0xcbf29ce484222325ull, f.ops->buffer_host(product.buffer), TOKENS * HEADS * DIM * 2);
+    f.ops->batch_release(batch);
+    f.ops->rope_close(rope);
+    f.ops->kv_close(kv);
+    release_ref(&f, in);
+    release_ref(&f, weight);
+    release_ref(&f, out);
+    release_ref(&f, product);
+    close_fixture(&f);
+    free(x);
+    return digest;
+}
+
+static void test_rows_and_attention_have_the_bits_recorded_for_this_numerics_version(void **state)
+{
+    (void)state;
+    expect("native", rows_digest(KMODE_NATIVE), 0xb197d7ff90e0f909ull);
+    expect("f32", rows_digest(KMODE_F32), 0xb15656896b9d8661ull);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_matmul_has_the_bits_recorded_for_this_numerics_version),
+        cmocka_unit_test(test_rows_and_attention_have_the_bits_recorded_for_this_numerics_version),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

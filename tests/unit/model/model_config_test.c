@@ -1,0 +1,216 @@
+/* What the configuration of a model must agree with: the token list, the special ids, the tensors.
+ * Numbers 36 to 41 of the list of malformed inputs, and what Shoal refuses because it lacks it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <string.h>
+
+#include "common/base/memory.h"
+#include "common/model/model.h"
+#include "tests/unit/model/gguf_cases.h"
+#include "tests/unit/model/gguf_draft.h"
+
+#define HEADS "llama.attention.head_count"
+#define KV_HEADS "llama.attention.head_count_kv"
+#define BASE "llama.rope.freq_base"
+#define EPS "llama.attention.layer_norm_rms_epsilon"
+
+static void g36_tokens(draft_t *d) { draft_set_texts(d, "tokenizer.ggml.tokens", 7); }
+static void g36_types(draft_t *d) { draft_set_i32s(d, "tokenizer.ggml.token_type", 9, 1); }
+static void g36_none(draft_t *d)
+{
+    draft_remove_key(d, "tokenizer.ggml.tokens");
+    draft_remove_key(d, "llama.vocab_size");
+}
+static void g36_kind(draft_t *d) { draft_set_i32s(d, "tokenizer.ggml.tokens", 8, 1); }
+static void g37_bos(draft_t *d) { draft_set_u32(d, "tokenizer.ggml.bos_token_id", 8); }
+static void g37_eos(draft_t *d) { draft_set_u32(d, "tokenizer.ggml.eos_token_id", UINT32_MAX); }
+static void g37_eot(draft_t *d) { draft_set_i32(d, "tokenizer.ggml.eot_token_id", -1); }
+static void g38_zero(draft_t *d) { draft_set_u32(d, HEADS, 0); }
+static void g38_kv_more(draft_t *d) { draft_set_u32(d, KV_HEADS, 3); }
+static void g38_kv_zero(draft_t *d) { draft_set_u32(d, KV_HEADS, 0); }
+static void g38_uneven(draft_t *d)
+{
+    draft_set_u32(d, HEADS, 4);
+    draft_set_u32(d, KV_HEADS, 3);
+}
+static void g38_hidden(draft_t *d) { draft_set_u32(d, HEADS, 3); draft_set_u32(d, KV_HEADS, 3); }
+static void g39(draft_t *d) { draft_set_u32(d, "llama.block_count", 80); }
+static void g39_fewer(draft_t *d)
+{
+    draft_add_tensor(d, "blk.1.attn_norm.weight", QTYPE_F32, 32, 1);
+}
+static void g39_absurd(draft_t *d) { draft_set_u32(d, "llama.block_count", 4000000000u); }
+static void g40_eps_zero(draft_t *d) { draft_set_f32(d, EPS, 0); }
+static void g40_eps_nan(draft_t *d) { draft_set_f32(d, EPS, __builtin_nanf("")); }
+static void g40_eps_inf(draft_t *d) { draft_set_f32(d, EPS, __builtin_inff()); }
+static void g40_base_nan(draft_t *d) { draft_set_f32(d, BASE, __builtin_nanf("")); }
+static void g40_base_zero(draft_t *d) { draft_set_f32(d, BASE, 0); }
+static void g40_rope_odd(draft_t *d) { draft_set_u32(d, "llama.rope.dimension_count", 15); }
+static void g40_rope_wide(draft_t *d) { draft_set_u32(d, "llama.rope.dimension_count", 18); }
+static void g41_rows(draft_t *d) { draft_tensor(d, "blk.0.attn_k.weight")->dims[1] = 32; }
+static void g41_columns(draft_t *d) { draft_tensor(d, "blk.0.ffn_up.weight")->dims[0] = 64; }
+static void g41_hidden(draft_t *d) { draft_set_u32(d, "llama.embedding_length", 64); }
+static void g41_dims(draft_t *d)
+{
+    draft_tensor_t *tensor = draft_tensor(d, "blk.0.attn_q.weight");
+    tensor->n_dims = 3;
+    tensor->dims[2] = 2;
+}
+
+static void no_architecture(draft_t *d) { draft_remove_key(d, "general.architecture"); }
+static void other_architecture(draft_t *d) { draft_set_text(d, "general.architecture", "mamba"); }
+static void no_heads(draft_t *d) { draft_remove_key(d, HEADS); }
+static void missing(draft_t *d) { draft_remove_tensor(d, "blk.0.ffn_down.weight"); }
+static void experts(draft_t *d) { draft_set_u32(d, "llama.expert_count", 8); }
+static void window(draft_t *d) { draft_set_u32(d, "llama.attention.sliding_window", 4096); }
+static void yarn(draft_t *d) { draft_set_text(d, "llama.rope.scaling.type", "yarn"); }
+static void values(draft_t *d) { draft_set_u32(d, "llama.attention.value_length", 8); }
+static void bias(draft_t *d) { draft_add_tensor(d, "blk.0.attn_q.bias", QTYPE_F32, 32, 1); }
+static void k_quant(draft_t *d) { draft_tensor(d, "blk.0.ffn_up.weight")->type = QTYPE_IQ4_NL; }
+static void norm_f16(draft_t *d) { draft_tensor(d, "output_norm.weight")->type = QTYPE_F16; }
+
+static void norm_nan(draft_t *d, buffer_t *out)
+{
+    draft_write(d, out); /* output_norm is the last tensor, 32 F32 values */
+    float nan = __builtin_nanf("");
+    memcpy(out->data + out->size - sizeof nan, &nan, sizeof nan);
+}
+
+static void factor_zero(draft_t *d, buffer_t *out)
+{
+    draft_add_tensor(d, "rope_freqs.weight", QTYPE_F32, 8, 1);
+    draft_write(d, out);
+    memset(out->data + out->size - 4, 0, 4);
+}
+
+static const gguf_case_t cases[] = {
+    {"36 token list shorter", g36_tokens, .text = "is 8, but tokenizer.ggml.tokens has 7"},
+    {"36b token types longer", g36_types, .text = "has 9 elements; the vocabulary has 8"},
+    {"36c no vocabulary", g36_none, .text = "key llama.vocab_size is missing"},
+    {"36d tokens are integers", g36_kind, .text = "elements are I32; a text would be right"},
+    {"37 bos beyond", g37_bos, .text = "bos_token_id is 8; 0 to 7"},
+    {"37b eos beyond", g37_eos, .text = "eos_token_id is 4294967295; 0 to 7"},
+    {"37c eot negative", g37_eot, .text = "eot_token_id is -1; 0 to 7"},
+    {"38 no heads", g38_zero, .text = "head_count is 0; 1 to 512"},
+    {"38b more kv heads than heads", g38_kv_more, .text = "head_count_kv is 3; 1 to 2"},
+    {"38c no kv heads", g38_kv_zero, .text = "head_count_kv is 0; 1 to 2"},
+    {"38d kv heads do not divide", g38_uneven, .text = "4 query heads cannot share 3"},
+    {"38e heads do not divide hidden", g38_hidden, .text = "32 is no multiple of 3 heads"},
+    {"39 80 layers", g39, .text = "tensor blk.1.attn_norm.weight [32, 1] is missing; the conf"},
+    {"39b a layer too many", g39_fewer, .text = "blk.1.attn_norm.weight is no part of architecture",
+     .status = STATUS_UNSUPPORTED},
+    {"39c absurd layers", g39_absurd, .text = "block_count is 4000000000; 1 to 512"},
+    {"40 eps 0", g40_eps_zero, .text = "rms_epsilon is 0;"},
+    {"40b eps NaN", g40_eps_nan, .text = "rms_epsilon is nan;"},
+    {"40c eps Inf", g40_eps_inf, .text = "rms_epsilon is inf;"},
+    {"40d rope base NaN", g40_base_nan, .text = "freq_base is nan;"},
+    {"40e rope base 0", g40_base_zero, .text = "freq_base is 0;"},
+    {"40f odd rope", g40_rope_odd, .text = "dimension_count is 15; an even number"},
+    {"40g rope wider than a head", g40_rope_wide, .text = "dimension_count is 18; 2 to 16"},
+    {"41 rows", g41_rows, .text = "attn_k.weight has shape [32, 32, 1, 1] in 2 dimensions; the "
+     "configuration implies [32, 16]"},
+    {"41b columns", g41_columns, .text = "ffn_up.weight has shape [64, 32, 1, 1]"},
+    {"41c hidden", g41_hidden, .text = "token_embd.weight has shape [32, 8, 1, 1] in 2 dimensions; "
+     "the configuration implies [64, 8]"},
+    {"41d a third dimension", g41_dims, .text = "attn_q.weight has shape [32, 32, 2, 1]"},
+    {"no architecture", no_architecture, .text = "general.architecture is missing"},
+    {"another architecture", other_architecture, .text = "\"mamba\" is not supported; llama is",
+     .status = STATUS_UNSUPPORTED},
+    {"no head count", no_heads, .text = "head_count is missing"},
+    {"missing tensor", missing, .text = "tensor blk.0.ffn_down.weight [32, 32] is missing"},
+    {"experts", experts, .text = "llama.expert_count is 8", .status = STATUS_UNSUPPORTED},
+    {"sliding window", window, .text = "sliding_window is 4096", .status = STATUS_UNSUPPORTED},
+    {"yarn", yarn, .text = "rope scaling \"yarn\"", .status = STATUS_UNSUPPORTED},
+    {"value heads", values, .text = "value heads of 8", .status = STATUS_UNSUPPORTED},
+    {"bias", bias, .text = "attn_q.bias is no part of", .status = STATUS_UNSUPPORTED},
+    {"weights of another type", k_quant, .text = "ffn_up.weight is IQ4_NL; weights may be",
+     .status = STATUS_UNSUPPORTED},
+    {"norm of another type", norm_f16, .text = "output_norm.weight is F16; F32",
+     .status = STATUS_UNSUPPORTED},
+    {"norm with a NaN", .bytes = norm_nan, .text = "output_norm.weight: element 31 is nan"},
+    {"rope factor 0", .bytes = factor_zero, .text = "rope_freqs.weight: element 7 is 0"},
+};
+
+static void test_each_configuration_that_contradicts_itself_is_refused(void **state)
+{
+    (void)state;
+    gguf_cases_run(cases, sizeof cases / sizeof *cases);
+}
+
+static model_t *open_draft(draft_t *take_draft, buffer_t *bytes)
+{
+    model_t *model;
+    draft_write(take_draft, bytes);
+    draft_free(take_draft);
+    assert_int_equal(model_open_bytes("/models/tiny.gguf", bytes->data, bytes->size, &model),
+                     STATUS_OK);
+    return model;
+}
+
+static void test_a_right_model_gives_its_configuration_and_tensors(void **state)
+{
+    (void)state;
+    buffer_t bytes = {0};
+    model_t *model = open_draft(draft_llama(), &bytes);
+    const model_config_t *config = model_config(model);
+    assert_string_equal(model_name(model), "tiny");
+    assert_string_equal(config->architecture, "llama");
+    assert_int_equal(config->head_dim, 16);
+    assert_int_equal(config->vocab, 8);
+    assert_int_equal(config->rope_pairs, MODEL_ROPE_PAIRS_ADJACENT);
+    assert_true(config->rope_scale == 1 && config->attention_scale == 0.25f);
+    assert_true(config->tied_embeddings && !config->rope_factors);
+    const model_tensor_t *head = model_tensor(model, MODEL_OUTPUT, 0);
+    const model_tensor_t *embedding = model_tensor(model, MODEL_TOKEN_EMBD, 0);
+    assert_ptr_equal(head->data, embedding->data);
+    assert_int_equal(head->cut, MODEL_CUT_ROWS_VOCAB);
+    assert_int_equal(embedding->cut, MODEL_CUT_NONE);
+    assert_null(model_tensor(model, MODEL_ROPE_FACTORS, 0));
+    const model_tensor_t *down = model_tensor(model, MODEL_FFN_DOWN, 0);
+    assert_string_equal(down->name, "blk.0.ffn_down.weight");
+    assert_int_equal(down->cut, MODEL_CUT_COLUMNS_FFN);
+    assert_int_equal(down->bytes, 32 * 18);
+    const model_special_ids_t *special = model_special_ids(model);
+    assert_true(special->has_bos && special->bos == 1 && !special->add_bos);
+    assert_true(special->n_eos == 1 && special->eos[0] == 2);
+    assert_true(gguf_text_is(model_chat_template(model), "{{ messages }}"));
+    model_close(model);
+    buffer_release(&bytes);
+}
+
+static void test_an_own_head_linear_scaling_and_rope_factors_are_read(void **state)
+{
+    (void)state;
+    draft_t *draft = draft_llama();
+    draft_add_tensor(draft, "output.weight", QTYPE_Q8_0, 32, 8);
+    draft_add_tensor(draft, "rope_freqs.weight", QTYPE_F32, 8, 1);
+    draft_set_text(draft, "llama.rope.scaling.type", "linear");
+    draft_set_f32(draft, "llama.rope.scaling.factor", 4);
+    draft_set_u32(draft, "tokenizer.ggml.eot_token_id", 5);
+    draft_set_u32(draft, "tokenizer.ggml.eom_token_id", 2); /* eos again */
+    buffer_t bytes = {0};
+    model_t *model = open_draft(draft, &bytes);
+    assert_false(model_config(model)->tied_embeddings);
+    assert_true(model_config(model)->rope_factors);
+    assert_true(model_config(model)->rope_scale == 0.25f);
+    assert_int_equal(model_tensor(model, MODEL_OUTPUT, 0)->type, QTYPE_Q8_0);
+    assert_non_null(model_tensor(model, MODEL_ROPE_FACTORS, 0));
+    const model_special_ids_t *special = model_special_ids(model);
+    assert_true(special->n_eos == 2 && special->eos[0] == 2 && special->eos[1] == 5);
+    model_close(model);
+    buffer_release(&bytes);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_each_configuration_that_contradicts_itself_is_refused),
+        cmocka_unit_test(test_a_right_model_gives_its_configuration_and_tensors),
+        cmocka_unit_test(test_an_own_head_linear_scaling_and_rope_factors_are_read),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

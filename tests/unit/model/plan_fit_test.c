@@ -1,0 +1,198 @@
+/* Layers to stages and memory, with numbers computed by hand for SmolLM2-135M in Q4_1. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/buffer.h"
+#include "common/model/plan.h"
+#include "tests/unit/model/gguf_draft.h"
+#include "tests/unit/model/plan_models.h"
+
+static void check_stages(const plan_sizes_t *sizes, uint32_t n, const uint32_t *counts)
+{
+    plan_run_t layers[PLAN_STAGES_MAX];
+    uint32_t at = 0;
+    assert_int_equal(plan_stages(sizes, n, layers), STATUS_OK);
+    for (uint32_t s = 0; s < n; s++) {
+        assert_int_equal(layers[s].first, at);
+        assert_int_equal(layers[s].count, counts[s]);
+        at += layers[s].count;
+    }
+    assert_int_equal(at, sizes->config.n_layers);
+}
+
+/* A layer multiplies 576*576*2 + 2*192*576 + 3*576*1536 = 3,538,944 values; the head 28,311,552, at
+ * half its weight is four of these. With norms a layer is 3,540,096 and the head 3.9988 layers. On
+ * two stages 17 and 13 + 3.9988; on three the smallest maximum is 8 + 3.9988 beside 11 and 11,
+ * because 12, 11, 7 would have a stage of 12. */
+static void test_the_last_stage_has_fewer_layers_because_it_has_the_head(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    check_stages(&sizes, 1, (const uint32_t[]){30});
+    check_stages(&sizes, 2, (const uint32_t[]){17, 13});
+    check_stages(&sizes, 3, (const uint32_t[]){11, 11, 8});
+}
+
+/* With a head as heavy as twenty layers the last stage still gets one of its four layers. */
+static void test_every_stage_has_a_layer(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    sizes.config.n_layers = 4;
+    sizes.head_values *= 5;
+    check_stages(&sizes, 2, (const uint32_t[]){3, 1});
+    check_stages(&sizes, 4, (const uint32_t[]){1, 1, 1, 1});
+}
+
+static void test_more_stages_than_layers_are_refused(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    plan_run_t layers[PLAN_STAGES_MAX];
+    assert_int_equal(plan_stages(&sizes, 31, layers), STATUS_INVALID);
+    assert_non_null(strstr(status_text(), "31 stages for 30 layers; 1 to 30"));
+    assert_int_equal(plan_stages(&sizes, 0, layers), STATUS_INVALID);
+}
+
+static plan_shape_t shape_of(uint32_t tp, uint32_t stages, uint32_t context_max)
+{
+    return (plan_shape_t){.tp = tp, .stages = stages, .context_max = context_max};
+}
+
+/* Stage 1 of 2 has 13 layers; slice 1 of tp 2 has 4 of 9 heads, 2 of 3 kv heads, half the FFN.
+ * Stored bytes of a layer: norms 4,608; q 207,360; k and v 138,240; output 207,360; FFN 1,658,880.
+ * With 1/8 more: 5,184 + 233,280*4/9 + 155,520*2/3 + 233,280*4/9 + 1,866,240/2
+ *   = 5,184 + 103,680 + 103,680 + 103,680 + 933,120 = 1,249,344 a layer.
+ * Head: (30,081,024 + 2,304) * 9/8 / 2 = 16,921,872.
+ * KV: 2 * 13 layers * 2 heads * 64 * 2 bytes = 6,656 a token. */
+static void test_a_rank_needs_its_part_of_the_file_and_an_eighth(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    plan_shape_t shape = shape_of(2, 2, 2048);
+    plan_need_t need;
+    assert_int_equal(plan_need(&sizes, &shape, 1, 1, &need), STATUS_OK);
+    assert_int_equal(need.weights, 13 * 1249344 + 16921872);
+    assert_int_equal(need.kv_per_token, 6656);
+    assert_int_equal(need.fixed, need.weights + need.scratch + need.process);
+    assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_OK);
+    /* 17 layers with 5 heads: 5,184 + 129,600 + 103,680 + 129,600 + 933,120 = 1,301,184 each, and
+     * the embedding as it is stored. */
+    assert_int_equal(need.weights, 17 * 1301184 + 30081024);
+    assert_int_equal(need.kv_per_token, 2 * 17 * 2 * 64 * 2);
+    shape.activations_f32 = true;
+    assert_int_equal(plan_need(&sizes, &shape, 1, 1, &need), STATUS_OK);
+    assert_int_equal(need.kv_per_token, 2 * 6656);
+    /* F32 weights: norms 1,152; q 331,776*4/9; kv 221,184*2/3; output as q; FFN 2,654,208/2. */
+    assert_int_equal(need.weights,
+                     13 * 4 * (1152 + 147456 + 147456 + 147456 + 1327104) + 4 * (28312128 / 2));
+}
+
+static void test_kv_tokens_are_what_the_tightest_rank_holds_in_whole_tiles(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    plan_shape_t shape = shape_of(2, 1, 1000);
+    plan_need_t needs[2];
+    uint64_t memory[2], tokens = 0;
+    for (uint32_t slice = 0; slice < 2; slice++) {
+        assert_int_equal(plan_need(&sizes, &shape, 0, slice, &needs[slice]), STATUS_OK);
+        memory[slice] = needs[slice].fixed + 5000 * needs[slice].kv_per_token;
+    }
+    memory[1] -= 1; /* 4,999 tokens there, 78 whole tiles */
+    assert_int_equal(plan_fit(&sizes, &shape, memory, &tokens), STATUS_OK);
+    assert_int_equal(tokens, 78 * 64);
+    memory[0] = memory[1] = 1ull << 40;
+    assert_int_equal(plan_fit(&sizes, &shape, memory, &tokens), STATUS_OK);
+    assert_int_equal(tokens, 8 * 1024); /* eight sequences of 1,000 tokens, each in whole tiles */
+    shape.kv_tokens_max = 2100;
+    assert_int_equal(plan_fit(&sizes, &shape, memory, &tokens), STATUS_OK);
+    assert_int_equal(tokens, 2048); /* 32 whole tiles */
+}
+
+static void test_too_little_memory_for_two_sequences_is_refused_with_the_numbers(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    plan_shape_t shape = shape_of(1, 1, 8192);
+    plan_need_t need;
+    uint64_t tokens = 17;
+    assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_OK);
+    assert_int_equal(need.kv_per_token, 2 * 30 * 3 * 64 * 2); /* 23,040 */
+    uint64_t memory = need.fixed + 16384 * need.kv_per_token;
+    assert_int_equal(plan_fit(&sizes, &shape, &memory, &tokens), STATUS_OK);
+    assert_int_equal(tokens, 16384);
+    memory--;
+    tokens = 17;
+    assert_int_equal(plan_fit(&sizes, &shape, &memory, &tokens), STATUS_REFUSED);
+    assert_non_null(strstr(status_text(), "rank 0 (stage 0, slice 0)"));
+    assert_non_null(strstr(status_text(), "360 MiB for two sequences of 8192 tokens"));
+    memory = need.fixed / 2;
+    assert_int_equal(plan_fit(&sizes, &shape, &memory, &tokens), STATUS_REFUSED);
+    assert_int_equal(tokens, 17);
+}
+
+static void test_shapes_that_no_memory_would_make_right_are_invalid(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    plan_need_t need;
+    plan_shape_t shape = shape_of(1, 1, 8193);
+    assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_INVALID);
+    assert_non_null(strstr(status_text(), "context_max is 8193; the model was trained for 8192"));
+    shape = shape_of(1, 1, 0);
+    assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_INVALID);
+    shape = shape_of(17, 1, 64);
+    assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_INVALID);
+    shape = shape_of(16, 30, 64); /* 480 ranks */
+    assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_INVALID);
+    shape = shape_of(1, 1, 1024);
+    shape.kv_tokens_max = 2047;
+    assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_INVALID);
+    assert_non_null(strstr(status_text(), "holds no two sequences of context_max 1024; 2048 or"));
+}
+
+static void test_sizes_of_an_opened_model_are_those_of_its_tensors(void **state)
+{
+    (void)state;
+    draft_t *draft = draft_llama();
+    buffer_t bytes = {0};
+    draft_write(draft, &bytes);
+    model_t *model;
+    assert_int_equal(model_open_bytes("tiny", bytes.data, bytes.size, &model), STATUS_OK);
+    plan_sizes_t sizes;
+    plan_sizes(model, &sizes);
+    assert_int_equal(sizes.file_bytes, bytes.size);
+    assert_int_equal(sizes.embedding_bytes, 8 * 18);
+    assert_int_equal(sizes.head_values, 8 * 32 + 32);
+    assert_int_equal(sizes.head_bytes, 8 * 18 + 128);
+    assert_int_equal(sizes.norm_bytes, 2 * 128);
+    assert_int_equal(sizes.q_values, 1024);
+    assert_int_equal(sizes.kv_bytes, 2 * 16 * 18);
+    assert_int_equal(sizes.output_bytes, 32 * 18);
+    assert_int_equal(sizes.ffn_values, 3 * 1024);
+    model_close(model);
+    buffer_release(&bytes);
+    draft_free(draft);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_the_last_stage_has_fewer_layers_because_it_has_the_head),
+        cmocka_unit_test(test_every_stage_has_a_layer),
+        cmocka_unit_test(test_more_stages_than_layers_are_refused),
+        cmocka_unit_test(test_a_rank_needs_its_part_of_the_file_and_an_eighth),
+        cmocka_unit_test(test_kv_tokens_are_what_the_tightest_rank_holds_in_whole_tiles),
+        cmocka_unit_test(test_too_little_memory_for_two_sequences_is_refused_with_the_numbers),
+        cmocka_unit_test(test_shapes_that_no_memory_would_make_right_are_invalid),
+        cmocka_unit_test(test_sizes_of_an_opened_model_are_those_of_its_tensors),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

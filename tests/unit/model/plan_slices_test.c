@@ -1,0 +1,198 @@
+/* Leaves, runs and slices, with numbers computed by hand from docs/numerics.md. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <string.h>
+
+#include "common/model/plan.h"
+#include "kernels/numerics.h"
+#include "kernels/tree.h"
+
+_Static_assert((int)PLAN_LEAVES_MAX == (int)NUMERICS_LEAVES_MAX, "one definition of leaves");
+_Static_assert((int)PLAN_NODES_MAX == (int)TREE_COVER_MAX, "one definition of covers");
+_Static_assert((int)PLAN_KV_BLOCK == (int)NUMERICS_KEY_TILE, "KV tokens are whole tiles");
+
+static model_config_t smollm2(void)
+{
+    return (model_config_t){
+        .architecture = "llama", .n_layers = 30, .hidden = 576, .n_heads = 9, .n_kv_heads = 3,
+        .head_dim = 64, .ffn = 1536, .vocab = 49152, .context_train = 8192, .rope_dim = 64,
+        .tied_embeddings = true,
+    };
+}
+
+static void check_edges(const plan_leaves_t *leaves, const uint32_t *edges, uint32_t n)
+{
+    assert_int_equal(leaves->n, n);
+    for (uint32_t i = 0; i <= n; i++)
+        assert_int_equal(leaves->edge[i], edges[i]);
+}
+#define CHECK_EDGES(leaves, ...)                                                                   \
+    check_edges(leaves, (const uint32_t[]){__VA_ARGS__},                                           \
+                sizeof((const uint32_t[]){__VA_ARGS__}) / 4 - 1)
+
+static void test_leaf_edges_are_the_written_ones(void **state)
+{
+    (void)state;
+    plan_leaves_t leaves;
+    plan_leaf_edges_heads(9, &leaves);
+    CHECK_EDGES(&leaves, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9);
+    plan_leaf_edges_heads(20, &leaves); /* floor(i*20/16) */
+    CHECK_EDGES(&leaves, 0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13, 15, 16, 17, 18, 20);
+    plan_leaf_edges_heads(1, &leaves);
+    CHECK_EDGES(&leaves, 0, 1);
+    plan_leaf_edges_ffn(1536, &leaves); /* 12 x 128 */
+    CHECK_EDGES(&leaves, 0, 128, 256, 384, 512, 640, 768, 896, 1024, 1152, 1280, 1408, 1536);
+    plan_leaf_edges_ffn(352, &leaves); /* u = 8, 44 units, n = 4 */
+    CHECK_EDGES(&leaves, 0, 88, 176, 264, 352);
+    plan_leaf_edges_ffn(20, &leaves); /* u = 8, 3 units: 8*floor(3/4) = 0, 8*floor(6/4) = 8 … */
+    CHECK_EDGES(&leaves, 0, 0, 8, 16, 20);
+    plan_leaf_edges_ffn(1408, &leaves); /* u = 32, 44 units, n = 11 */
+    CHECK_EDGES(&leaves, 0, 128, 256, 384, 512, 640, 768, 896, 1024, 1152, 1280, 1408);
+    plan_leaf_edges_ffn(700, &leaves); /* u = 32, ceil(700/32) = 22 units, n = 5 */
+    CHECK_EDGES(&leaves, 0, 128, 256, 416, 544, 700);
+    plan_leaf_edges_ffn(11008, &leaves); /* n = 16, 344 units: 21.5 units a leaf */
+    CHECK_EDGES(&leaves, 0, 672, 1376, 2048, 2752, 3424, 4128, 4800, 5504, 6176, 6880, 7552, 8256,
+                8928, 9632, 10304, 11008);
+}
+
+static void check_runs(uint32_t n_leaves, uint32_t tp, const uint32_t *counts)
+{
+    uint32_t at = 0;
+    for (uint32_t slice = 0; slice < tp; slice++) {
+        plan_run_t run = plan_leaf_run(n_leaves, tp, slice);
+        assert_int_equal(run.count, counts[slice]);
+        if (run.count > 0)
+            assert_int_equal(run.first, at);
+        at += run.count;
+    }
+    assert_int_equal(at, n_leaves);
+}
+#define CHECK_RUNS(n_leaves, tp, ...) check_runs(n_leaves, tp, (const uint32_t[]){__VA_ARGS__})
+
+static void test_powers_of_two_cut_at_nodes_of_the_tree_and_others_evenly(void **state)
+{
+    (void)state;
+    CHECK_RUNS(9, 1, 9);
+    CHECK_RUNS(9, 2, 5, 4);
+    CHECK_RUNS(9, 4, 3, 2, 2, 2);
+    CHECK_RUNS(9, 8, 2, 1, 1, 1, 1, 1, 1, 1);
+    CHECK_RUNS(9, 16, 1, 1, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0);
+    CHECK_RUNS(9, 3, 3, 3, 3);
+    CHECK_RUNS(12, 2, 6, 6);
+    CHECK_RUNS(12, 3, 4, 4, 4);
+    CHECK_RUNS(12, 4, 3, 3, 3, 3);
+    CHECK_RUNS(16, 3, 5, 5, 6);
+    CHECK_RUNS(4, 6, 0, 1, 1, 0, 1, 1);
+}
+
+/* The kernels compute the same cover from the same tree, by code of their own. */
+static void test_the_nodes_of_a_run_are_the_kernels_cover_and_at_most_three(void **state)
+{
+    (void)state;
+    for (uint32_t n = 1; n <= PLAN_LEAVES_MAX; n++)
+        for (uint32_t tp = 1; tp <= PLAN_TP_MAX; tp++)
+            for (uint32_t slice = 0; slice < tp; slice++) {
+                plan_run_t run = plan_leaf_run(n, tp, slice), nodes[PLAN_NODES_MAX];
+                tree_run_t cover[TREE_COVER_MAX];
+                uint32_t n_nodes = plan_run_nodes(n, run, nodes);
+                tree_run_t same = {(uint16_t)run.first, (uint16_t)(run.first + run.count)};
+                assert_int_equal(n_nodes, tree_cover(n, same, cover));
+                for (uint32_t i = 0; i < n_nodes; i++) {
+                    assert_int_equal(nodes[i].first, cover[i].first);
+                    assert_int_equal(nodes[i].first + nodes[i].count, cover[i].end);
+                }
+                assert_true(n_nodes <= 3);
+                if ((tp & (tp - 1)) == 0)
+                    assert_int_equal(n_nodes, run.count > 0);
+            }
+}
+
+static void test_nine_heads_on_two_ranks_are_five_and_four_with_a_shared_kv_head(void **state)
+{
+    (void)state;
+    model_config_t config = smollm2();
+    plan_slice_t slice;
+    assert_int_equal(plan_slice(&config, 2, 0, &slice), STATUS_OK);
+    assert_int_equal(slice.heads.first, 0);
+    assert_int_equal(slice.heads.count, 5);
+    assert_int_equal(slice.kv_heads.first, 0);
+    assert_int_equal(slice.kv_heads.count, 2); /* heads 0-4 read kv heads 0 and 1 */
+    assert_int_equal(slice.ffn.first, 0);
+    assert_int_equal(slice.ffn.count, 768);
+    assert_int_equal(slice.vocab.count, 24576);
+    assert_int_equal(plan_slice(&config, 2, 1, &slice), STATUS_OK);
+    assert_int_equal(slice.heads.first, 5);
+    assert_int_equal(slice.heads.count, 4);
+    assert_int_equal(slice.kv_heads.first, 1);
+    assert_int_equal(slice.kv_heads.count, 2); /* heads 5-8 read kv heads 1 and 2 */
+    assert_int_equal(slice.ffn.first, 768);
+    assert_int_equal(slice.vocab.first, 24576);
+    assert_int_equal(plan_slice(&config, 3, 1, &slice), STATUS_OK);
+    assert_int_equal(slice.heads.first, 3);
+    assert_int_equal(slice.kv_heads.first, 1);
+    assert_int_equal(slice.kv_heads.count, 1);
+    assert_int_equal(slice.ffn_leaves.first, 4);
+    assert_int_equal(slice.ffn_leaves.count, 4);
+    assert_int_equal(slice.ffn.first, 512);
+    assert_int_equal(slice.ffn.count, 512);
+}
+
+static void test_a_rank_without_heads_needs_no_kv_head(void **state)
+{
+    (void)state;
+    model_config_t config = smollm2();
+    plan_slice_t slice;
+    assert_int_equal(plan_slice(&config, 16, 15, &slice), STATUS_OK);
+    assert_int_equal(slice.heads.count, 0);
+    assert_int_equal(slice.kv_heads.count, 0);
+}
+
+static void test_vocabulary_slices_end_on_blocks_and_cover_everything_once(void **state)
+{
+    (void)state;
+    /* 128,256 tokens are 126 blocks, the last of 256: 42 blocks each on three ranks. */
+    assert_int_equal(plan_vocab_run(128256, 3, 0).count, 43008);
+    assert_int_equal(plan_vocab_run(128256, 3, 2).first, 86016);
+    assert_int_equal(plan_vocab_run(128256, 3, 2).count, 42240);
+    assert_int_equal(plan_vocab_run(320, 2, 0).count, 320);
+    assert_int_equal(plan_vocab_run(320, 2, 1).count, 0);
+    for (uint32_t tp = 1; tp <= PLAN_TP_MAX; tp++) {
+        uint32_t at = 0;
+        for (uint32_t slice = 0; slice < tp; slice++) {
+            plan_run_t run = plan_vocab_run(50257, tp, slice);
+            assert_int_equal(run.first, at);
+            at += run.count;
+            assert_true(at % PLAN_VOCAB_BLOCK == 0 || at == 50257);
+        }
+        assert_int_equal(at, 50257);
+    }
+}
+
+static void test_slices_out_of_range_are_refused(void **state)
+{
+    (void)state;
+    model_config_t config = smollm2();
+    plan_slice_t slice;
+    assert_int_equal(plan_slice(&config, 0, 0, &slice), STATUS_INVALID);
+    assert_int_equal(plan_slice(&config, 17, 0, &slice), STATUS_INVALID);
+    assert_non_null(strstr(status_text(), "tp is 17; 1 to 16"));
+    assert_int_equal(plan_slice(&config, 2, 2, &slice), STATUS_INVALID);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_leaf_edges_are_the_written_ones),
+        cmocka_unit_test(test_powers_of_two_cut_at_nodes_of_the_tree_and_others_evenly),
+        cmocka_unit_test(test_the_nodes_of_a_run_are_the_kernels_cover_and_at_most_three),
+        cmocka_unit_test(test_nine_heads_on_two_ranks_are_five_and_four_with_a_shared_kv_head),
+        cmocka_unit_test(test_a_rank_without_heads_needs_no_kv_head),
+        cmocka_unit_test(test_vocabulary_slices_end_on_blocks_and_cover_everything_once),
+        cmocka_unit_test(test_slices_out_of_range_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

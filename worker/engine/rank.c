@@ -1,0 +1,441 @@
+/* A rank's life: its model and stage, and the loop of one epoch. See rank.h. */
+#include "worker/engine/rank.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/failpoint.h"
+#include "common/base/memory.h"
+#include "kernels/numerics.h"
+#include "worker/engine/head.h"
+#include "worker/engine/kv.h"
+#include "worker/engine/stage.h"
+
+#define IDLE_WAIT_MS 200u
+#define FORM_TIMEOUT_MS 60000u
+#define LOGITS_MAGIC 0x5354474cu /* "LGTS": a row of logits on the RESULT lane */
+
+/* A row of logits on its way to the leader; `vocab` floats follow. */
+typedef struct {
+    uint32_t magic, slot, position, vocab;
+} logits_message_t;
+
+struct rank {
+    rank_config_t config;
+    model_t *model;
+    stage_t *stage;
+    head_t *head; /* last stage */
+    char identity[DIGEST_HEX_SIZE];
+
+    /* One epoch. */
+    fabric_t *fabric;
+    leader_t *leader;
+    const rank_callbacks_t *callbacks;
+    step_limits_t limits;
+    uint64_t last_step;
+    uint32_t sampling_rank;
+    arena_t arena;
+    buffer_t plan_bytes, result_bytes, row_bytes;
+};
+
+/* ---- opening ---- */
+
+static status_t check_config(const rank_config_t *c, const model_config_t *shape)
+{
+    if (c->tp < 1 || c->tp > PLAN_TP_MAX || c->stages < 1 || c->stages > PLAN_STAGES_MAX)
+        return fail(STATUS_INVALID, "tp %u × %u stages: at most %d × %d, at least 1 × 1", c->tp, c->stages,
+                    PLAN_TP_MAX, PLAN_STAGES_MAX);
+    if (c->slice >= c->tp || c->stage >= c->stages || c->rank != c->stage * c->tp + c->slice)
+        return fail(STATUS_INVALID, "rank %u cannot be slice %u of %u of stage %u of %u", c->rank, c->slice,
+                    c->tp, c->stage, c->stages);
+    if (c->layer_count == 0 || c->layer_first >= shape->n_layers ||
+        c->layer_count > shape->n_layers - c->layer_first)
+        return fail(STATUS_INVALID, "layers %u to %u: the model has %u", c->layer_first,
+                    c->layer_first + c->layer_count, shape->n_layers);
+    if ((c->stage == 0) != (c->layer_first == 0) ||
+        (c->stage == c->stages - 1) != (c->layer_first + c->layer_count == shape->n_layers))
+        return fail(STATUS_INVALID, "stage %u of %u cannot have layers %u to %u of %u", c->stage, c->stages,
+                    c->layer_first, c->layer_first + c->layer_count, shape->n_layers);
+    if (c->context_max > shape->context_train)
+        return fail(STATUS_INVALID, "context_max is %u; the model was trained for %u", c->context_max,
+                    shape->context_train);
+    if (c->prefill_tokens_max > STEP_TOKENS_MAX || c->batch_max > STEP_ENTRIES_MAX ||
+        c->batch_max > c->prefill_tokens_max)
+        return fail(STATUS_INVALID, "%u sequences and %u tokens in a step: at most %u and %u, and a token each",
+                    c->batch_max, c->prefill_tokens_max, STEP_ENTRIES_MAX, STEP_TOKENS_MAX);
+    return STATUS_OK;
+}
+
+static void apply_defaults(rank_config_t *c, const model_config_t *shape)
+{
+    if (c->context_max == 0)
+        c->context_max = shape->context_train;
+    if (c->prefill_tokens_max == 0)
+        c->prefill_tokens_max = 512;
+    if (c->batch_max == 0)
+        c->batch_max = c->prefill_tokens_max < 64 ? c->prefill_tokens_max : 64;
+    if (c->form_timeout_ms == 0)
+        c->form_timeout_ms = FORM_TIMEOUT_MS;
+}
+
+static status_t make_identity(rank_t *rank)
+{
+    char digest[MODEL_DIGEST_SIZE];
+    const rank_config_t *c = &rank->config;
+    if (!c->model_digest)
+        TRY(model_digest(c->model_path, c->cache_dir, digest));
+    model_identity_t identity = {
+        .model_digest = c->model_digest ? c->model_digest : digest,
+        .activations = c->activations_f32 ? "f32" : "native",
+        .kv_type = c->activations_f32 ? "f32" : "bf16",
+        .numerics_version = NUMERICS_VERSION,
+        .backend = "cpu",
+        .adapter = "",
+    };
+    model_text_identity(&identity, rank->identity);
+    return STATUS_OK;
+}
+
+status_t rank_open(const rank_config_t *config, rank_t **own_out)
+{
+    rank_t *rank = MEM_NEW(rank_t);
+    rank->config = *config;
+    status_t status = model_open(config->model_path, &rank->model);
+    if (status == STATUS_OK) {
+        apply_defaults(&rank->config, model_config(rank->model));
+        status = check_config(&rank->config, model_config(rank->model));
+    }
+    if (status == STATUS_OK)
+        status = make_identity(rank);
+    if (status == STATUS_OK)
+        status = stage_open(&rank->config, rank->model, &rank->stage);
+    if (status != STATUS_OK) {
+        rank_close(rank);
+        return status;
+    }
+    if (rank->stage->last)
+        rank->head = head_new(rank->stage);
+    rank->sampling_rank = (rank->config.stages - 1) * rank->config.tp;
+    *own_out = rank;
+    return STATUS_OK;
+}
+
+void rank_close(rank_t *rank)
+{
+    if (!rank)
+        return;
+    head_free(rank->head);
+    stage_close(rank->stage);
+    model_close(rank->model);
+    arena_release(&rank->arena);
+    buffer_release(&rank->plan_bytes);
+    buffer_release(&rank->result_bytes);
+    buffer_release(&rank->row_bytes);
+    free(rank);
+}
+
+const char *rank_text_identity(const rank_t *rank)
+{
+    return rank->identity;
+}
+
+uint64_t rank_kv_tokens(const rank_t *rank)
+{
+    return (uint64_t)rank->stage->n_blocks * KV_BLOCK_TOKENS;
+}
+
+uint64_t rank_weight_bytes(const rank_t *rank)
+{
+    return rank->stage->weight_bytes;
+}
+
+uint32_t rank_context_max(const rank_t *rank)
+{
+    return rank->config.context_max;
+}
+
+uint32_t rank_vocab(const rank_t *rank)
+{
+    return rank->stage->shape->vocab;
+}
+
+const char *rank_isa(const rank_t *rank)
+{
+    return rank->stage->ops->device_info(rank->stage->device).isa;
+}
+
+/* ---- rows of logits ---- */
+
+static void give_logits(rank_t *rank, uint32_t slot, uint32_t position, uint32_t n_rows, const float *rows)
+{
+    char session[SESSION_BYTES];
+    uint32_t choice;
+    if (rank->callbacks->logits && leader_session_in_slot(rank->leader, slot, session, &choice))
+        rank->callbacks->logits(rank->callbacks->context, session, choice, position, n_rows, rank->limits.vocab,
+                                rows);
+}
+
+static status_t deliver_logits(void *context, uint32_t slot, uint32_t position, uint32_t n_rows,
+                               const float *rows)
+{
+    rank_t *rank = context;
+    if (rank->leader) {
+        give_logits(rank, slot, position, n_rows, rows);
+        return STATUS_OK;
+    }
+    fabric_where_t where = {.operation = "send of logits", .step = rank->last_step, .layer = -1};
+    uint32_t vocab = rank->limits.vocab;
+    for (uint32_t i = 0; i < n_rows; i++) {
+        logits_message_t head = {LOGITS_MAGIC, slot, position + i, vocab};
+        buffer_clear(&rank->row_bytes);
+        buffer_append(&rank->row_bytes, &head, sizeof head);
+        buffer_append(&rank->row_bytes, rows + (size_t)i * vocab, vocab * sizeof *rows);
+        TRY(fabric_send(rank->fabric, 0, FABRIC_RESULT, &where, rank->row_bytes.data, rank->row_bytes.size));
+    }
+    return STATUS_OK;
+}
+
+/* ---- steps ---- */
+
+static bool holds_armed_token(const step_plan_t *plan)
+{
+    char name[40];
+    for (uint32_t e = 0; e < plan->n_entries; e++)
+        for (uint32_t i = 0; i < plan->entries[e].n_tokens; i++) {
+            snprintf(name, sizeof name, "rank.token.%u", plan->entries[e].ids[i]);
+            if (FAILPOINT(name))
+                return true;
+        }
+    return false;
+}
+
+static status_t run_step(rank_t *rank, const step_plan_t *plan, step_result_t *result_out)
+{
+    stage_t *stage = rank->stage;
+    if (stage->pulse)
+        atomic_store_explicit(&stage->pulse->step, plan->step, memory_order_relaxed);
+    stage_beat(stage);
+    if (FAILPOINT("rank.step.begin") || (failpoint_armed && holds_armed_token(plan)))
+        return fail(STATUS_INTERNAL, "fail point of a step");
+    status_t status = stage_run(stage, plan);
+    if (status == STATUS_OK && stage->last)
+        status = head_run(rank->head, plan, deliver_logits, rank, result_out);
+    if (status != STATUS_OK) {
+        stage->ops->queue_reset(stage->queue); /* drops calls that still point at this step */
+        return fail_in(status, "rank %u, step %llu", rank->config.rank, (unsigned long long)plan->step);
+    }
+    return STATUS_OK;
+}
+
+/* Reads a plan and holds it against the one before. */
+static status_t read_plan(rank_t *rank, const void *bytes, size_t size, step_plan_t *out)
+{
+    arena_reset(&rank->arena);
+    TRY(step_plan_read(bytes, size, &rank->limits, &rank->arena, out));
+    if (out->step != rank->last_step + 1)
+        return fail(STATUS_INVALID, "rank %u got the plan of step %llu after step %llu", rank->config.rank,
+                    (unsigned long long)out->step, (unsigned long long)rank->last_step);
+    rank->last_step = out->step;
+    return STATUS_OK;
+}
+
+/* ---- a rank that follows ---- */
+
+static status_t receive_plan(rank_t *rank, step_plan_t *out)
+{
+    fabric_where_t where = {.operation = "receive of a step plan", .step = rank->last_step + 1, .layer = -1,
+                            .timeout_ms = FABRIC_FOREVER};
+    size_t size;
+    stage_waiting(rank->stage, true);
+    status_t status = fabric_receive(rank->fabric, 0, FABRIC_PLAN, &where, rank->plan_bytes.data,
+                                     STEP_PLAN_BYTES_MAX, &size);
+    stage_waiting(rank->stage, false);
+    TRY(status);
+    return read_plan(rank, rank->plan_bytes.data, size, out);
+}
+
+static status_t follow(rank_t *rank)
+{
+    /* Pages that no plan ever needs are never touched. */
+    if (rank->plan_bytes.capacity < STEP_PLAN_BYTES_MAX) {
+        rank->plan_bytes.data = mem_resize(rank->plan_bytes.data, STEP_PLAN_BYTES_MAX, 1);
+        rank->plan_bytes.capacity = STEP_PLAN_BYTES_MAX;
+    }
+    for (;;) {
+        step_plan_t plan;
+        step_result_t result;
+        TRY(receive_plan(rank, &plan));
+        if (plan.kind == STEP_STOP)
+            return STATUS_OK;
+        TRY(run_step(rank, &plan, &result));
+        if (rank->config.rank != rank->sampling_rank)
+            continue;
+        fabric_where_t where = {.operation = "send of a result", .step = plan.step, .layer = -1};
+        step_result_write(&result, &rank->result_bytes);
+        TRY(fabric_send(rank->fabric, 0, FABRIC_RESULT, &where, rank->result_bytes.data,
+                        rank->result_bytes.size));
+    }
+}
+
+/* ---- the leader ---- */
+
+static void ring_fabric(void *context)
+{
+    fabric_wake(context);
+}
+
+static status_t send_plan(rank_t *rank, const buffer_t *bytes)
+{
+    fabric_where_t where = {.operation = "send of a step plan", .step = rank->last_step + 1, .layer = -1};
+    for (uint32_t peer = 1; peer < rank->config.tp * rank->config.stages; peer++)
+        TRY(fabric_send(rank->fabric, peer, FABRIC_PLAN, &where, bytes->data, bytes->size));
+    return STATUS_OK;
+}
+
+/* One message of the sampling rank: a row of logits or a step's result. */
+static status_t receive_result(rank_t *rank)
+{
+    fabric_where_t where = {.operation = "receive of a result", .step = rank->last_step, .layer = -1};
+    size_t most = STEP_ENTRIES_MAX * sizeof(step_drawn_t) + 64, size;
+    size_t row = sizeof(logits_message_t) + rank->limits.vocab * sizeof(float);
+    most = most > row ? most : row;
+    if (rank->result_bytes.capacity < most) {
+        rank->result_bytes.data = mem_resize(rank->result_bytes.data, most, 1);
+        rank->result_bytes.capacity = most;
+    }
+    TRY(fabric_receive(rank->fabric, rank->sampling_rank, FABRIC_RESULT, &where, rank->result_bytes.data, most,
+                       &size));
+    logits_message_t message = {0};
+    if (size >= sizeof message)
+        memcpy(&message, rank->result_bytes.data, sizeof message);
+    if (message.magic == LOGITS_MAGIC) {
+        if (size != row || message.vocab != rank->limits.vocab)
+            return fail(STATUS_INVALID, "a row of logits has %zu bytes; %zu would be right", size, row);
+        give_logits(rank, message.slot, message.position, 1,
+                    (const float *)(const void *)(rank->result_bytes.data + sizeof message));
+        return STATUS_OK;
+    }
+    step_result_t result;
+    arena_reset(&rank->arena);
+    TRY(step_result_read(rank->result_bytes.data, size, rank->limits.vocab, &rank->arena, &result));
+    return leader_step_done(rank->leader, &result);
+}
+
+/* Takes what has come back; waits up to wait_ms for the first of it, an admission or a failure. */
+static status_t collect_results(rank_t *rank, uint32_t wait_ms)
+{
+    /* Without a sampling rank elsewhere the wait is only for the bell and for failures. */
+    uint32_t peer = rank->sampling_rank ? rank->sampling_rank : 1;
+    for (bool ready = true; ready; wait_ms = 0) {
+        stage_waiting(rank->stage, true);
+        status_t status = fabric_wait(rank->fabric, peer, FABRIC_RESULT, wait_ms, &ready);
+        stage_waiting(rank->stage, false);
+        TRY(status);
+        if (ready)
+            TRY(receive_result(rank));
+    }
+    return STATUS_OK;
+}
+
+static status_t lead_step(rank_t *rank)
+{
+    step_plan_t plan;
+    step_result_t result;
+    if (FAILPOINT("leader.step"))
+        return fail(STATUS_INTERNAL, "fail point leader.step");
+    if (rank->fabric)
+        TRY(send_plan(rank, &rank->plan_bytes));
+    TRY(read_plan(rank, rank->plan_bytes.data, rank->plan_bytes.size, &plan));
+    TRY(run_step(rank, &plan, &result));
+    if (rank->sampling_rank == 0)
+        return leader_step_done(rank->leader, &result);
+    return collect_results(rank, 0);
+}
+
+static status_t lead(rank_t *rank)
+{
+    for (;;) {
+        stage_beat(rank->stage);
+        stage_waiting(rank->stage, !rank->fabric);
+        leader_next_t next = leader_next(rank->leader, rank->fabric ? 0 : IDLE_WAIT_MS, &rank->plan_bytes);
+        stage_waiting(rank->stage, false);
+        if (next == LEADER_PLAN) {
+            TRY(lead_step(rank));
+        } else if (next == LEADER_IDLE) {
+            if (rank->fabric)
+                TRY(collect_results(rank, IDLE_WAIT_MS));
+        } else {
+            step_plan_t stop = {.kind = STEP_STOP, .step = rank->last_step + 1};
+            step_plan_write(&stop, &rank->plan_bytes);
+            return rank->fabric ? send_plan(rank, &rank->plan_bytes) : STATUS_OK;
+        }
+    }
+}
+
+static status_t install_leader(rank_t *rank, uint32_t n_blocks)
+{
+    scheduler_config_t config = {
+        .n_blocks = n_blocks,
+        .vocab = rank->limits.vocab,
+        .context_max = rank->config.context_max,
+        .stages = rank->config.stages,
+        .batch_max = rank->config.batch_max,
+        .step_tokens_max = rank->config.prefill_tokens_max,
+        .keep_prefixes = !rank->config.no_prefix_cache,
+        .text_identity = rank->identity,
+    };
+    TRY(leader_install(rank->leader, &config, rank->fabric ? ring_fabric : NULL, rank->fabric));
+    if (rank->callbacks->active)
+        rank->callbacks->active(rank->callbacks->context, rank->identity,
+                                (uint64_t)n_blocks * KV_BLOCK_TOKENS, rank->config.context_max);
+    return STATUS_OK;
+}
+
+static status_t form(rank_t *rank)
+{
+    uint64_t n_blocks = rank->stage->n_blocks;
+    if (rank->callbacks->prepared)
+        rank->callbacks->prepared(rank->callbacks->context, n_blocks * KV_BLOCK_TOKENS);
+    if (rank->fabric) {
+        stage_waiting(rank->stage, true);
+        status_t status =
+            fabric_form(rank->fabric, rank->identity, n_blocks, rank->config.form_timeout_ms, &n_blocks);
+        stage_waiting(rank->stage, false);
+        TRY(status);
+    }
+    if (n_blocks == 0 || n_blocks > rank->stage->n_blocks)
+        return fail(STATUS_INVALID, "the replica was formed with %llu KV blocks; this rank has %u",
+                    (unsigned long long)n_blocks, rank->stage->n_blocks);
+    rank->limits = (step_limits_t){.vocab = rank->stage->shape->vocab,
+                                   .context_max = rank->config.context_max,
+                                   .n_blocks = (uint32_t)n_blocks};
+    return rank->leader ? install_leader(rank, (uint32_t)n_blocks) : STATUS_OK;
+}
+
+status_t rank_run(rank_t *rank, fabric_t *fabric, leader_t *leader, const rank_callbacks_t *callbacks)
+{
+    static const rank_callbacks_t none = {0};
+    if ((leader != NULL) != (rank->config.rank == 0) ||
+        (!fabric && rank->config.tp * rank->config.stages > 1))
+        return fail(STATUS_INVALID, "rank %u of %u × %u: the first rank has a leader and only a "
+                    "single one needs no fabric",
+                    rank->config.rank, rank->config.tp, rank->config.stages);
+    rank->fabric = fabric;
+    rank->leader = leader;
+    rank->callbacks = callbacks ? callbacks : &none;
+    rank->last_step = 0;
+    rank->stage->fabric = fabric;
+    rank->stage->pulse = rank->callbacks->pulse;
+    rank->stage->ops->queue_reset(rank->stage->queue);
+    if (rank->head)
+        head_reset(rank->head);
+    status_t status = form(rank);
+    if (status == STATUS_OK)
+        status = leader ? lead(rank) : follow(rank);
+    if (leader)
+        leader_lose(leader, status == STATUS_OK ? "the replica was stopped" : status_text());
+    rank->fabric = rank->stage->fabric = NULL;
+    rank->stage->pulse = NULL;
+    return status;
+}

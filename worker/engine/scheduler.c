@@ -1,0 +1,348 @@
+/* The scheduler's life, its table of sequences, and what time does to them. */
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "common/base/memory.h"
+#include "worker/engine/scheduler_internal.h"
+
+#define KNOWN_PER_SEQUENCE 4u /* ended ones are kept, but not without a bound */
+
+static uint32_t or_default(uint32_t value, uint32_t by_default)
+{
+    return value ? value : by_default;
+}
+
+static void take_step_memory(scheduler_t *s)
+{
+    const scheduler_config_t *c = &s->config;
+    s->running_max = c->batch_max * c->stages;
+    if (s->running_max > STEP_SLOTS_MAX)
+        s->running_max = STEP_SLOTS_MAX;
+    s->running = MEM_NEW_ARRAY(sequence_t *, s->running_max);
+    s->plan.closes = MEM_NEW_ARRAY(uint32_t, STEP_SLOTS_MAX);
+    s->plan.opens = MEM_NEW_ARRAY(step_open_t, STEP_SLOTS_MAX);
+    s->plan.entries = MEM_NEW_ARRAY(step_entry_t, c->batch_max);
+    for (uint32_t i = 0; i < c->stages; i++) {
+        s->flights[i].sequences = MEM_NEW_ARRAY(sequence_t *, c->batch_max);
+        s->flights[i].samples = MEM_NEW_ARRAY(bool, c->batch_max);
+    }
+    uint32_t places = 64;
+    while (places < c->sequences_max * KNOWN_PER_SEQUENCE)
+        places *= 2;
+    s->table = MEM_NEW_ARRAY(sequence_t *, places);
+    s->table_mask = places - 1;
+}
+
+status_t scheduler_new(const scheduler_config_t *config, scheduler_t **own_out)
+{
+    scheduler_config_t c = *config;
+    c.batch_max = or_default(c.batch_max, 64);
+    c.step_tokens_max = or_default(c.step_tokens_max, 512);
+    c.sequences_max = or_default(c.sequences_max, 1024);
+    c.keep_ended_ms = c.keep_ended_ms ? c.keep_ended_ms : 30000;
+    c.keep_detached_ms = c.keep_detached_ms ? c.keep_detached_ms : 30000;
+    if (c.stages < 1 || c.stages > STAGES_MAX)
+        return fail(STATUS_INVALID, "a replica has 1 to %u stages, not %u", STAGES_MAX, c.stages);
+    if (c.batch_max > STEP_ENTRIES_MAX || c.step_tokens_max > STEP_TOKENS_MAX ||
+        c.batch_max > c.step_tokens_max)
+        return fail(STATUS_INVALID,
+                    "batch_max %u and step_tokens_max %u: at most %u and %u, and a step holds at "
+                    "least one token of each sequence",
+                    c.batch_max, c.step_tokens_max, STEP_ENTRIES_MAX, STEP_TOKENS_MAX);
+    if (c.sequences_max > (1u << 20) || c.n_blocks == 0 || c.context_max == 0 || c.vocab == 0)
+        return fail(STATUS_INVALID, "a scheduler needs blocks, a context, a vocabulary and at most %u sequences",
+                    1u << 20);
+    scheduler_t *s = MEM_NEW(scheduler_t);
+    s->config = c;
+    s->config.text_identity = NULL; /* borrowed for this call only */
+    kv_config_t kv = {.n_blocks = c.n_blocks, .keep_prefixes = c.keep_prefixes,
+                      .text_identity = c.text_identity ? c.text_identity : ""};
+    s->kv = kv_new(&kv);
+    s->load.kv_tokens_total = (uint64_t)c.n_blocks * KV_BLOCK_TOKENS;
+    take_step_memory(s);
+    *own_out = s;
+    return STATUS_OK;
+}
+
+static void sequence_free(sequence_t *q)
+{
+    free(q->ids);
+    free(q->drawn);
+    free((void *)(uintptr_t)q->sampling.bias);
+    free(q->stop_ids);
+    free(q->blocks);
+    free(q->error);
+    free(q);
+}
+
+void scheduler_free(scheduler_t *s)
+{
+    if (!s)
+        return;
+    for (sequence_t *q = s->all, *next; q; q = next) {
+        next = q->all_next;
+        sequence_free(q);
+    }
+    for (uint32_t i = 1; i <= SCHEDULER_STREAMS_MAX; i++)
+        for (notice_t *notice = s->streams[i].notices, *next; notice; notice = next) {
+            next = notice->next;
+            free(notice);
+        }
+    for (uint32_t i = 0; i < s->n_tenants; i++)
+        free(s->tenants[i].name);
+    for (uint32_t i = 0; i < STAGES_MAX; i++) {
+        free(s->flights[i].sequences);
+        free(s->flights[i].samples);
+    }
+    free(s->plan.closes);
+    free(s->plan.opens);
+    free(s->plan.entries);
+    free(s->table);
+    free(s->running);
+    kv_free(s->kv);
+    free(s);
+}
+
+/* ---- the table ---- */
+
+static uint32_t place_of(const scheduler_t *s, const char *session, uint32_t choice)
+{
+    return (uint32_t)XXH3_64bits_withSeed(session, strlen(session), choice) & s->table_mask;
+}
+
+sequence_t *scheduler_find(const scheduler_t *s, const char *session, uint32_t choice)
+{
+    sequence_t *q = s->table[place_of(s, session, choice)];
+    while (q && (q->choice != choice || strcmp(q->session, session) != 0))
+        q = q->hash_next;
+    return q;
+}
+
+void scheduler_add(scheduler_t *s, sequence_t *q)
+{
+    sequence_t **place = &s->table[place_of(s, q->session, q->choice)];
+    q->hash_next = *place;
+    *place = q;
+    q->all_before = s->all_last;
+    if (s->all_last)
+        s->all_last->all_next = q;
+    else
+        s->all = q;
+    s->all_last = q;
+    s->n_known++;
+    s->n_waiting++;
+    s->tokens_committed += sequence_committed(q);
+}
+
+static void forget(scheduler_t *s, sequence_t *q)
+{
+    sequence_t **at = &s->table[place_of(s, q->session, q->choice)];
+    while (*at != q)
+        at = &(*at)->hash_next;
+    *at = q->hash_next;
+    if (q->all_before)
+        q->all_before->all_next = q->all_next;
+    else
+        s->all = q->all_next;
+    if (q->all_next)
+        q->all_next->all_before = q->all_before;
+    else
+        s->all_last = q->all_before;
+    s->n_known--;
+    sequence_free(q);
+}
+
+/* ---- ends ---- */
+
+void scheduler_leave_running(scheduler_t *s, sequence_t *q)
+{
+    uint32_t at = 0;
+    while (s->running[at] != q)
+        at++;
+    s->n_running--;
+    memmove(&s->running[at], &s->running[at + 1], (s->n_running - at) * sizeof(sequence_t *));
+    kv_release(s->kv, q->blocks, q->n_blocks);
+    q->n_blocks = q->n_computed = q->n_published = 0;
+}
+
+void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t finish, const char *code,
+                   const char *error)
+{
+    if (q->state == SEQUENCE_ENDED)
+        return;
+    /* Blocks and slot are free at once, also when a step with them is in flight: whatever uses them
+     * next stands in a later plan, and ranks run plans in order. */
+    if (q->state == SEQUENCE_RUNNING)
+        scheduler_leave_running(s, q);
+    else
+        s->n_waiting--;
+    if (q->slot != SLOT_NONE) {
+        s->slots[q->slot] = NULL;
+        s->slot_closing[q->slot] = true;
+        q->slot = SLOT_NONE;
+    }
+    q->state = SEQUENCE_ENDED;
+    q->end = end;
+    q->finish = finish;
+    q->error_code = code;
+    q->error = error && error[0] ? mem_strdup(error) : NULL;
+    q->ended_at_ms = s->now_ms;
+    s->tokens_committed -= sequence_committed(q);
+    if (q->stream != 0) {
+        q->end_owed = true;
+        scheduler_mark_dirty(s, q);
+    }
+}
+
+/* An ended sequence that nobody is owed anything of, and that no step still points to. */
+static bool may_forget(const sequence_t *q)
+{
+    return q->state == SEQUENCE_ENDED && q->n_in_flight == 0 && !q->dirty && !q->end_owed;
+}
+
+static void forget_oldest_ended(scheduler_t *s)
+{
+    for (sequence_t *q = s->all; q; q = q->all_next)
+        if (may_forget(q)) {
+            forget(s, q);
+            return;
+        }
+}
+
+static uint64_t sooner(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+uint64_t scheduler_tick(scheduler_t *s, uint64_t now_ms)
+{
+    s->now_ms = now_ms;
+    uint64_t next_ms = UINT64_MAX;
+    for (sequence_t *q = s->all, *after; q; q = after) {
+        after = q->all_next;
+        if (q->state != SEQUENCE_ENDED && now_ms >= q->deadline_at_ms)
+            scheduler_end(s, q, END_CANCELLED, FINISH_NONE, "deadline", "the deadline passed");
+        if (q->state != SEQUENCE_ENDED && q->stream == 0 &&
+            now_ms - q->detached_at_ms >= s->config.keep_detached_ms)
+            scheduler_end(s, q, END_CANCELLED, FINISH_NONE, "cancelled", "no coordinator wanted it any more");
+        if (q->state != SEQUENCE_ENDED) {
+            next_ms = sooner(next_ms, q->deadline_at_ms);
+            if (q->stream == 0)
+                next_ms = sooner(next_ms, q->detached_at_ms + s->config.keep_detached_ms);
+        } else if (may_forget(q)) {
+            if (now_ms - q->ended_at_ms >= s->config.keep_ended_ms)
+                forget(s, q);
+            else
+                next_ms = sooner(next_ms, q->ended_at_ms + s->config.keep_ended_ms);
+        }
+    }
+    while (s->n_known > s->config.sequences_max * KNOWN_PER_SEQUENCE) {
+        uint32_t before = s->n_known;
+        forget_oldest_ended(s);
+        if (s->n_known == before)
+            break;
+    }
+    return next_ms;
+}
+
+/* ---- a step comes back ---- */
+
+static bool is_stop_id(const sequence_t *q, uint32_t id)
+{
+    for (uint32_t i = 0; i < q->n_stop_ids; i++)
+        if (q->stop_ids[i] == id)
+            return true;
+    return false;
+}
+
+static void append_drawn(scheduler_t *s, sequence_t *q, const step_drawn_t *drawn)
+{
+    if (q->state == SEQUENCE_ENDED)
+        return;
+    if (drawn->failed) {
+        scheduler_end(s, q, END_REFUSED, FINISH_NONE, "numeric",
+                      "the model gave values that are not finite for this text");
+        return;
+    }
+    if (q->drawn)
+        q->drawn[sequence_produced(q) - q->n_given] = drawn->sampled;
+    q->ids[q->n_ids++] = drawn->sampled.id;
+    s->load.tokens_produced++;
+    s->tenants[q->tenant].served++;
+    if (q->stream != 0)
+        scheduler_mark_dirty(s, q);
+    if (is_stop_id(q, drawn->sampled.id))
+        scheduler_end(s, q, END_FINISHED, FINISH_STOP, "", NULL);
+    else if (sequence_produced(q) >= q->max_tokens)
+        scheduler_end(s, q, END_FINISHED, FINISH_LENGTH, "", NULL);
+}
+
+status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64_t now_ms)
+{
+    s->now_ms = now_ms;
+    if (s->n_flights == 0)
+        return fail(STATUS_INTERNAL, "step %llu came back, but none is in flight",
+                    (unsigned long long)result->step);
+    flight_t *flight = &s->flights[s->flight_first];
+    uint32_t n_samples = 0;
+    for (uint32_t i = 0; i < flight->n; i++)
+        n_samples += flight->samples[i];
+    if (flight->step != result->step || n_samples != result->n)
+        return fail(STATUS_INTERNAL, "step %llu came back with %u tokens; step %llu with %u was due",
+                    (unsigned long long)result->step, result->n, (unsigned long long)flight->step,
+                    n_samples);
+    for (uint32_t i = 0, k = 0; i < flight->n; i++) {
+        sequence_t *q = flight->sequences[i];
+        q->n_in_flight--;
+        if (flight->samples[i])
+            append_drawn(s, q, &result->drawn[k++]);
+    }
+    flight->n = 0;
+    s->flight_first = (s->flight_first + 1) % s->config.stages;
+    s->n_flights--;
+    return STATUS_OK;
+}
+
+uint32_t scheduler_in_flight(const scheduler_t *s)
+{
+    return s->n_flights;
+}
+
+uint32_t scheduler_lose(scheduler_t *s, const char *why, uint64_t now_ms, char (*suspects_out)[SESSION_BYTES],
+                        uint32_t max)
+{
+    uint32_t n = 0;
+    s->now_ms = now_ms;
+    for (uint32_t f = 0; f < s->n_flights; f++) {
+        const flight_t *flight = &s->flights[(s->flight_first + f) % s->config.stages];
+        for (uint32_t i = 0; i < flight->n; i++) {
+            flight->sequences[i]->n_in_flight--;
+            if (n < max)
+                memcpy(suspects_out[n++], flight->sequences[i]->session, SESSION_BYTES);
+        }
+    }
+    s->n_flights = 0;
+    s->lost = true;
+    for (sequence_t *q = s->all; q; q = q->all_next)
+        scheduler_end(s, q, END_REPLICA_LOST, FINISH_NONE, "replica_lost", why);
+    return n;
+}
+
+/* ---- numbers ---- */
+
+void scheduler_load(const scheduler_t *s, scheduler_load_t *out)
+{
+    *out = s->load;
+    out->running = s->n_running;
+    out->waiting = s->n_waiting;
+    out->kv_tokens_free = (uint64_t)kv_blocks_free(s->kv) * KV_BLOCK_TOKENS;
+}
+
+const char *scheduler_session_in_slot(const scheduler_t *s, uint32_t slot, uint32_t *choice_out)
+{
+    if (slot >= STEP_SLOTS_MAX || !s->slots[slot])
+        return NULL;
+    *choice_out = s->slots[slot]->choice;
+    return s->slots[slot]->session;
+}

@@ -1,0 +1,149 @@
+/* What the scheduler's files share: scheduler.c (life and time), scheduler_streams.c (what
+ * coordinators ask for and are owed), scheduler_plan.c (what runs next). */
+#ifndef SHOAL_WORKER_ENGINE_SCHEDULER_INTERNAL_H
+#define SHOAL_WORKER_ENGINE_SCHEDULER_INTERNAL_H
+
+#include "worker/engine/kv.h"
+#include "worker/engine/scheduler.h"
+
+#define SLOT_NONE UINT32_MAX
+#define STAGES_MAX 64u
+
+typedef enum { SEQUENCE_WAITING, SEQUENCE_RUNNING, SEQUENCE_ENDED } sequence_state_t;
+
+/* One (request, choice). `ids` never moves: plans and outputs point into it. */
+typedef struct sequence {
+    char session[SESSION_BYTES];
+    uint32_t choice;
+    uint64_t owner;
+    uint64_t serial; /* order of arrival; the lowest running one is never preempted */
+    sequence_state_t state;
+
+    uint32_t *ids; /* prompt, then produced; room for n_prompt + max_tokens */
+    uint32_t n_prompt, n_given, n_ids; /* n_given: produced ids that came with the admission */
+    sampled_t *drawn; /* of produced ids after the given ones; NULL without logprobs */
+    sampling_t sampling;
+    uint32_t max_tokens;
+    uint32_t n_stop_ids, *stop_ids;
+    int32_t priority;
+    uint64_t deadline_at_ms; /* UINT64_MAX is none */
+    uint32_t tenant;         /* index into the tenants */
+    uint32_t namespace_id;
+    bool solo;
+    uint32_t logits_next;    /* eval: next position whose logits are owed */
+
+    uint32_t *blocks; /* room for n_prompt + max_tokens */
+    uint32_t n_blocks;
+    uint32_t n_computed;  /* tokens whose KV planned steps have written */
+    uint32_t n_published; /* blocks of those offered to later prompts */
+    kv_link_t link;
+    uint32_t n_cached;    /* prompt tokens found in the cache at the first start */
+    uint32_t slot;
+    bool started;         /* ran at least once: a later start is a return after preemption */
+    uint32_t n_in_flight; /* 0 or 1 */
+    uint32_t passed;      /* by smaller ones, while blocks were too few for it */
+    uint64_t looked_at;   /* the planning round that found it too big */
+
+    uint32_t stream; /* attached, 0 when nobody is */
+    uint32_t sent;   /* produced ids that the stream has */
+    bool end_owed;   /* the stream was not sent the end yet */
+    bool dirty;      /* in its stream's list of what is owed */
+    struct sequence *dirty_next;
+    uint64_t detached_at_ms;
+
+    end_reason_t end;
+    finish_t finish;
+    const char *error_code;
+    char *error; /* NULL is "" */
+    uint64_t ended_at_ms;
+
+    struct sequence *hash_next, *all_next, *all_before;
+} sequence_t;
+
+/* An end that belongs to no sequence of the stream: refused or superseded. */
+typedef struct notice {
+    struct notice *next;
+    char session[SESSION_BYTES];
+    uint32_t choice;
+    uint64_t owner;
+    end_reason_t end;
+    const char *error_code;
+    char error[STATUS_TEXT_MAX];
+} notice_t;
+
+typedef struct {
+    bool open;
+    notice_t *notices, *notices_last;
+    sequence_t *dirty, *dirty_last;
+    uint64_t committed_tokens;
+} stream_t;
+
+typedef struct {
+    char *name;
+    uint64_t served; /* tokens computed for it */
+} tenant_t;
+
+/* A batch between scheduler_plan and scheduler_step_done. */
+typedef struct {
+    uint64_t step;
+    bool alone; /* solo, or eval's rows of logits: nothing else may be in flight */
+    uint32_t n;
+    sequence_t **sequences;
+    bool *samples;
+} flight_t;
+
+struct scheduler {
+    scheduler_config_t config;
+    kv_t *kv;
+    bool lost;
+    uint64_t now_ms;
+    uint64_t serial;
+
+    sequence_t *all, *all_last; /* every known one, oldest arrival first */
+    uint32_t n_known;
+    sequence_t **table; /* hash of (session, choice) */
+    uint32_t table_mask;
+    sequence_t **running; /* ascending serial */
+    uint32_t n_running, running_max;
+    uint32_t n_waiting;
+    sequence_t *slots[STEP_SLOTS_MAX];
+    bool slot_closing[STEP_SLOTS_MAX]; /* free, but the last stage was not told yet */
+    uint64_t tokens_committed; /* prompt + max_tokens of all that have not ended */
+
+    tenant_t tenants[SCHEDULER_TENANTS_MAX];
+    uint32_t n_tenants;
+    stream_t streams[SCHEDULER_STREAMS_MAX + 1]; /* by number; 0 is nobody */
+    uint32_t n_streams;
+
+    flight_t flights[STAGES_MAX];
+    uint32_t flight_first, n_flights;
+    bool solo_ran_last;
+    uint64_t round;
+
+    step_plan_t plan; /* its arrays are reused */
+    scheduler_load_t load;
+};
+
+static inline uint32_t sequence_produced(const sequence_t *q)
+{
+    return q->n_ids - q->n_prompt;
+}
+
+static inline uint64_t sequence_committed(const sequence_t *q)
+{
+    return (uint64_t)q->n_prompt + q->max_tokens;
+}
+
+/* scheduler.c */
+sequence_t *scheduler_find(const scheduler_t *s, const char *session, uint32_t choice);
+/* Ends a sequence: its blocks and slot are free at once, its stream is owed the end. */
+void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t finish, const char *code,
+                   const char *error);
+void scheduler_add(scheduler_t *s, sequence_t *q);
+void scheduler_leave_running(scheduler_t *s, sequence_t *q);
+
+/* scheduler_streams.c */
+void scheduler_mark_dirty(scheduler_t *s, sequence_t *q);
+void scheduler_detach(scheduler_t *s, sequence_t *q);
+
+#endif

@@ -1,0 +1,399 @@
+/* What runs next: decoding sequences first, then prefill chunks, then waiting sequences, within the
+ * budgets of one step. */
+#include <string.h>
+
+#include "worker/engine/scheduler_internal.h"
+
+#define LOOKS_MAX 16u /* waiting sequences looked at while one plan is made */
+
+typedef struct {
+    scheduler_t *s;
+    flight_t *flight;
+    uint32_t tokens_left;
+    uint32_t entries_max;
+    bool alone;
+} planning_t;
+
+/* ---- blocks ---- */
+
+static bool in_this_plan(const planning_t *p, const sequence_t *q)
+{
+    for (uint32_t i = 0; i < p->flight->n; i++)
+        if (p->flight->sequences[i] == q)
+            return true;
+    return false;
+}
+
+/* Its slot stays: the last stage knows its ids, and the sampler's state is a function of them. */
+static void preempt(scheduler_t *s, sequence_t *q)
+{
+    scheduler_leave_running(s, q);
+    q->state = SEQUENCE_WAITING;
+    s->n_waiting++;
+    s->load.preemptions++;
+}
+
+/* The youngest that may be preempted; never the oldest, nor one whose blocks this plan uses. One that
+ * is in flight may be: plans run in order, so its blocks are read before anybody else writes them. */
+static sequence_t *youngest(const planning_t *p)
+{
+    const scheduler_t *s = p->s;
+    for (uint32_t i = s->n_running; i-- > 1;)
+        if (!in_this_plan(p, s->running[i]))
+            return s->running[i];
+    return NULL;
+}
+
+/* Blocks for q's first n_tokens; preempts others for them, or q itself when it is the youngest. */
+static bool hold_blocks(planning_t *p, sequence_t *q, uint32_t n_tokens)
+{
+    scheduler_t *s = p->s;
+    uint32_t wanted = kv_blocks_for(n_tokens);
+    while (wanted > q->n_blocks) {
+        if (kv_take(s->kv, wanted - q->n_blocks, q->blocks + q->n_blocks)) {
+            q->n_blocks = wanted;
+            return true;
+        }
+        sequence_t *victim = youngest(p);
+        if (!victim)
+            return false;
+        preempt(s, victim);
+        if (victim == q)
+            return false;
+    }
+    return true;
+}
+
+/* ---- entries ---- */
+
+static void publish(scheduler_t *s, sequence_t *q)
+{
+    while ((q->n_published + 1) * KV_BLOCK_TOKENS <= q->n_computed) {
+        uint32_t i = q->n_published++;
+        q->link = kv_publish(s->kv, q->link, q->blocks[i], q->ids + i * KV_BLOCK_TOKENS);
+    }
+}
+
+static bool owes_logits(const sequence_t *q)
+{
+    return q->logits_next < q->n_prompt;
+}
+
+static void ask_for_logits(sequence_t *q, step_entry_t *entry)
+{
+    uint32_t end = entry->position + entry->n_tokens;
+    entry->n_logits = entry->sample;
+    if (!owes_logits(q) || q->logits_next >= end)
+        return;
+    uint32_t first = q->logits_next > entry->position ? q->logits_next : entry->position;
+    entry->n_logits = end - first;
+    entry->want_logits = true;
+    q->logits_next = end;
+}
+
+/* Puts q's next chunk into the plan. False when it got nothing. */
+static bool add_entry(planning_t *p, sequence_t *q)
+{
+    scheduler_t *s = p->s;
+    uint32_t n = q->n_ids - q->n_computed;
+    if (n > p->tokens_left)
+        n = p->tokens_left;
+    /* Rows of logits are large; with only one such step in flight, no ring between stages can be
+     * full in both directions at once. */
+    if (n == 0 || p->flight->n >= p->entries_max || (owes_logits(q) && s->n_flights > 0))
+        return false;
+    if (!hold_blocks(p, q, q->n_computed + n))
+        return false;
+    step_entry_t *entry = &s->plan.entries[p->flight->n];
+    *entry = (step_entry_t){
+        .slot = q->slot,
+        .position = q->n_computed,
+        .n_tokens = n,
+        .n_blocks = kv_blocks_for(q->n_computed + n),
+        .sample = q->n_computed + n == q->n_ids,
+        .ids = q->ids + q->n_computed,
+        .blocks = q->blocks,
+    };
+    ask_for_logits(q, entry);
+    p->alone |= entry->want_logits || q->solo;
+    p->flight->sequences[p->flight->n] = q;
+    p->flight->samples[p->flight->n++] = entry->sample;
+    p->tokens_left -= n;
+    q->n_computed += n;
+    q->n_in_flight++;
+    publish(s, q);
+    /* Produced tokens are counted when they come back; these are the rows computed for the tenant. */
+    if (!entry->sample || n > 1)
+        s->tenants[q->tenant].served += n;
+    s->plan.n_tokens += n;
+    s->plan.n_blocks += entry->n_blocks;
+    s->plan.n_logits += entry->n_logits;
+    s->plan.n_samples += entry->sample;
+    return true;
+}
+
+/* ---- starting ---- */
+
+static uint32_t free_slot(const scheduler_t *s)
+{
+    for (uint32_t i = 0; i < STEP_SLOTS_MAX; i++)
+        if (!s->slots[i])
+            return i;
+    return SLOT_NONE;
+}
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Blocks that must be free before q starts: for all its tokens and the next one, or the next 256 when
+ * it returns, and one for each running sequence, so that a start is not undone in the next step. */
+static uint32_t blocks_to_start(const scheduler_t *s, const sequence_t *q)
+{
+    uint32_t whole = q->n_prompt + q->max_tokens;
+    uint32_t tokens = least(q->n_ids + (q->started ? SCHEDULER_RETURN_TOKENS : 1u), whole);
+    return kv_blocks_for(tokens) + s->n_running;
+}
+
+static void enter_running(scheduler_t *s, sequence_t *q)
+{
+    uint32_t at = s->n_running++;
+    for (; at > 0 && s->running[at - 1]->serial > q->serial; at--)
+        s->running[at] = s->running[at - 1];
+    s->running[at] = q;
+    q->state = SEQUENCE_RUNNING;
+    s->n_waiting--;
+}
+
+static void open_slot(scheduler_t *s, sequence_t *q, uint32_t slot)
+{
+    q->slot = slot;
+    s->slots[slot] = q;
+    s->plan.opens[s->plan.n_opens++] = (step_open_t){
+        .slot = slot,
+        .choice = q->choice,
+        .n_prompt = q->n_prompt,
+        .n_produced = sequence_produced(q),
+        .ids = q->ids,
+        .sampling = q->sampling,
+    };
+}
+
+/* Gives q its blocks and a slot. False when blocks are too few. */
+static bool start(scheduler_t *s, sequence_t *q, uint32_t slot)
+{
+    /* The last token is always computed: somebody has to give its logits. */
+    uint32_t match_max = (q->n_ids - 1) / KV_BLOCK_TOKENS;
+    if (owes_logits(q))
+        match_max = least(match_max, q->logits_next / KV_BLOCK_TOKENS);
+    uint32_t matched = kv_match(s->kv, q->namespace_id, q->ids, match_max, q->blocks, &q->link);
+    uint32_t taken = kv_blocks_for(least(q->n_ids + 1, q->n_prompt + q->max_tokens)) - matched;
+    if (kv_blocks_free(s->kv) + matched < blocks_to_start(s, q) ||
+        !kv_take(s->kv, taken, q->blocks + matched)) {
+        kv_release(s->kv, q->blocks, matched);
+        return false;
+    }
+    q->n_blocks = matched + taken;
+    q->n_published = matched;
+    q->n_computed = matched * KV_BLOCK_TOKENS;
+    s->load.prefix_hit_tokens += q->n_computed;
+    if (!q->started)
+        q->n_cached = least(q->n_computed, q->n_prompt);
+    q->started = true;
+    q->passed = 0;
+    enter_running(s, q);
+    if (q->slot == SLOT_NONE)
+        open_slot(s, q, slot);
+    return true;
+}
+
+static bool goes_before(const scheduler_t *s, const sequence_t *a, const sequence_t *b)
+{
+    if (a->priority != b->priority)
+        return a->priority > b->priority;
+    if (a->started != b->started)
+        return a->started;
+    uint64_t served_a = s->tenants[a->tenant].served, served_b = s->tenants[b->tenant].served;
+    if (served_a != served_b)
+        return served_a < served_b;
+    return a->serial < b->serial;
+}
+
+static sequence_t *next_waiting(scheduler_t *s)
+{
+    sequence_t *best = NULL;
+    if (s->n_waiting == 0)
+        return NULL;
+    for (sequence_t *q = s->all; q; q = q->all_next)
+        if (q->state == SEQUENCE_WAITING && q->n_in_flight == 0 && q->looked_at != s->round &&
+            (!best || goes_before(s, q, best)))
+            best = q;
+    if (best)
+        best->looked_at = s->round;
+    return best;
+}
+
+static bool has_room(const planning_t *p)
+{
+    return p->tokens_left > 0 && p->flight->n < p->entries_max;
+}
+
+/* One more has gone before these; true when for one of them that was the last time. */
+static bool pass(sequence_t **too_big, uint32_t n)
+{
+    bool enough = false;
+    for (uint32_t i = 0; i < n; i++)
+        enough |= ++too_big[i]->passed >= SCHEDULER_PASSES_MAX;
+    return enough;
+}
+
+static void start_waiting(planning_t *p)
+{
+    scheduler_t *s = p->s;
+    sequence_t *too_big[LOOKS_MAX];
+    uint32_t n_too_big = 0;
+    for (uint32_t looks = 0; looks < LOOKS_MAX && has_room(p) && s->n_running < s->running_max; looks++) {
+        sequence_t *q = next_waiting(s);
+        uint32_t slot = q && q->slot != SLOT_NONE ? q->slot : free_slot(s);
+        if (!q || slot == SLOT_NONE)
+            return;
+        if (owes_logits(q) && s->n_flights > 0)
+            continue;
+        /* A solo sequence starts in its own turn; here it only has its blocks saved. */
+        if (q->solo ? kv_blocks_free(s->kv) >= blocks_to_start(s, q) : start(s, q, slot)) {
+            if (q->solo)
+                continue;
+            add_entry(p, q);
+            if (pass(too_big, n_too_big))
+                return;
+            continue;
+        }
+        if (q->passed >= SCHEDULER_PASSES_MAX)
+            return;
+        too_big[n_too_big++] = q;
+    }
+}
+
+/* ---- one plan ---- */
+
+static void plan_together(planning_t *p)
+{
+    scheduler_t *s = p->s;
+    for (int prefill = 0; prefill <= 1; prefill++)
+        for (uint32_t i = 0; i < s->n_running && has_room(p);) {
+            sequence_t *q = s->running[i];
+            bool wanted = (q->n_ids - q->n_computed > 1) == (prefill == 1);
+            if (wanted && !q->solo && q->n_in_flight == 0)
+                add_entry(p, q);
+            /* It may have preempted itself; then another one stands here now. Those that it preempted
+             * are younger and stand behind it. */
+            if (i < s->n_running && s->running[i] == q)
+                i++;
+        }
+    start_waiting(p);
+}
+
+/* A solo sequence that could run, or NULL; one that waits is started. */
+static sequence_t *ready_solo(scheduler_t *s)
+{
+    for (uint32_t i = 0; i < s->n_running; i++)
+        if (s->running[i]->solo && s->running[i]->n_in_flight == 0)
+            return s->running[i];
+    sequence_t *best = NULL;
+    for (sequence_t *q = s->n_waiting ? s->all : NULL; q; q = q->all_next)
+        if (q->solo && q->state == SEQUENCE_WAITING && q->n_in_flight == 0 &&
+            (!best || goes_before(s, q, best)))
+            best = q;
+    if (!best || s->n_running >= s->running_max)
+        return NULL;
+    uint32_t slot = best->slot != SLOT_NONE ? best->slot : free_slot(s);
+    return slot != SLOT_NONE && start(s, best, slot) ? best : NULL;
+}
+
+static void reset_plan(scheduler_t *s)
+{
+    step_plan_t *plan = &s->plan;
+    plan->n_opens = plan->n_closes = plan->n_entries = 0;
+    plan->n_tokens = plan->n_blocks = plan->n_logits = plan->n_samples = 0;
+    s->round++;
+}
+
+/* Slots whose sequences ended. An empty plan is never sent, so they wait for the next real one. */
+static void list_closes(scheduler_t *s)
+{
+    for (uint32_t i = 0; i < STEP_SLOTS_MAX; i++)
+        if (s->slot_closing[i]) {
+            s->plan.closes[s->plan.n_closes++] = i;
+            s->slot_closing[i] = false;
+        }
+}
+
+static bool has_solo(const scheduler_t *s)
+{
+    for (const sequence_t *q = s->all; q; q = q->all_next)
+        if (q->solo && q->state != SEQUENCE_ENDED)
+            return true;
+    return false;
+}
+
+/* Fills the flight; what it holds stays empty when nothing can run now. */
+static void fill(planning_t *p)
+{
+    scheduler_t *s = p->s;
+    bool solo_exists = has_solo(s);
+    bool solo_turn = solo_exists && !s->solo_ran_last;
+    if (!solo_turn)
+        plan_together(p);
+    if (p->flight->n > 0 || !solo_exists) {
+        s->solo_ran_last = false;
+        return;
+    }
+    /* Its turn: it waits until every step before it has come back, and is the only one in its own. */
+    if (s->n_flights > 0)
+        return;
+    sequence_t *q = ready_solo(s);
+    if (q)
+        add_entry(p, q);
+    if (p->flight->n > 0)
+        s->solo_ran_last = true;
+    else if (solo_turn)
+        plan_together(p);
+}
+
+bool scheduler_plan(scheduler_t *s, uint64_t now_ms, step_plan_t *plan_out)
+{
+    scheduler_tick(s, now_ms);
+    if (s->lost || s->n_flights == s->config.stages)
+        return false;
+    for (uint32_t i = 0; i < s->n_flights; i++)
+        if (s->flights[(s->flight_first + i) % s->config.stages].alone)
+            return false;
+    reset_plan(s);
+    flight_t *flight = &s->flights[(s->flight_first + s->n_flights) % s->config.stages];
+    flight->n = 0;
+    /* With several stages the sequences are dealt out evenly, so that no stage stands idle. */
+    uint32_t share = (s->n_running + s->n_waiting + s->config.stages - 1) / s->config.stages;
+    planning_t p = {
+        .s = s,
+        .flight = flight,
+        .tokens_left = s->config.step_tokens_max,
+        .entries_max = least(s->config.batch_max, share > 0 ? share : 1),
+    };
+    fill(&p);
+    if (flight->n == 0) {
+        CHECK(s->plan.n_opens == 0); /* an open that is not sent would be lost */
+        return false;
+    }
+    list_closes(s);
+    flight->step = ++s->load.steps;
+    flight->alone = p.alone;
+    s->n_flights++;
+    if (flight->n > s->load.sequences_max_in_step)
+        s->load.sequences_max_in_step = flight->n;
+    s->plan.kind = STEP_RUN;
+    s->plan.step = flight->step;
+    s->plan.n_entries = flight->n;
+    *plan_out = s->plan;
+    return true;
+}

@@ -1,0 +1,94 @@
+/* A step plan: what the leader tells every rank to do in one step. Ranks run plans strictly in the
+ * order of `step` and keep no state of sequences but what plans gave them: the last stage keeps, by
+ * slot, parameters and ids for the sampler, from an `open` to the `close` of that slot.
+ *
+ * On the wire (lane PLAN) a plan is little-endian and self-contained; step_plan_read() checks every
+ * count, index and length against the limits below before anything is used. */
+#ifndef SHOAL_WORKER_ENGINE_STEP_PLAN_H
+#define SHOAL_WORKER_ENGINE_STEP_PLAN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/base/buffer.h"
+#include "common/base/memory.h"
+#include "common/base/status.h"
+#include "worker/engine/sampler.h"
+
+#define STEP_ENTRIES_MAX 512u   /* sequences in one step */
+#define STEP_SLOTS_MAX 1024u    /* sequences that the last stage knows at once */
+#define STEP_TOKENS_MAX 8192u   /* rows of one step */
+#define STEP_PLAN_BYTES_MAX (64u << 20)
+
+typedef enum {
+    STEP_RUN = 1,  /* compute the entries */
+    STEP_STOP = 2, /* the epoch is over in good order: ranks return from rank_run() */
+} step_kind_t;
+
+/* A sequence becomes known to the last stage: its ids so far and how to choose the next ones. */
+typedef struct {
+    uint32_t slot;
+    uint32_t choice;
+    uint32_t n_prompt, n_produced;
+    const uint32_t *ids; /* n_prompt + n_produced */
+    sampling_t sampling;
+} step_open_t;
+
+/* One sequence's part of the step: n_tokens rows that begin at absolute position `position`. */
+typedef struct {
+    uint32_t slot;
+    uint32_t position;
+    uint32_t n_tokens;
+    uint32_t n_blocks;     /* covers position + n_tokens tokens */
+    uint32_t n_logits;     /* the last n_logits rows go through the head; at least `sample` */
+    bool sample;           /* draw a token from the last row */
+    bool want_logits;      /* send the n_logits rows to the leader as well (eval) */
+    const uint32_t *ids;   /* n_tokens */
+    const uint32_t *blocks;
+} step_entry_t;
+
+typedef struct {
+    step_kind_t kind;
+    uint64_t step; /* 1, 2, 3, … in an epoch */
+    uint32_t n_closes, n_opens, n_entries;
+    uint32_t n_tokens;  /* sum over the entries */
+    uint32_t n_blocks;  /* sum over the entries */
+    uint32_t n_logits;  /* sum over the entries */
+    uint32_t n_samples; /* entries with `sample` */
+    uint32_t *closes;   /* slots; carried out before the opens */
+    step_open_t *opens;
+    step_entry_t *entries;
+} step_plan_t;
+
+/* What a reader holds a plan against. */
+typedef struct {
+    uint32_t vocab;
+    uint32_t context_max;
+    uint32_t n_blocks; /* KV blocks of this epoch */
+} step_limits_t;
+
+/* Replaces the content of `out` with the plan's bytes. */
+void step_plan_write(const step_plan_t *plan, buffer_t *out);
+/* Reads bytes into *out, whose arrays live in `arena`; ids are copied. INVALID names what is wrong. */
+status_t step_plan_read(const void *bytes, size_t size, const step_limits_t *limits, arena_t *arena,
+                        step_plan_t *out) MUST_USE;
+
+/* What the sampling rank answers for one entry with `sample`. */
+typedef struct {
+    uint32_t slot;
+    bool failed; /* the row was not finite: no token; the sequence's loss, not the replica's */
+    sampled_t sampled;
+} step_drawn_t;
+
+typedef struct {
+    uint64_t step;
+    uint32_t n;
+    step_drawn_t *drawn; /* in the order of the plan's entries */
+} step_result_t;
+
+void step_result_write(const step_result_t *result, buffer_t *out);
+status_t step_result_read(const void *bytes, size_t size, uint32_t vocab, arena_t *arena,
+                          step_result_t *out) MUST_USE;
+
+#endif

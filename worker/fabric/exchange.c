@@ -1,0 +1,154 @@
+/* The all-gather of partial sums inside a group. Inside a host a rank writes its part once, into one
+ * of two slots that take turns, stores the exchange's number last, and everyone reads it in place.
+ * Two slots suffice without any acknowledgement: a rank writes into the slot of exchange k-2 only
+ * after exchange k-1 ended, so after everyone began k-1 and thereby gave up the parts of k-2.
+ * Members on other hosts get the part as a message on the lane PARTIALS. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "worker/fabric/fabric_internal.h"
+
+typedef struct {
+    const size_t *bytes;
+    const void **parts;
+    uint64_t number;
+    uint64_t missing; /* bit mask of the ranks without which the exchange is not complete */
+    bool arrived[FABRIC_RANKS_MAX], sent[FABRIC_RANKS_MAX];
+    outgoing_t out[FABRIC_RANKS_MAX];
+    incoming_t in[FABRIC_RANKS_MAX];
+} gather_t;
+
+/* A buffer of the heap for a part, 64-byte aligned, kept for the exchanges to come. */
+static uint8_t *part_buffer(part_buffers_t *buffers, uint32_t which, size_t bytes)
+{
+    size_t wanted = bytes ? (bytes + 63) & ~(size_t)63 : 64;
+    if (buffers->capacity[which] < wanted) {
+        free(buffers->bytes[which]);
+        buffers->bytes[which] = aligned_alloc(64, wanted);
+        CHECK(buffers->bytes[which]);
+        buffers->capacity[which] = wanted;
+    }
+    return buffers->bytes[which];
+}
+
+/* Where this rank's part of exchange `number` lies. */
+static uint8_t *own_part(fabric_t *fabric, uint64_t number, size_t bytes)
+{
+    uint32_t which = (uint32_t)(number & 1);
+    if (fabric->shm.map)
+        return shm_slot_bytes(shm_slot(&fabric->shm, fabric->own_index, which));
+    uint32_t member = fabric->rank - fabric->group_first;
+    return part_buffer(&fabric->parts[member], which, bytes);
+}
+
+void *fabric_exchange_buffer(fabric_t *fabric)
+{
+    return own_part(fabric, fabric->exchange + 1, FABRIC_EXCHANGE_BYTES_MAX);
+}
+
+/* A local member's part: there when its slot carries the exchange's number. */
+static bool look_local(fabric_t *fabric, gather_t *gather, uint32_t member)
+{
+    uint32_t rank = fabric->group_first + member;
+    uint32_t index = shm_local_index(&fabric->shm, rank);
+    shm_slot_t *slot = shm_slot(&fabric->shm, index, (uint32_t)(gather->number & 1));
+    uint64_t sequence = atomic_load_explicit(&slot->sequence, memory_order_acquire);
+    if (sequence != gather->number)
+        return false;
+    if (slot->bytes != gather->bytes[member]) {
+        char what[128];
+        snprintf(what, sizeof what, "gave %llu bytes to an exchange where %zu are right",
+                 (unsigned long long)slot->bytes, gather->bytes[member]);
+        fabric_fail(fabric, STATUS_INVALID, rank, false, what);
+    }
+    gather->parts[member] = shm_slot_bytes(slot);
+    return true;
+}
+
+/* Moves one member's part on; true when nothing more is due from or to it. */
+static bool gather_member(fabric_t *fabric, gather_t *gather, uint32_t member)
+{
+    uint32_t rank = fabric->group_first + member;
+    if (fabric_is_local(fabric, rank))
+        return look_local(fabric, gather, member);
+    if (!gather->sent[member])
+        gather->sent[member] = outgoing_step(fabric, &gather->out[member]);
+    if (!gather->arrived[member])
+        gather->arrived[member] = incoming_step(fabric, &gather->in[member]);
+    return gather->sent[member] && gather->arrived[member];
+}
+
+static bool gathered(fabric_t *fabric, void *argument)
+{
+    gather_t *gather = argument;
+    for (uint32_t member = 0; member < fabric->group_n; member++) {
+        uint64_t bit = 1ull << (fabric->group_first + member);
+        if ((gather->missing & bit) && gather_member(fabric, gather, member))
+            gather->missing &= ~bit;
+    }
+    return gather->missing == 0;
+}
+
+static status_t check_sizes(fabric_t *fabric, const size_t *bytes)
+{
+    for (uint32_t member = 0; member < fabric->group_n; member++) {
+        if (bytes[member] > FABRIC_EXCHANGE_BYTES_MAX)
+            return fail(STATUS_INVALID,
+                        "rank %u: exchange: a part of %zu bytes; at most %zu are right",
+                        fabric->rank, bytes[member], FABRIC_EXCHANGE_BYTES_MAX);
+    }
+    return STATUS_OK;
+}
+
+/* Puts the own part where others find it and starts the messages to members on other hosts. */
+static void publish(fabric_t *fabric, gather_t *gather, const void *mine)
+{
+    uint32_t own = fabric->rank - fabric->group_first;
+    size_t n = gather->bytes[own];
+    uint8_t *part = own_part(fabric, gather->number, n);
+    if (mine != part && n > 0)
+        memcpy(part, mine, n);
+    gather->parts[own] = part;
+    if (fabric->shm.map) {
+        uint32_t which = (uint32_t)(gather->number & 1);
+        shm_slot_t *slot = shm_slot(&fabric->shm, fabric->own_index, which);
+        slot->bytes = n;
+        atomic_store_explicit(&slot->sequence, gather->number, memory_order_release);
+    }
+    for (uint32_t member = 0; member < fabric->group_n; member++) {
+        uint32_t rank = fabric->group_first + member;
+        if (rank == fabric->rank)
+            continue;
+        if (fabric_is_local(fabric, rank)) {
+            board_ring(fabric->board, rank);
+            continue;
+        }
+        size_t bytes = gather->bytes[member];
+        uint8_t *to = part_buffer(&fabric->parts[member], (uint32_t)(gather->number & 1), bytes);
+        gather->parts[member] = to;
+        outgoing_start(fabric, &gather->out[member], rank, FABRIC_PARTIALS, part, n);
+        incoming_start(&gather->in[member], rank, FABRIC_PARTIALS, to, bytes, bytes);
+    }
+}
+
+status_t fabric_exchange(fabric_t *fabric, const fabric_where_t *where, const void *mine,
+                         const size_t *bytes, const void **parts_out)
+{
+    gather_t gather;
+    const wait_for_t what = {"exchange", where, &gather.missing};
+    TRY(check_sizes(fabric, bytes));
+    if (fabric_look_for_failure(fabric))
+        return fabric_failed(fabric, &what);
+    gather.bytes = bytes;
+    gather.parts = parts_out;
+    gather.number = ++fabric->exchange;
+    gather.missing = 0;
+    for (uint32_t member = 0; member < fabric->group_n; member++)
+        gather.missing |= 1ull << (fabric->group_first + member);
+    gather.missing &= ~(1ull << fabric->rank);
+    memset(gather.arrived, 0, fabric->group_n * sizeof gather.arrived[0]);
+    memset(gather.sent, 0, fabric->group_n * sizeof gather.sent[0]);
+    publish(fabric, &gather, mine);
+    atomic_fetch_add_explicit(&fabric->exchanges, 1, memory_order_relaxed);
+    return fabric_wait_until(fabric, &what, gathered, &gather);
+}

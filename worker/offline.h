@@ -1,0 +1,53 @@
+/* `shoal-worker offline eval|bench`: a whole replica without a cluster, for checking numbers and
+ * measuring speed. Prints data on standard output and everything else on standard error. */
+#ifndef SHOAL_WORKER_OFFLINE_H
+#define SHOAL_WORKER_OFFLINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/base/status.h"
+#include "worker/engine/leader.h"
+
+/* argv[0] is "offline", argv[1] "eval" or "bench"; returns the exit code. Call from the main thread. */
+int offline_main(int argc, char **argv);
+
+/* ---- shared by the offline files ---- */
+
+typedef struct {
+    const char *model_path;
+    int64_t tp, stages, threads; /* threads 0: the cores shared out among the ranks */
+    const char *activations;     /* "native" | "f32" */
+    int64_t batch, chunk;
+    bool no_prefix_cache, late_queue;
+    uint32_t context_max;
+    uint64_t kv_tokens_max;
+} offline_replica_t;
+
+/* A stream to the leader for one thread that may wait. */
+typedef struct offline_client offline_client_t;
+void offline_admit(offline_client_t *client, const admission_t *admission);
+/* The next output, waiting for it; drawn_out as leader_take(). */
+void offline_next(offline_client_t *client, sequence_output_t *out);
+uint64_t offline_steps(offline_client_t *client);
+
+typedef struct {
+    void *context;
+    /* On a thread of its own once the replica is active. Its status is offline_run's, its words too. */
+    status_t (*drive)(void *context, offline_client_t *client);
+    /* On the rank's thread; as rank_callbacks_t. May be NULL. */
+    void (*logits)(void *context, const char *session, uint32_t choice, uint32_t position,
+                   uint32_t n_rows, uint32_t vocab, const float *rows);
+} offline_work_t;
+
+/* Forms the replica, does the work, stops it. From the main thread. */
+status_t offline_run(const offline_replica_t *replica, const offline_work_t *work) MUST_USE;
+
+int offline_eval(int argc, char **argv);
+int offline_bench(int argc, char **argv);
+/* -o is short for --output, as in every command; the option table knows long names only. */
+void offline_long_output(int argc, char **argv);
+/* Prints the last failure on standard error and returns its exit code. */
+int offline_failed(const char *program, status_t status);
+
+#endif

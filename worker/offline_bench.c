@@ -1,0 +1,192 @@
+/* `shoal bench`: tokens per second of prefill and of decode, medians over repetitions. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/memory.h"
+#include "common/base/options.h"
+#include "common/model/model.h"
+#include "worker/engine/kv.h"
+#include "worker/offline.h"
+
+#define CASES_MAX 16u
+#define REPEATS_MAX 64u
+
+typedef struct {
+    offline_replica_t replica;
+    const char *batches, *output;
+    int64_t prompt, gen, repeats;
+
+    uint32_t vocab;
+    uint32_t cases[CASES_MAX];
+    uint32_t n_cases;
+    uint32_t batch; /* of the case in work */
+    double prefill[REPEATS_MAX], decode[REPEATS_MAX]; /* tokens/s */
+} bench_t;
+
+static status_t read_batches(bench_t *bench)
+{
+    const char *at = bench->batches;
+    while (*at) {
+        char *end;
+        long value = strtol(at, &end, 10);
+        if (end == at || value < 1 || value > 64 || (*end != ',' && *end != 0) || bench->n_cases == CASES_MAX)
+            return fail(STATUS_INVALID, "--batch is \"%s\"; it must be up to %u numbers from 1 to 64 with "
+                        "commas between", bench->batches, CASES_MAX);
+        bench->cases[bench->n_cases++] = (uint32_t)value;
+        at = *end ? end + 1 : end;
+    }
+    return bench->n_cases ? STATUS_OK : fail(STATUS_INVALID, "--batch is empty; 1,8,16 would be right");
+}
+
+/* Ids without meaning, different in each sequence and repetition. */
+static void make_prompt(const bench_t *bench, uint32_t repeat, uint32_t index, uint32_t *ids)
+{
+    for (uint32_t i = 0; i < (uint32_t)bench->prompt; i++) {
+        uint32_t counter[4] = {i, index, repeat, 0}, random[4];
+        philox4x32(counter, 1, random);
+        ids[i] = random[0] % bench->vocab;
+    }
+}
+
+static double per_second(uint64_t n, uint64_t from_ns, uint64_t to_ns)
+{
+    return to_ns > from_ns ? (double)n * 1e9 / (double)(to_ns - from_ns) : 0;
+}
+
+/* One repetition: all sequences admitted at once. Prefill ends when the last of them has its first
+ * token; what is produced after that counts as decode. */
+static status_t repeat_once(bench_t *bench, offline_client_t *client, uint32_t repeat)
+{
+    uint32_t n_prompt = (uint32_t)bench->prompt, n_started = 0, n_ended = 0;
+    uint64_t produced = 0, produced_at_start = 0, started_ns = 0;
+    uint32_t *ids = MEM_NEW_ARRAY(uint32_t, n_prompt);
+    uint64_t begin_ns = clock_ns();
+    for (uint32_t i = 0; i < bench->batch; i++) {
+        make_prompt(bench, repeat, i, ids);
+        admission_t admission = {.owner = 1, .choice = repeat, .prompt = ids, .n_prompt = n_prompt,
+                                 .sampling = sampling_default, .max_tokens = (uint32_t)bench->gen,
+                                 .logits_from = LOGITS_NONE};
+        snprintf(admission.session, sizeof admission.session, "%u", i);
+        offline_admit(client, &admission);
+    }
+    free(ids);
+    while (n_ended < bench->batch) {
+        sequence_output_t out;
+        offline_next(client, &out);
+        if (out.end != END_NONE && out.end != END_FINISHED)
+            return fail(STATUS_REPLICA_LOST, "sequence %s: %s", out.session, out.error);
+        n_started += out.n_ids > 0 && out.first_position == 0;
+        produced += out.n_ids;
+        n_ended += out.end != END_NONE;
+        if (started_ns == 0 && n_started == bench->batch) {
+            started_ns = clock_ns();
+            produced_at_start = produced;
+        }
+    }
+    bench->prefill[repeat] = per_second((uint64_t)bench->batch * n_prompt, begin_ns, started_ns);
+    bench->decode[repeat] = per_second(produced - produced_at_start, started_ns, clock_ns());
+    return STATUS_OK;
+}
+
+static status_t drive(void *context, offline_client_t *client)
+{
+    bench_t *bench = context;
+    for (uint32_t i = 0; i < (uint32_t)bench->repeats; i++)
+        TRY(repeat_once(bench, client, i));
+    return STATUS_OK;
+}
+
+static int compare_numbers(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double median(double *values, size_t n)
+{
+    qsort(values, n, sizeof *values, compare_numbers);
+    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+static status_t run_case(bench_t *bench, uint32_t batch)
+{
+    uint64_t tokens = (uint64_t)(bench->prompt + bench->gen);
+    bench->batch = batch;
+    bench->replica.batch = batch;
+    bench->replica.context_max = (uint32_t)tokens;
+    bench->replica.kv_tokens_max =
+        (tokens + 2 * KV_BLOCK_TOKENS) * batch * (uint64_t)bench->replica.stages + 64u * KV_BLOCK_TOKENS;
+    offline_work_t work = {.context = bench, .drive = drive};
+    TRY(offline_run(&bench->replica, &work));
+    double prefill = median(bench->prefill, (size_t)bench->repeats);
+    double decode = median(bench->decode, (size_t)bench->repeats);
+    const offline_replica_t *r = &bench->replica;
+    if (strcmp(bench->output, "json") == 0)
+        printf("{\"batch\":%u,\"threads\":%lld,\"tp\":%lld,\"stages\":%lld,"
+               "\"prefill_tokens_per_s\":%.2f,\"decode_tokens_per_s\":%.2f}\n",
+               batch, (long long)r->threads, (long long)r->tp, (long long)r->stages, prefill, decode);
+    else
+        printf("%5u %7lld %3lld %6lld %16.1f %15.1f\n", batch, (long long)r->threads, (long long)r->tp,
+               (long long)r->stages, prefill, decode);
+    fflush(stdout);
+    return STATUS_OK;
+}
+
+static status_t run(bench_t *bench)
+{
+    model_t *model;
+    TRY(read_batches(bench));
+    TRY(model_open(bench->replica.model_path, &model));
+    bench->vocab = model_config(model)->vocab;
+    model_close(model);
+    /* Equal prompts must not be found in the cache: what is measured is the computing. */
+    bench->replica.no_prefix_cache = true;
+    if (strcmp(bench->output, "json") != 0)
+        printf("BATCH THREADS  TP STAGES  PREFILL_TOKENS/S DECODE_TOKENS/S\n");
+    for (uint32_t i = 0; i < bench->n_cases; i++)
+        TRY(run_case(bench, bench->cases[i]));
+    return STATUS_OK;
+}
+
+int offline_bench(int argc, char **argv)
+{
+    bench_t bench = {0};
+    offline_replica_t *r = &bench.replica;
+    const option_t options[] = {
+        {"model", OPTION_TEXT, &r->model_path, NULL, "FILE", "the GGUF file", 0, 0, NULL},
+        {"prompt", OPTION_INTEGER, &bench.prompt, "512", "N", "tokens of each prompt", 1, 1e6, NULL},
+        {"gen", OPTION_INTEGER, &bench.gen, "128", "N", "tokens produced for each", 2, 1e6, NULL},
+        {"batch", OPTION_TEXT, &bench.batches, "1,8,16", "LIST", "sequences at once, a case each", 0, 0, NULL},
+        {"repeats", OPTION_INTEGER, &bench.repeats, "3", "R", "repetitions that the median is of", 1, REPEATS_MAX, NULL},
+        {"tp", OPTION_INTEGER, &r->tp, "1", "T", "slices of each stage", 1, 16, NULL},
+        {"stages", OPTION_INTEGER, &r->stages, "1", "S", "pipeline stages", 1, 64, NULL},
+        {"threads", OPTION_INTEGER, &r->threads, "1", "N", "threads of each rank; 0 shares the cores out", 0, 1024, NULL},
+        {"chunk", OPTION_INTEGER, &r->chunk, "512", "C", "tokens in one step at most", 1, 8192, NULL},
+        {"activations", OPTION_TEXT, &r->activations, "native", "MODE", "native or f32", 0, 0, NULL},
+        {"output", OPTION_TEXT, &bench.output, "table", "FORMAT", "table or json", 0, 0, NULL},
+        {0},
+    };
+    const options_help_t help = {
+        .usage = "shoal bench --model FILE [--prompt N] [--gen N] [--batch LIST] [options]",
+        .about = "Measures tokens per second of prefill and decode on this machine, without a cluster.",
+        .example = "shoal bench --model SmolLM2.gguf --prompt 512 --gen 128 --batch 1,8,16 --threads 2",
+        .options = options,
+    };
+    size_t n_words = 0;
+    bool want_help = false;
+    offline_long_output(argc, argv);
+    status_t status = options_read(options, argc, argv, NULL, 0, &n_words, &want_help);
+    if (want_help) {
+        options_print_help(&help);
+        return 0;
+    }
+    if (status == STATUS_OK && !r->model_path)
+        status = fail(STATUS_INVALID, "--model is needed");
+    if (status == STATUS_OK && strcmp(bench.output, "table") != 0 && strcmp(bench.output, "json") != 0)
+        status = fail(STATUS_INVALID, "-o is \"%s\"; it must be table or json", bench.output);
+    if (status == STATUS_OK)
+        status = run(&bench);
+    return status == STATUS_OK ? 0 : offline_failed("shoal bench", status);
+}

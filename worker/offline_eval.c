@@ -1,0 +1,299 @@
+/* `shoal eval`: token ids in, logits and greedy continuations out. */
+#include <inttypes.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/buffer.h"
+#include "common/base/memory.h"
+#include "common/base/options.h"
+#include "common/model/model.h"
+#include "worker/engine/kv.h"
+#include "worker/engine/safetensors_write.h"
+#include "worker/offline.h"
+
+#define PROMPTS_MAX 65536u
+
+typedef struct {
+    uint32_t n;
+    uint32_t *ids;
+    uint32_t logits_tensor, greedy_tensor;
+    double sum_logprob;
+    uint32_t n_greedy;
+    uint32_t cached; /* tokens found in the prefix cache */
+} prompt_t;
+
+typedef struct {
+    offline_replica_t replica;
+    const char *ids_path, *out_path, *output;
+    int64_t greedy, passes;
+    bool last, no_sums;
+
+    uint32_t vocab;
+    prompt_t *prompts;
+    uint32_t n_prompts;
+    safetensors_t *file;
+    bool writing; /* the last pass: the others only warm the prefix cache */
+    status_t status; /* of the logits callback */
+    char text[STATUS_TEXT_MAX];
+} eval_t;
+
+/* ---- reading ---- */
+
+static status_t read_prompt(eval_t *eval, const json_t *array, size_t index)
+{
+    prompt_t *prompt = &eval->prompts[index];
+    if (!json_is_array(array) || json_array_size(array) == 0)
+        return fail(STATUS_INVALID, "%s: element %zu must be a non-empty array of token ids", eval->ids_path,
+                    index);
+    if (json_array_size(array) > MODEL_CONTEXT_MAX)
+        return fail(STATUS_INVALID, "%s: prompt %zu has %zu tokens; at most %d", eval->ids_path, index,
+                    json_array_size(array), MODEL_CONTEXT_MAX);
+    prompt->n = (uint32_t)json_array_size(array);
+    prompt->ids = MEM_NEW_ARRAY(uint32_t, prompt->n);
+    for (uint32_t i = 0; i < prompt->n; i++) {
+        const json_t *id = json_array_get(array, i);
+        json_int_t value = json_is_integer(id) ? json_integer_value(id) : -1;
+        if (value < 0 || value >= eval->vocab)
+            return fail(STATUS_INVALID, "%s: id %u of prompt %zu must be an integer from 0 to %u",
+                        eval->ids_path, i, index, eval->vocab - 1);
+        prompt->ids[i] = (uint32_t)value;
+    }
+    return STATUS_OK;
+}
+
+static status_t read_prompts(eval_t *eval)
+{
+    json_error_t error;
+    json_t *root = json_load_file(eval->ids_path, 0, &error);
+    if (!root)
+        return fail(STATUS_INVALID, "%s: line %d: %s", eval->ids_path, error.line, error.text);
+    status_t status = STATUS_OK;
+    if (!json_is_array(root) || json_array_size(root) == 0 || json_array_size(root) > PROMPTS_MAX)
+        status = fail(STATUS_INVALID, "%s must be an array of 1 to %u arrays of token ids", eval->ids_path,
+                      PROMPTS_MAX);
+    else
+        eval->prompts = MEM_NEW_ARRAY(prompt_t, json_array_size(root));
+    for (size_t i = 0; status == STATUS_OK && i < json_array_size(root); i++) {
+        eval->n_prompts++;
+        status = read_prompt(eval, json_array_get(root, i), i);
+    }
+    json_decref(root);
+    return status;
+}
+
+/* The context holds the longest prompt and its continuation; KV memory as many of those as run at
+ * once, and all prompts once more when the prefix cache is to be warm. */
+static void size_replica(eval_t *eval)
+{
+    uint32_t longest = 0;
+    uint64_t all = 0;
+    uint32_t more = eval->greedy > 0 ? (uint32_t)eval->greedy : 1;
+    for (uint32_t i = 0; i < eval->n_prompts; i++) {
+        uint32_t n = eval->prompts[i].n + more;
+        longest = n > longest ? n : longest;
+        all += n + KV_BLOCK_TOKENS;
+    }
+    uint64_t at_once = (uint64_t)(longest + 2 * KV_BLOCK_TOKENS) * (uint64_t)eval->replica.batch *
+                       (uint64_t)eval->replica.stages;
+    eval->replica.context_max = longest;
+    eval->replica.kv_tokens_max = at_once + (eval->passes > 1 ? all : 0) + 64u * KV_BLOCK_TOKENS;
+}
+
+static status_t create_file(eval_t *eval)
+{
+    char name[48];
+    eval->file = safetensors_new();
+    for (uint32_t i = 0; i < eval->n_prompts; i++) {
+        prompt_t *prompt = &eval->prompts[i];
+        uint64_t dims[2] = {eval->last ? 1 : prompt->n, eval->vocab};
+        snprintf(name, sizeof name, "logits.%u", i);
+        prompt->logits_tensor = safetensors_add(eval->file, name, SAFETENSORS_F32, 2, dims);
+        if (eval->greedy > 0) {
+            uint64_t n = (uint64_t)eval->greedy;
+            snprintf(name, sizeof name, "greedy.%u", i);
+            prompt->greedy_tensor = safetensors_add(eval->file, name, SAFETENSORS_I32, 1, &n);
+        }
+    }
+    return safetensors_create(eval->file, eval->out_path);
+}
+
+/* ---- running ---- */
+
+static void keep_failure(eval_t *eval, status_t status)
+{
+    if (status == STATUS_OK || eval->status != STATUS_OK)
+        return;
+    eval->status = status;
+    snprintf(eval->text, sizeof eval->text, "%s", status_text());
+}
+
+static void on_logits(void *context, const char *session, uint32_t choice, uint32_t position,
+                      uint32_t n_rows, uint32_t vocab, const float *rows)
+{
+    eval_t *eval = context;
+    prompt_t *prompt = &eval->prompts[strtoul(session, NULL, 10)];
+    (void)choice;
+    for (uint32_t i = 0; i < n_rows && eval->writing; i++) {
+        uint32_t at = position + i;
+        const float *row = rows + (size_t)i * vocab;
+        if (at + 1 < prompt->n)
+            prompt->sum_logprob += sampler_logprob(row, vocab, prompt->ids[at + 1]);
+        if (eval->last && at + 1 < prompt->n)
+            continue;
+        uint64_t first = eval->last ? 0 : (uint64_t)at * vocab;
+        keep_failure(eval, safetensors_put(eval->file, prompt->logits_tensor, first, row, vocab));
+    }
+}
+
+static void admit(eval_t *eval, offline_client_t *client, uint32_t index, uint64_t pass)
+{
+    const prompt_t *prompt = &eval->prompts[index];
+    admission_t admission = {
+        .owner = 1,
+        .choice = (uint32_t)pass,
+        .prompt = prompt->ids,
+        .n_prompt = prompt->n,
+        .sampling = sampling_default,
+        .max_tokens = eval->greedy > 0 ? (uint32_t)eval->greedy : 1,
+        .logits_from = eval->no_sums ? prompt->n - 1 : 0,
+    };
+    snprintf(admission.session, sizeof admission.session, "%u", index);
+    if (!eval->writing && !eval->no_sums)
+        admission.logits_from = LOGITS_NONE;
+    offline_admit(client, &admission);
+}
+
+static status_t take(eval_t *eval, const sequence_output_t *out)
+{
+    prompt_t *prompt = &eval->prompts[strtoul(out->session, NULL, 10)];
+    if (eval->writing && eval->greedy > 0 && out->n_ids > 0) {
+        int32_t ids[SCHEDULER_OUTPUT_IDS_MAX];
+        for (uint32_t i = 0; i < out->n_ids; i++)
+            ids[i] = (int32_t)out->ids[i];
+        TRY(safetensors_put(eval->file, prompt->greedy_tensor, out->first_position, ids, out->n_ids));
+    }
+    if (out->end != END_NONE && out->end != END_FINISHED)
+        return fail(STATUS_REPLICA_LOST, "prompt %s: %s", out->session, out->error);
+    prompt->cached = out->n_cached;
+    return STATUS_OK;
+}
+
+static status_t drive(void *context, offline_client_t *client)
+{
+    eval_t *eval = context;
+    for (int64_t pass = 0; pass < eval->passes; pass++) {
+        eval->writing = pass == eval->passes - 1;
+        /* At most 512 admitted at a time, so the replica's table is never full. */
+        uint32_t admitted = 0, ended = 0;
+        while (ended < eval->n_prompts) {
+            while (admitted < eval->n_prompts && admitted - ended < 512)
+                admit(eval, client, admitted++, (uint64_t)pass);
+            sequence_output_t out;
+            offline_next(client, &out);
+            TRY(take(eval, &out));
+            ended += out.end != END_NONE;
+        }
+    }
+    return STATUS_OK;
+}
+
+/* ---- the command ---- */
+
+static void print_results(const eval_t *eval)
+{
+    bool json = strcmp(eval->output, "json") == 0;
+    if (!json)
+        printf("%-7s %8s %8s %20s\n", "PROMPT", "TOKENS", "CACHED", "SUM_LOGPROB");
+    for (uint32_t i = 0; i < eval->n_prompts; i++) {
+        const prompt_t *prompt = &eval->prompts[i];
+        if (json && eval->no_sums)
+            printf("{\"prompt\":%u,\"tokens\":%u,\"cached\":%u}\n", i, prompt->n, prompt->cached);
+        else if (json)
+            printf("{\"prompt\":%u,\"tokens\":%u,\"cached\":%u,\"sum_logprob\":%.9g}\n", i, prompt->n,
+                   prompt->cached, prompt->sum_logprob);
+        else if (eval->no_sums)
+            printf("%-7u %8u %8u %20s\n", i, prompt->n, prompt->cached, "-");
+        else
+            printf("%-7u %8u %8u %20.6f\n", i, prompt->n, prompt->cached, prompt->sum_logprob);
+    }
+}
+
+static status_t run(eval_t *eval)
+{
+    model_t *model;
+    TRY(model_open(eval->replica.model_path, &model));
+    eval->vocab = model_config(model)->vocab;
+    model_close(model);
+    TRY(read_prompts(eval));
+    size_replica(eval);
+    TRY(create_file(eval));
+    offline_work_t work = {.context = eval, .drive = drive, .logits = on_logits};
+    TRY(offline_run(&eval->replica, &work));
+    if (eval->status != STATUS_OK)
+        return fail(eval->status, "%s", eval->text);
+    safetensors_t *file = eval->file;
+    eval->file = NULL;
+    return safetensors_finish(file);
+}
+
+int offline_eval(int argc, char **argv)
+{
+    eval_t eval = {0};
+    offline_replica_t *r = &eval.replica;
+    const option_t options[] = {
+        {"model", OPTION_TEXT, &r->model_path, NULL, "FILE", "the GGUF file", 0, 0, NULL},
+        {"ids", OPTION_TEXT, &eval.ids_path, NULL, "FILE", "JSON: an array of arrays of token ids", 0, 0, NULL},
+        {"out", OPTION_TEXT, &eval.out_path, NULL, "FILE", "safetensors file to write", 0, 0, NULL},
+        {"greedy", OPTION_INTEGER, &eval.greedy, "0", "N", "also N tokens of greedy continuation each", 0, 1e6, NULL},
+        {"last", OPTION_FLAG, &eval.last, NULL, NULL, "write only the last row of each prompt", 0, 0, NULL},
+        {"no-sums", OPTION_FLAG, &eval.no_sums, NULL, NULL,
+         "with --last: compute only the last row, print no sums", 0, 0, NULL},
+        {"tp", OPTION_INTEGER, &r->tp, "1", "T", "slices of each stage", 1, 16, NULL},
+        {"stages", OPTION_INTEGER, &r->stages, "1", "S", "pipeline stages", 1, 64, NULL},
+        {"threads", OPTION_INTEGER, &r->threads, "0", "N", "threads of each rank; 0 shares the cores out", 0, 1024, NULL},
+        {"batch", OPTION_INTEGER, &r->batch, "8", "B", "prompts in one step at most", 1, 64, NULL},
+        {"chunk", OPTION_INTEGER, &r->chunk, "512", "C", "tokens in one step at most", 1, 8192, NULL},
+        {"activations", OPTION_TEXT, &r->activations, "native", "MODE", "native or f32", 0, 0, NULL},
+        {"no-prefix-cache", OPTION_FLAG, &r->no_prefix_cache, NULL, NULL, "compute every prompt whole", 0, 0, NULL},
+        {"late-queue", OPTION_FLAG, &r->late_queue, NULL, NULL,
+         "for tests: rank 0 works only when it is waited for", 0, 0, NULL},
+        {"passes", OPTION_INTEGER, &eval.passes, "1", "P",
+         "evaluate everything P times, the last with a warm prefix cache", 1, 16, NULL},
+        {"output", OPTION_TEXT, &eval.output, "table", "FORMAT", "table or json", 0, 0, NULL},
+        {0},
+    };
+    const options_help_t help = {
+        .usage = "shoal eval --model FILE --ids IN.json --out OUT.safetensors [options]",
+        .about = "Runs prompts of token ids through a model without a cluster. Writes logits.<i> F32 "
+                 "[tokens, vocabulary] and greedy.<i> I32 [N]; prints each prompt's sum of log-probabilities.",
+        .example = "echo '[[504, 3575, 282, 4649, 314]]' > ids.json\n"
+                   "shoal eval --model SmolLM2.gguf --ids ids.json --out logits.safetensors --greedy 16",
+        .options = options,
+    };
+    size_t n_words = 0;
+    bool want_help = false;
+    offline_long_output(argc, argv);
+    status_t status = options_read(options, argc, argv, NULL, 0, &n_words, &want_help);
+    if (want_help) {
+        options_print_help(&help);
+        return 0;
+    }
+    if (status == STATUS_OK && (!r->model_path || !eval.ids_path || !eval.out_path))
+        status = fail(STATUS_INVALID, "--model, --ids and --out are needed");
+    if (status == STATUS_OK && eval.no_sums && !eval.last)
+        status = fail(STATUS_INVALID, "--no-sums needs --last: all rows are asked for");
+    if (status == STATUS_OK && strcmp(eval.output, "table") != 0 && strcmp(eval.output, "json") != 0)
+        status = fail(STATUS_INVALID, "-o is \"%s\"; it must be table or json", eval.output);
+    if (status == STATUS_OK)
+        status = run(&eval);
+    if (status == STATUS_OK)
+        print_results(&eval);
+    safetensors_drop(eval.file);
+    for (uint32_t i = 0; i < eval.n_prompts; i++)
+        free(eval.prompts[i].ids);
+    free(eval.prompts);
+    return status == STATUS_OK ? 0 : offline_failed("shoal eval", status);
+}
