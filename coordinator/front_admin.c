@@ -450,6 +450,42 @@ static void start_list_replicas(ask_t *take_ask)
     arena_release(&arena);
 }
 
+/* The answer is complete but for the number of jobs, which Redis knows; without it, it is 0. */
+typedef struct {
+    ask_t *ask;
+    buffer_t packed;
+} counting_t;
+
+static void on_counted(void *user, const jobs_reply_t *reply)
+{
+    counting_t *counting = user;
+    ProtobufCMessage *message;
+    status_t status = rpc_unpack(&shoal__v1__status_response__descriptor, counting->packed.data,
+                                 counting->packed.size, NULL, &message);
+    if (status == STATUS_OK) {
+        Shoal__V1__StatusResponse *response = (Shoal__V1__StatusResponse *)message;
+        for (size_t i = 0; i < reply->n_jobs; i++)
+            response->jobs_queued += reply->jobs[i].state == JOBS_STATE_QUEUED;
+        ask_reply(counting->ask, response);
+        rpc_message_free(message);
+    } else {
+        ask_fail(counting->ask, status);
+    }
+    buffer_release(&counting->packed);
+    free(counting);
+}
+
+static void status_counted(ask_t *take_ask, const Shoal__V1__StatusResponse *response)
+{
+    counting_t *counting = MEM_NEW(counting_t);
+    counting->ask = take_ask;
+    rpc_pack(response, &counting->packed);
+    jobs_reply_t none = {.code = JOBS_UNREACHABLE};
+    /* Counted among the newest thousand: what is queued is rarely older than what has ended. */
+    if (jobs_list(take_ask->shell->jobs, 0, 1000, on_counted, counting) != STATUS_OK)
+        on_counted(counting, &none);
+}
+
 static void start_status(ask_t *take_ask)
 {
     shell_t *shell = take_ask->shell;
@@ -471,7 +507,7 @@ static void start_status(ask_t *take_ask)
     jobs_store_health(shell->jobs, &connected, &durable, why, sizeof why);
     if (redis.ok && !durable)
         response.redis = why;
-    ask_reply(take_ask, &response);
+    status_counted(take_ask, &response);
     arena_release(&arena);
 }
 

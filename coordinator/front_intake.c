@@ -145,6 +145,7 @@ static status_t take_header(intake_t *in, const Shoal__V1__JobHeader *header)
     if (!header)
         return fail(STATUS_INVALID, "header: it is missing");
     TRY(front_check_header(header));
+    TRY(stores_may_take_jobs(in->shell));
     TRY(front_find(in->shell, header->model, &view, &entry));
     snprintf(in->deployment, sizeof in->deployment, "%s", view.name);
     in->tenant = mem_strdup(header->tenant);

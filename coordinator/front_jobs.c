@@ -87,6 +87,8 @@ static void start_job_call(ask_t *take_ask, const char *id, job_call_fn call, jo
 {
     status_t status = front_check_id("id", id);
     if (status == STATUS_OK)
+        status = stores_may_take_jobs(take_ask->shell);
+    if (status == STATUS_OK)
         status = call(take_ask->shell->jobs, id, fn, take_ask);
     if (status != STATUS_OK)
         ask_fail(take_ask, status);
@@ -142,9 +144,11 @@ static void start_list(ask_t *take_ask)
 {
     const Shoal__V1__ListJobsRequest *m = (const Shoal__V1__ListJobsRequest *)take_ask->message;
     uint64_t before = 0;
-    status_t status = STATUS_OK;
+    status_t status = stores_may_take_jobs(take_ask->shell);
     size_t n = strlen(m->page_token);
-    if (m->page_size > 1000)
+    if (status != STATUS_OK)
+        ; /* named already */
+    else if (m->page_size > 1000)
         status = fail(STATUS_INVALID, "page_size: %u is not 1 to 1,000", m->page_size);
     else if (n > 19 || strspn(m->page_token, "0123456789") != n)
         status = fail(STATUS_INVALID, "page_token: \"%.40s\" is not one that List gave",
@@ -318,6 +322,8 @@ static void look_results(shell_t *shell, void *take_data)
 static void start_stream(ask_t *take_ask, const char *id, uint64_t seen, bool follow, task_fn look)
 {
     status_t status = front_check_id("id", id);
+    if (status == STATUS_OK)
+        status = stores_may_take_jobs(take_ask->shell);
     if (status != STATUS_OK) {
         ask_fail(take_ask, status);
         return;

@@ -44,6 +44,7 @@ typedef struct {
 /* Where plans and jobs stand with a store. */
 typedef struct {
     bool ok;        /* connected, of this cluster */
+    bool foreign;   /* refused until it is adopted */
     char text[256]; /* "ok" or what is wrong; read by Admin.Status */
 } store_view_t;
 
@@ -157,8 +158,11 @@ char *stores_key(const shell_t *shell, const char *key);
 bool stores_cluster(shell_t *shell, char uuid_out[33], uint64_t *incarnation_out);
 /* Any thread: what Admin.Status says. */
 void stores_view(shell_t *shell, store_view_t *etcd_out, store_view_t *redis_out);
-/* The core thread: STATUS_UNREACHABLE with what is wrong when plans may not be written now. */
+/* Any thread: STATUS_UNREACHABLE with what is wrong when plans may not be written now. */
 status_t stores_may_plan(shell_t *shell) MUST_USE;
+/* The same for jobs. A store that is away does not refuse them here (Redis itself will be asked),
+ * one that is not this cluster's does, whichever of the two it is. */
+status_t stores_may_take_jobs(shell_t *shell) MUST_USE;
 /* The core thread: starts a comparison of the two stores now. */
 void stores_verify(shell_t *shell);
 /* The core thread: accepts a foreign store, "etcd" or "redis"; fn comes once, on the core thread,

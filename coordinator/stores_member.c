@@ -145,8 +145,11 @@ static void try_register(shell_t *shell)
     stores_t *stores = shell->stores;
     note_t *note = note_new(shell, stores->life);
     char uuid[33];
-    if (!stores->etcd_trusted || !stores_cluster(shell, uuid, &note->incarnation)) {
-        shell_post_at(shell, clock_ms() + RETRY_MS, retry_register, note);
+    /* The comparison of the stores calls again when it has ended well. */
+    stores->register_waits =
+        !stores->etcd_trusted || !stores_cluster(shell, uuid, &note->incarnation);
+    if (stores->register_waits) {
+        free(note);
         return;
     }
     Shoal__Cluster__V1__CoordinatorRecord record = SHOAL__CLUSTER__V1__COORDINATOR_RECORD__INIT;
@@ -169,6 +172,10 @@ void stores_member_tick(shell_t *shell)
     stores_t *stores = shell->stores;
     char uuid[33];
     uint64_t incarnation;
+    if (stores->register_waits && stores->etcd_trusted) {
+        try_register(shell);
+        return;
+    }
     /* An adopted store: the same process goes on under a number of the new incarnation. */
     if (stores->registered_incarnation && stores_cluster(shell, uuid, &incarnation) &&
         incarnation != stores->registered_incarnation && stores->etcd_trusted) {
@@ -207,6 +214,7 @@ static void end_life(shell_t *shell, bool leave)
     stores_t *stores = shell->stores;
     stores->life++;
     stores->lease_id = 0;
+    stores->register_waits = false;
     stores->registered_incarnation = 0;
     if (stores->election)
         etcd_election_close(stores->election, leave);

@@ -14,6 +14,9 @@
 #define TICK_MS 500
 #define VERIFY_MS 30000
 #define RETRY_MS 1000
+/* Looks in a row that must find a store strange. The two stores are read one after the other, so a
+ * single look may meet what another coordinator wrote in between. */
+#define DOUBTS 3
 
 bool stores_cluster(shell_t *shell, char uuid_out[33], uint64_t *incarnation_out)
 {
@@ -44,6 +47,16 @@ status_t stores_may_plan(shell_t *shell)
     return STATUS_OK;
 }
 
+status_t stores_may_take_jobs(shell_t *shell)
+{
+    store_view_t etcd, redis;
+    stores_view(shell, &etcd, &redis);
+    const char *why = etcd.foreign ? etcd.text : redis.foreign ? redis.text : NULL;
+    if (why)
+        return fail(STATUS_UNREACHABLE, "jobs are unavailable: %s", why);
+    return STATUS_OK;
+}
+
 /* Tells core and Admin.Status where a store stands, when that changed. */
 static void tell(shell_t *shell, core_store_t store, core_store_state_t state, const char *text)
 {
@@ -54,6 +67,7 @@ static void tell(shell_t *shell, core_store_t store, core_store_state_t state, c
     pthread_mutex_lock(&stores->lock);
     bool changed = *told != state || strcmp(view->text, text) != 0;
     view->ok = state == CORE_STORE_UP;
+    view->foreign = state == CORE_STORE_FOREIGN;
     snprintf(view->text, sizeof view->text, "%s", state == CORE_STORE_UP ? "ok" : text);
     pthread_mutex_unlock(&stores->lock);
     bool news = *told != state;
@@ -93,6 +107,16 @@ static void end_look(shell_t *shell, look_t *take_look)
     }
 }
 
+/* True when a strange finding is to be believed; else it is looked at anew. */
+static bool believe(shell_t *shell)
+{
+    stores_t *stores = shell->stores;
+    if (stores->doubts < DOUBTS)
+        stores->doubts++;
+    stores->verify_again = stores->verify_again || stores->doubts < DOUBTS;
+    return stores->doubts == DOUBTS;
+}
+
 static void trust_etcd(shell_t *shell)
 {
     tell(shell, CORE_STORE_ETCD, CORE_STORE_UP, "ok");
@@ -113,11 +137,15 @@ static void on_checked(shell_t *shell, void *take_data)
 {
     look_t *look = take_data;
     if (look->redis_code == JOBS_OK) {
+        shell->stores->doubts = 0;
         know(shell, look->etcd_uuid, look->etcd_incarnation);
         trust_etcd(shell);
         tell(shell, CORE_STORE_REDIS, CORE_STORE_UP, "ok");
+        stores_member_tick(shell);
     } else if (look->redis_code == JOBS_UNREACHABLE) {
         tell(shell, CORE_STORE_REDIS, CORE_STORE_DOWN, look->text);
+    } else if (!believe(shell)) {
+        log_debug("stores: %s; looking again", look->text);
     } else if (strstr(look->text, "adopt etcd")) {
         distrust_etcd(shell, look->text);
     } else {
@@ -198,6 +226,8 @@ static void compare(shell_t *shell, look_t *look)
         if (jobs_meta_check(shell->jobs, look->etcd_uuid, look->etcd_incarnation,
                             (uint64_t)look->etcd_revision, on_check_reply, look) == STATUS_OK)
             return;
+    } else if ((look->etcd_has || look->redis.confirmed) && !believe(shell)) {
+        log_debug("stores: one of them holds no cluster; looking again");
     } else if (look->etcd_has) {
         tell(shell, CORE_STORE_REDIS, CORE_STORE_FOREIGN,
              "redis holds no cluster: it was emptied; accept with: shoal adopt redis");

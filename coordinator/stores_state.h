@@ -18,11 +18,13 @@ struct stores {
     char *election_key;
     int64_t lease_id;      /* 0: none */
     uint64_t life;         /* of the lease: answers that belong to an earlier one are dropped */
+    bool register_waits;   /* the lease is there, the cluster is not known yet */
     uint64_t registered_incarnation; /* 0: not registered under this lease */
 
     /* stores_meta.c */
     bool verifying, verify_again;
     uint64_t verified_ms;
+    unsigned doubts; /* strange findings in a row */
     bool etcd_trusted; /* this cluster's, and has not gone back since it was verified */
     bool etcd_was_reachable;
     unsigned regressions;

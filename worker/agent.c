@@ -235,6 +235,7 @@ static void begin_epoch(agent_t *agent, const agent_action_t *action)
 static void publish(agent_t *agent, const agent_action_t *action)
 {
     const agent_plan_t *plan = agent_core_plan(agent->core, action->replica);
+    int64_t pids[FABRIC_RANKS_MAX];
     switch (action->kind) {
     case AGENT_PUBLISH_RANK:
         if (!FAILPOINT("agent.prepared"))
@@ -245,7 +246,9 @@ static void publish(agent_t *agent, const agent_action_t *action)
         log_info("%s/%u: epoch %llu is active, leader %s, %llu KV tokens", plan->deployment,
                  plan->ordinal, (unsigned long long)action->epoch, action->active->leader,
                  (unsigned long long)action->active->kv_tokens);
-        agent_store_put_active(agent->store, plan, action->active);
+        for (uint32_t i = 0; i < plan->n_ranks; i++)
+            pids[i] = agent_core_pid(agent->core, action->replica, i);
+        agent_store_put_active(agent->store, plan, action->active, pids);
         break;
     default:
         log_warn("%s/%u: epoch %llu failed: %s%s", plan->deployment, plan->ordinal,

@@ -98,6 +98,12 @@ agent_rank_t *agent_rank_of(agent_core_t *core, uint32_t slot, uint32_t rank)
     return NULL;
 }
 
+int64_t agent_core_pid(agent_core_t *core, uint32_t replica, uint32_t rank)
+{
+    const agent_rank_t *process = agent_rank_of(core, replica, rank);
+    return process ? process->pid : 0;
+}
+
 static agent_rank_t *by_id(agent_core_t *core, uint64_t rank_id)
 {
     for (uint32_t i = 0; i < AGENT_RANKS_MAX; i++) {

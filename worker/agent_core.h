@@ -139,6 +139,8 @@ const agent_plan_t *agent_core_plan(const agent_core_t *core, uint32_t replica);
 /* The ranks of the plan on this host, ascending; returns how many. */
 uint32_t agent_core_locals(const agent_core_t *core, uint32_t replica,
                            uint32_t out[FABRIC_RANKS_MAX]);
+/* The process id of the plan's rank; 0 when it runs on another host or not at all. */
+int64_t agent_core_pid(agent_core_t *core, uint32_t replica, uint32_t rank);
 void agent_core_epoch(const agent_core_t *core, uint32_t replica, uint64_t now_ms,
                       rank_epoch_t *out);
 

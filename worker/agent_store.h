@@ -37,8 +37,9 @@ void agent_store_watch_ranks(agent_store_t *store, const agent_plan_t *plan);
 void agent_store_unwatch_ranks(agent_store_t *store, const char *deployment, uint32_t ordinal);
 void agent_store_put_rank(agent_store_t *store, const agent_plan_t *plan, uint32_t rank,
                           int64_t pid, const uint8_t *address, uint32_t address_bytes);
+/* pids[i] is rank i's process, 0 where another host runs it. */
 void agent_store_put_active(agent_store_t *store, const agent_plan_t *plan,
-                            const control_active_t *active);
+                            const control_active_t *active, const int64_t *pids);
 void agent_store_put_failed(agent_store_t *store, const agent_plan_t *plan,
                             const agent_failure_t *failure);
 /* The host is leaving: drains/<host> under the lease, unless an operator set it already. */

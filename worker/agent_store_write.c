@@ -313,7 +313,7 @@ void agent_store_put_rank(agent_store_t *store, const agent_plan_t *plan, uint32
 }
 
 void agent_store_put_active(agent_store_t *store, const agent_plan_t *plan,
-                            const control_active_t *active)
+                            const control_active_t *active, const int64_t *pids)
 {
     Shoal__Cluster__V1__ActiveRecord record = SHOAL__CLUSTER__V1__ACTIVE_RECORD__INIT;
     Shoal__Cluster__V1__RankRecord ranks[FABRIC_RANKS_MAX], *list[FABRIC_RANKS_MAX];
@@ -324,6 +324,7 @@ void agent_store_put_active(agent_store_t *store, const agent_plan_t *plan,
         shoal__cluster__v1__rank_record__init(&ranks[i]);
         ranks[i].rank = i;
         ranks[i].host = copy->ranks[i].host;
+        ranks[i].pid = pids[i];
         list[i] = &ranks[i];
     }
     record.epoch = plan->epoch;

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/base/failpoint.h"
+
 int offline_failed(const char *program, status_t status)
 {
     fprintf(stderr, "%s: %s\n", program, status_text());
@@ -21,6 +23,7 @@ void offline_long_output(int argc, char **argv)
 int offline_main(int argc, char **argv)
 {
     const char *command = argc >= 2 ? argv[1] : "";
+    failpoint_start();
     if (strcmp(command, "eval") == 0)
         return offline_eval(argc - 1, argv + 1);
     if (strcmp(command, "bench") == 0)

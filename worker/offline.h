@@ -9,7 +9,8 @@
 #include "common/base/status.h"
 #include "worker/engine/leader.h"
 
-/* argv[0] is "offline", argv[1] "eval" or "bench"; returns the exit code. Call from the main thread. */
+/* argv[0] is "offline", argv[1] "eval" or "bench"; returns the exit code. Call from the main
+ * thread. */
 int offline_main(int argc, char **argv);
 
 /* ---- shared by the offline files ---- */
@@ -33,12 +34,16 @@ uint64_t offline_steps(offline_client_t *client);
 
 typedef struct {
     void *context;
-    /* On a thread of its own once the replica is active. Its status is offline_run's, its words too. */
+    /* On a thread of its own once the replica is active. Its status is offline_run's, its words
+     * too. */
     status_t (*drive)(void *context, offline_client_t *client);
     /* On the rank's thread; as rank_callbacks_t. May be NULL. */
     void (*logits)(void *context, const char *session, uint32_t choice, uint32_t position,
                    uint32_t n_rows, uint32_t vocab, const float *rows);
 } offline_work_t;
+
+/* Threads of each rank, as asked for or shared out. */
+uint32_t offline_threads(const offline_replica_t *replica);
 
 /* Forms the replica, does the work, stops it. From the main thread. */
 status_t offline_run(const offline_replica_t *replica, const offline_work_t *work) MUST_USE;

@@ -21,7 +21,7 @@ typedef struct {
     uint32_t vocab;
     uint32_t cases[CASES_MAX];
     uint32_t n_cases;
-    uint32_t batch; /* of the case in work */
+    uint32_t batch;                                   /* of the case in work */
     double prefill[REPEATS_MAX], decode[REPEATS_MAX]; /* tokens/s */
 } bench_t;
 
@@ -31,13 +31,17 @@ static status_t read_batches(bench_t *bench)
     while (*at) {
         char *end;
         long value = strtol(at, &end, 10);
-        if (end == at || value < 1 || value > 64 || (*end != ',' && *end != 0) || bench->n_cases == CASES_MAX)
-            return fail(STATUS_INVALID, "--batch is \"%s\"; it must be up to %u numbers from 1 to 64 with "
-                        "commas between", bench->batches, CASES_MAX);
+        if (end == at || value < 1 || value > 64 || (*end != ',' && *end != 0) ||
+            bench->n_cases == CASES_MAX)
+            return fail(STATUS_INVALID,
+                        "--batch is \"%s\"; it must be up to %u numbers from 1 to 64 with "
+                        "commas between",
+                        bench->batches, CASES_MAX);
         bench->cases[bench->n_cases++] = (uint32_t)value;
         at = *end ? end + 1 : end;
     }
-    return bench->n_cases ? STATUS_OK : fail(STATUS_INVALID, "--batch is empty; 1,8,16 would be right");
+    return bench->n_cases ? STATUS_OK
+                          : fail(STATUS_INVALID, "--batch is empty; 1,8,16 would be right");
 }
 
 /* Ids without meaning, different in each sequence and repetition. */
@@ -65,8 +69,12 @@ static status_t repeat_once(bench_t *bench, offline_client_t *client, uint32_t r
     uint64_t begin_ns = clock_ns();
     for (uint32_t i = 0; i < bench->batch; i++) {
         make_prompt(bench, repeat, i, ids);
-        admission_t admission = {.owner = 1, .choice = repeat, .prompt = ids, .n_prompt = n_prompt,
-                                 .sampling = sampling_default, .max_tokens = (uint32_t)bench->gen,
+        admission_t admission = {.owner = 1,
+                                 .choice = repeat,
+                                 .prompt = ids,
+                                 .n_prompt = n_prompt,
+                                 .sampling = sampling_default,
+                                 .max_tokens = (uint32_t)bench->gen,
                                  .logits_from = LOGITS_NONE};
         snprintf(admission.session, sizeof admission.session, "%u", i);
         offline_admit(client, &admission);
@@ -117,7 +125,8 @@ static status_t run_case(bench_t *bench, uint32_t batch)
     bench->replica.batch = batch;
     bench->replica.context_max = (uint32_t)tokens;
     bench->replica.kv_tokens_max =
-        (tokens + 2 * KV_BLOCK_TOKENS) * batch * (uint64_t)bench->replica.stages + 64u * KV_BLOCK_TOKENS;
+        (tokens + 2 * KV_BLOCK_TOKENS) * batch * (uint64_t)bench->replica.stages +
+        64u * KV_BLOCK_TOKENS;
     offline_work_t work = {.context = bench, .drive = drive};
     TRY(offline_run(&bench->replica, &work));
     double prefill = median(bench->prefill, (size_t)bench->repeats);
@@ -126,10 +135,11 @@ static status_t run_case(bench_t *bench, uint32_t batch)
     if (strcmp(bench->output, "json") == 0)
         printf("{\"batch\":%u,\"threads\":%lld,\"tp\":%lld,\"stages\":%lld,"
                "\"prefill_tokens_per_s\":%.2f,\"decode_tokens_per_s\":%.2f}\n",
-               batch, (long long)r->threads, (long long)r->tp, (long long)r->stages, prefill, decode);
+               batch, (long long)offline_threads(r), (long long)r->tp, (long long)r->stages,
+               prefill, decode);
     else
-        printf("%5u %7lld %3lld %6lld %16.1f %15.1f\n", batch, (long long)r->threads, (long long)r->tp,
-               (long long)r->stages, prefill, decode);
+        printf("%5u %7lld %3lld %6lld %16.1f %15.1f\n", batch, (long long)offline_threads(r),
+               (long long)r->tp, (long long)r->stages, prefill, decode);
     fflush(stdout);
     return STATUS_OK;
 }
@@ -156,22 +166,30 @@ int offline_bench(int argc, char **argv)
     offline_replica_t *r = &bench.replica;
     const option_t options[] = {
         {"model", OPTION_TEXT, &r->model_path, NULL, "FILE", "the GGUF file", 0, 0, NULL},
-        {"prompt", OPTION_INTEGER, &bench.prompt, "512", "N", "tokens of each prompt", 1, 1e6, NULL},
+        {"prompt", OPTION_INTEGER, &bench.prompt, "512", "N", "tokens of each prompt", 1, 1e6,
+         NULL},
         {"gen", OPTION_INTEGER, &bench.gen, "128", "N", "tokens produced for each", 2, 1e6, NULL},
-        {"batch", OPTION_TEXT, &bench.batches, "1,8,16", "LIST", "sequences at once, a case each", 0, 0, NULL},
-        {"repeats", OPTION_INTEGER, &bench.repeats, "3", "R", "repetitions that the median is of", 1, REPEATS_MAX, NULL},
+        {"batch", OPTION_TEXT, &bench.batches, "1,8,16", "LIST", "sequences at once, a case each",
+         0, 0, NULL},
+        {"repeats", OPTION_INTEGER, &bench.repeats, "3", "R", "repetitions that the median is of",
+         1, REPEATS_MAX, NULL},
         {"tp", OPTION_INTEGER, &r->tp, "1", "T", "slices of each stage", 1, 16, NULL},
         {"stages", OPTION_INTEGER, &r->stages, "1", "S", "pipeline stages", 1, 64, NULL},
-        {"threads", OPTION_INTEGER, &r->threads, "1", "N", "threads of each rank; 0 shares the cores out", 0, 1024, NULL},
-        {"chunk", OPTION_INTEGER, &r->chunk, "512", "C", "tokens in one step at most", 1, 8192, NULL},
-        {"activations", OPTION_TEXT, &r->activations, "native", "MODE", "native or f32", 0, 0, NULL},
+        {"threads", OPTION_INTEGER, &r->threads, "0", "N",
+         "threads of each rank; 0 shares the cores out", 0, 1024, NULL},
+        {"chunk", OPTION_INTEGER, &r->chunk, "512", "C", "tokens in one step at most", 1, 8192,
+         NULL},
+        {"activations", OPTION_TEXT, &r->activations, "native", "MODE", "native or f32", 0, 0,
+         NULL},
         {"output", OPTION_TEXT, &bench.output, "table", "FORMAT", "table or json", 0, 0, NULL},
         {0},
     };
     const options_help_t help = {
         .usage = "shoal bench --model FILE [--prompt N] [--gen N] [--batch LIST] [options]",
-        .about = "Measures tokens per second of prefill and decode on this machine, without a cluster.",
-        .example = "shoal bench --model SmolLM2.gguf --prompt 512 --gen 128 --batch 1,8,16 --threads 2",
+        .about =
+            "Measures tokens per second of prefill and decode on this machine, without a cluster.",
+        .example =
+            "shoal bench --model SmolLM2.gguf --prompt 512 --gen 128 --batch 1,8,16 --threads 2",
         .options = options,
     };
     size_t n_words = 0;
@@ -184,7 +202,8 @@ int offline_bench(int argc, char **argv)
     }
     if (status == STATUS_OK && !r->model_path)
         status = fail(STATUS_INVALID, "--model is needed");
-    if (status == STATUS_OK && strcmp(bench.output, "table") != 0 && strcmp(bench.output, "json") != 0)
+    if (status == STATUS_OK && strcmp(bench.output, "table") != 0 &&
+        strcmp(bench.output, "json") != 0)
         status = fail(STATUS_INVALID, "-o is \"%s\"; it must be table or json", bench.output);
     if (status == STATUS_OK)
         status = run(&bench);

@@ -35,7 +35,7 @@ typedef struct {
     prompt_t *prompts;
     uint32_t n_prompts;
     safetensors_t *file;
-    bool writing; /* the last pass: the others only warm the prefix cache */
+    bool writing;    /* the last pass: the others only warm the prefix cache */
     status_t status; /* of the logits callback */
     char text[STATUS_TEXT_MAX];
 } eval_t;
@@ -46,11 +46,11 @@ static status_t read_prompt(eval_t *eval, const json_t *array, size_t index)
 {
     prompt_t *prompt = &eval->prompts[index];
     if (!json_is_array(array) || json_array_size(array) == 0)
-        return fail(STATUS_INVALID, "%s: element %zu must be a non-empty array of token ids", eval->ids_path,
-                    index);
+        return fail(STATUS_INVALID, "%s: element %zu must be a non-empty array of token ids",
+                    eval->ids_path, index);
     if (json_array_size(array) > MODEL_CONTEXT_MAX)
-        return fail(STATUS_INVALID, "%s: prompt %zu has %zu tokens; at most %d", eval->ids_path, index,
-                    json_array_size(array), MODEL_CONTEXT_MAX);
+        return fail(STATUS_INVALID, "%s: prompt %zu has %zu tokens; at most %d", eval->ids_path,
+                    index, json_array_size(array), MODEL_CONTEXT_MAX);
     prompt->n = (uint32_t)json_array_size(array);
     prompt->ids = MEM_NEW_ARRAY(uint32_t, prompt->n);
     for (uint32_t i = 0; i < prompt->n; i++) {
@@ -72,8 +72,8 @@ static status_t read_prompts(eval_t *eval)
         return fail(STATUS_INVALID, "%s: line %d: %s", eval->ids_path, error.line, error.text);
     status_t status = STATUS_OK;
     if (!json_is_array(root) || json_array_size(root) == 0 || json_array_size(root) > PROMPTS_MAX)
-        status = fail(STATUS_INVALID, "%s must be an array of 1 to %u arrays of token ids", eval->ids_path,
-                      PROMPTS_MAX);
+        status = fail(STATUS_INVALID, "%s must be an array of 1 to %u arrays of token ids",
+                      eval->ids_path, PROMPTS_MAX);
     else
         eval->prompts = MEM_NEW_ARRAY(prompt_t, json_array_size(root));
     for (size_t i = 0; status == STATUS_OK && i < json_array_size(root); i++) {
@@ -173,7 +173,8 @@ static status_t take(eval_t *eval, const sequence_output_t *out)
         int32_t ids[SCHEDULER_OUTPUT_IDS_MAX];
         for (uint32_t i = 0; i < out->n_ids; i++)
             ids[i] = (int32_t)out->ids[i];
-        TRY(safetensors_put(eval->file, prompt->greedy_tensor, out->first_position, ids, out->n_ids));
+        TRY(safetensors_put(eval->file, prompt->greedy_tensor, out->first_position, ids,
+                            out->n_ids));
     }
     if (out->end != END_NONE && out->end != END_FINISHED)
         return fail(STATUS_REPLICA_LOST, "prompt %s: %s", out->session, out->error);
@@ -212,8 +213,8 @@ static void print_results(const eval_t *eval)
         if (json && eval->no_sums)
             printf("{\"prompt\":%u,\"tokens\":%u,\"cached\":%u}\n", i, prompt->n, prompt->cached);
         else if (json)
-            printf("{\"prompt\":%u,\"tokens\":%u,\"cached\":%u,\"sum_logprob\":%.9g}\n", i, prompt->n,
-                   prompt->cached, prompt->sum_logprob);
+            printf("{\"prompt\":%u,\"tokens\":%u,\"cached\":%u,\"sum_logprob\":%.9g}\n", i,
+                   prompt->n, prompt->cached, prompt->sum_logprob);
         else if (eval->no_sums)
             printf("%-7u %8u %8u %20s\n", i, prompt->n, prompt->cached, "-");
         else
@@ -245,19 +246,26 @@ int offline_eval(int argc, char **argv)
     offline_replica_t *r = &eval.replica;
     const option_t options[] = {
         {"model", OPTION_TEXT, &r->model_path, NULL, "FILE", "the GGUF file", 0, 0, NULL},
-        {"ids", OPTION_TEXT, &eval.ids_path, NULL, "FILE", "JSON: an array of arrays of token ids", 0, 0, NULL},
+        {"ids", OPTION_TEXT, &eval.ids_path, NULL, "FILE", "JSON: an array of arrays of token ids",
+         0, 0, NULL},
         {"out", OPTION_TEXT, &eval.out_path, NULL, "FILE", "safetensors file to write", 0, 0, NULL},
-        {"greedy", OPTION_INTEGER, &eval.greedy, "0", "N", "also N tokens of greedy continuation each", 0, 1e6, NULL},
-        {"last", OPTION_FLAG, &eval.last, NULL, NULL, "write only the last row of each prompt", 0, 0, NULL},
+        {"greedy", OPTION_INTEGER, &eval.greedy, "0", "N",
+         "also N tokens of greedy continuation each", 0, 1e6, NULL},
+        {"last", OPTION_FLAG, &eval.last, NULL, NULL, "write only the last row of each prompt", 0,
+         0, NULL},
         {"no-sums", OPTION_FLAG, &eval.no_sums, NULL, NULL,
          "with --last: compute only the last row, print no sums", 0, 0, NULL},
         {"tp", OPTION_INTEGER, &r->tp, "1", "T", "slices of each stage", 1, 16, NULL},
         {"stages", OPTION_INTEGER, &r->stages, "1", "S", "pipeline stages", 1, 64, NULL},
-        {"threads", OPTION_INTEGER, &r->threads, "0", "N", "threads of each rank; 0 shares the cores out", 0, 1024, NULL},
+        {"threads", OPTION_INTEGER, &r->threads, "0", "N",
+         "threads of each rank; 0 shares the cores out", 0, 1024, NULL},
         {"batch", OPTION_INTEGER, &r->batch, "8", "B", "prompts in one step at most", 1, 64, NULL},
-        {"chunk", OPTION_INTEGER, &r->chunk, "512", "C", "tokens in one step at most", 1, 8192, NULL},
-        {"activations", OPTION_TEXT, &r->activations, "native", "MODE", "native or f32", 0, 0, NULL},
-        {"no-prefix-cache", OPTION_FLAG, &r->no_prefix_cache, NULL, NULL, "compute every prompt whole", 0, 0, NULL},
+        {"chunk", OPTION_INTEGER, &r->chunk, "512", "C", "tokens in one step at most", 1, 8192,
+         NULL},
+        {"activations", OPTION_TEXT, &r->activations, "native", "MODE", "native or f32", 0, 0,
+         NULL},
+        {"no-prefix-cache", OPTION_FLAG, &r->no_prefix_cache, NULL, NULL,
+         "compute every prompt whole", 0, 0, NULL},
         {"late-queue", OPTION_FLAG, &r->late_queue, NULL, NULL,
          "for tests: rank 0 works only when it is waited for", 0, 0, NULL},
         {"passes", OPTION_INTEGER, &eval.passes, "1", "P",
@@ -267,10 +275,13 @@ int offline_eval(int argc, char **argv)
     };
     const options_help_t help = {
         .usage = "shoal eval --model FILE --ids IN.json --out OUT.safetensors [options]",
-        .about = "Runs prompts of token ids through a model without a cluster. Writes logits.<i> F32 "
-                 "[tokens, vocabulary] and greedy.<i> I32 [N]; prints each prompt's sum of log-probabilities.",
-        .example = "echo '[[504, 3575, 282, 4649, 314]]' > ids.json\n"
-                   "shoal eval --model SmolLM2.gguf --ids ids.json --out logits.safetensors --greedy 16",
+        .about =
+            "Runs prompts of token ids through a model without a cluster. Writes logits.<i> F32 "
+            "[tokens, vocabulary] and greedy.<i> I32 [N]; prints each prompt's sum of "
+            "log-probabilities.",
+        .example =
+            "echo '[[504, 3575, 282, 4649, 314]]' > ids.json\n"
+            "shoal eval --model SmolLM2.gguf --ids ids.json --out logits.safetensors --greedy 16",
         .options = options,
     };
     size_t n_words = 0;
@@ -285,7 +296,8 @@ int offline_eval(int argc, char **argv)
         status = fail(STATUS_INVALID, "--model, --ids and --out are needed");
     if (status == STATUS_OK && eval.no_sums && !eval.last)
         status = fail(STATUS_INVALID, "--no-sums needs --last: all rows are asked for");
-    if (status == STATUS_OK && strcmp(eval.output, "table") != 0 && strcmp(eval.output, "json") != 0)
+    if (status == STATUS_OK && strcmp(eval.output, "table") != 0 &&
+        strcmp(eval.output, "json") != 0)
         status = fail(STATUS_INVALID, "-o is \"%s\"; it must be table or json", eval.output);
     if (status == STATUS_OK)
         status = run(&eval);

@@ -1,4 +1,5 @@
-/* A replica for the offline commands: this process is rank 0 and leader, its children are the others. */
+/* A replica for the offline commands: this process is rank 0 and leader, its children are the
+ * others. */
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -88,7 +89,8 @@ static void *drive(void *argument)
     return NULL;
 }
 
-static void on_active(void *context, const char *text_identity, uint64_t kv_tokens, uint32_t context_max)
+static void on_active(void *context, const char *text_identity, uint64_t kv_tokens,
+                      uint32_t context_max)
 {
     offline_t *offline = context;
     (void)text_identity, (void)kv_tokens, (void)context_max;
@@ -102,7 +104,8 @@ static void on_logits(void *context, const char *session, uint32_t choice, uint3
 {
     offline_t *offline = context;
     if (offline->work->logits)
-        offline->work->logits(offline->work->context, session, choice, position, n_rows, vocab, rows);
+        offline->work->logits(offline->work->context, session, choice, position, n_rows, vocab,
+                              rows);
 }
 
 /* ---- forming ---- */
@@ -115,6 +118,12 @@ static uint32_t cores(void)
     return (uint32_t)CPU_COUNT(&set);
 }
 
+uint32_t offline_threads(const offline_replica_t *replica)
+{
+    uint32_t share = cores() / (uint32_t)(replica->tp * replica->stages);
+    return replica->threads > 0 ? (uint32_t)replica->threads : share > 0 ? share : 1;
+}
+
 static void copy_text(char *to, size_t size, const char *from)
 {
     snprintf(to, size, "%s", from);
@@ -124,9 +133,6 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
                        const plan_run_t *layers, uint32_t rank)
 {
     uint32_t tp = (uint32_t)replica->tp, stages = (uint32_t)replica->stages;
-    uint32_t threads = (uint32_t)replica->threads;
-    if (threads == 0)
-        threads = cores() / (tp * stages) > 0 ? cores() / (tp * stages) : 1;
     copy_text(start->replica, sizeof start->replica, "offline/0");
     copy_text(start->model_path, sizeof start->model_path, replica->model_path);
     copy_text(start->model_digest, sizeof start->model_digest, digest);
@@ -141,7 +147,7 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
     start->slice = rank % tp;
     start->layer_first = layers[rank / tp].first;
     start->layer_count = layers[rank / tp].count;
-    start->threads = threads;
+    start->threads = offline_threads(replica);
     start->context_max = replica->context_max;
     start->kv_tokens_max = replica->kv_tokens_max;
     start->prefill_tokens_max = (uint64_t)replica->chunk;
@@ -159,7 +165,8 @@ static status_t plan_layers(const offline_replica_t *replica, plan_run_t layers[
     return status;
 }
 
-static void own_config(const offline_replica_t *replica, const rank_start_t *start, rank_config_t *out)
+static void own_config(const offline_replica_t *replica, const rank_start_t *start,
+                       rank_config_t *out)
 {
     *out = (rank_config_t){
         .model_path = start->model_path,
@@ -236,8 +243,8 @@ status_t offline_run(const offline_replica_t *replica, const offline_work_t *wor
     plan_run_t layers[PLAN_STAGES_MAX];
     char digest[MODEL_DIGEST_SIZE];
     if (replica->tp * replica->stages > FABRIC_RANKS_MAX)
-        return fail(STATUS_INVALID, "tp %lld × %lld stages: at most %d ranks", (long long)replica->tp,
-                    (long long)replica->stages, FABRIC_RANKS_MAX);
+        return fail(STATUS_INVALID, "tp %lld × %lld stages: at most %d ranks",
+                    (long long)replica->tp, (long long)replica->stages, FABRIC_RANKS_MAX);
     if (strcmp(replica->activations, "native") != 0 && strcmp(replica->activations, "f32") != 0)
         return fail(STATUS_INVALID, "--activations is \"%s\"; it must be native or f32",
                     replica->activations);

@@ -68,7 +68,8 @@ static void arm(rpc_server_t *server, rpc_arrival_t *arrival)
     RPC_TAG_STARTS(&arrival->tag);
     grpc_call_error error =
         grpc_server_request_call(server->grpc, &arrival->grpc, &arrival->details,
-                                 &arrival->metadata, server->io->queue, server->io->queue, &arrival->tag);
+                                 &arrival->metadata, server->io->queue, server->io->queue,
+                                 &arrival->tag);
     CHECK(error == GRPC_CALL_OK);
     server->n_arrivals++;
 }

@@ -105,8 +105,7 @@ static void send_output(core_t *core, client_t *client, const sequence_t *s)
     memcpy(ids, s->log.ids ? s->log.ids + from : ids, (n - from) * sizeof *ids);
     action->output.ids = ids;
     size_t at = text_log_released(&s->log, from), to = text_log_released(&s->log, n);
-    /* A stop string may end the text before what an earlier n had released only by a character held
-     * back, never by released bytes: those beginnings of stop strings were held back too. */
+    /* A stop string never reaches back into released bytes: its beginning was held back. */
     CHECK(to >= at);
     action->output.text = arena_strndup(arena, buffer_text(&s->log.text) + at, to - at);
     action->output.text_size = to - at;

@@ -10,7 +10,8 @@
 #include "coordinator/core/leaders.h"
 #include "coordinator/core/session.h"
 
-enum { POOLS_TICK_MS = 200, SUSPECT_WAIT_MS = 2000, PRIORITY_BIAS = 1000 };
+enum { POOLS_TICK_MS = 200, SUSPECT_WAIT_MS = 2000, SOLO_STAGGER_MS = 500,
+       LEADER_IDLE_WAIT_MS = 5000, PRIORITY_BIAS = 1000 };
 
 /* ---- places ---- */
 
@@ -209,6 +210,19 @@ static bool fits(const slot_t *slot, const sequence_t *s)
     return slot->committed == 0 || slot->committed + s->need <= slot->link->credit;
 }
 
+/* Whether the leader runs nothing, of whomever. Coordinators begin in the order of their ids, so
+ * that two of them that find a fresh replica do not both begin at once: each would take the death
+ * that the other's suspect causes for its own's. */
+static bool leader_idle(const core_t *core, const slot_t *slot)
+{
+    size_t before_us = 0;
+    for (size_t i = 0; i < core->n_coordinators; i++)
+        before_us += strcmp(core->coordinators[i].id, core->config.id) < 0;
+    const link_t *link = slot->link;
+    return link && link->load.running + link->load.waiting == 0 &&
+           core->now_ms >= link->opened_at_ms + before_us * SOLO_STAGGER_MS;
+}
+
 static void admit(core_t *core, sequence_t *s, slot_t *slot)
 {
     s->state = SEQUENCE_RUNNING;
@@ -221,6 +235,7 @@ static void admit(core_t *core, sequence_t *s, slot_t *slot)
         s->recovering = true;
         slot->n_recovering++;
     }
+    slot->solo_alone = s->suspect && leader_idle(core, slot);
     if (s->suspect)
         begin_solo(find_pool(slot->deployment, slot->active->text_identity, true), slot, s);
     session_t *session = s->session;
@@ -319,14 +334,19 @@ static sequence_t *next_for(core_t *core, slot_t *slot)
     pool_t *pool = find_pool(d, slot->active->text_identity, false);
     if (pool && pool->suspects.n && !pool->solo) {
         sequence_t *suspect = heap_top(&pool->suspects)->owner;
-        if (slot->n_running == 0 && (!slot->solo || slot->solo == suspect))
+        uint64_t waited = core->now_ms - pool->suspects_since_ms;
+        bool empty = slot->n_running == 0 && !slot->solo;
+        if (empty && (leader_idle(core, slot) || waited >= LEADER_IDLE_WAIT_MS))
             return suspect;
         /* No slot became empty by itself: this one is kept free until it is. */
-        if (!slot->solo && core->now_ms - pool->suspects_since_ms >= SUSPECT_WAIT_MS)
+        if (!slot->solo && (empty || waited >= SUSPECT_WAIT_MS))
             begin_solo(pool, slot, suspect);
     }
-    if (pool && pool->solo && slot->solo == pool->solo && pool->solo->state == SEQUENCE_WAITING)
-        return slot->n_running == 0 ? pool->solo : NULL;
+    if (pool && pool->solo && slot->solo == pool->solo && pool->solo->state == SEQUENCE_WAITING) {
+        uint64_t waited = core->now_ms - pool->suspects_since_ms;
+        bool idle = leader_idle(core, slot) || waited >= LEADER_IDLE_WAIT_MS;
+        return slot->n_running == 0 && idle ? pool->solo : NULL;
+    }
     heap_node_t *bound = pool ? heap_top(&pool->waiting) : NULL;
     heap_node_t *fresh = dispatch_takes_new(core, slot) ? heap_top(&d->waiting) : NULL;
     if (bound && fresh)
@@ -374,15 +394,16 @@ static bool names(const Shoal__Cluster__V1__FailureRecord *failure, const sequen
     return failure->n_sessions == 0;
 }
 
-/* Holds a death against the sequence; false when that ended it. */
-static bool hold_death(core_t *core, sequence_t *s, uint64_t epoch)
+/* Holds a death against the sequence; false when that ended it. `sure`: nothing else can have
+ * caused it, if it ran solo. */
+static bool hold_death(core_t *core, sequence_t *s, uint64_t epoch, bool sure)
 {
     s->deaths++;
     s->n_at_death = s->log.n;
     s->suspect = true;
     if (s->session->item)
         items_note_death(core, s->session->item, epoch);
-    if (!s->lost_solo && s->deaths < DEATHS_MAX)
+    if (!(s->lost_solo && sure) && s->deaths < DEATHS_MAX)
         return true;
     session_finish(core, s, SHOAL__V1__FINISH_REASON__FINISH_REASON_ERROR, "poisoned",
                    "ranks die when they compute this request; it is not tried again");
@@ -402,7 +423,7 @@ static void go_on(core_t *core, sequence_t *s)
     if (known && failure->crashed && names(failure, s)) {
         uint64_t epoch = s->lost_epoch;
         s->lost_epoch = 0;
-        if (!hold_death(core, s, epoch))
+        if (!hold_death(core, s, epoch, failure->n_sessions == 1 || s->lost_alone))
             return;
     }
     dispatch_enqueue(core, s);
@@ -412,6 +433,7 @@ static void lose(core_t *core, sequence_t *s)
 {
     slot_t *slot = s->slot;
     s->lost_solo = slot->solo == s;
+    s->lost_alone = s->lost_solo && slot->solo_alone;
     s->lost_slot = slot;
     s->lost_epoch = s->epoch;
     leave_slot(core, s);

@@ -186,7 +186,7 @@ void items_session_ended(core_t *core, session_t *session)
     if (s->error_code)
         set_failed(item, s->error_code, s->error_message);
     item->state = ITEM_COMMITTING;
-    size_t size = s->log.n ? text_log_released(&s->log, s->log.n) : 0;
+    size_t size = text_log_released(&s->log, s->log.n);
     r->text = mem_strndup(buffer_text(&s->log.text), size);
     r->text_size = size;
     uint32_t *ids = MEM_NEW_ARRAY(uint32_t, s->log.n + 1);

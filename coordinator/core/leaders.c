@@ -171,6 +171,7 @@ static void on_hello(core_t *core, link_t *link, const Shoal__Worker__V1__HelloR
         return;
     }
     link->state = LINK_OPEN;
+    link->opened_at_ms = core->now_ms;
     link->credit = reply->credit_tokens;
     slot->link_retry_at_ms = slot->link_retry_ms = slot->link_broken_at_ms = 0;
     core_wake(core, &link->wake, TIMER_LINK, link, core->now_ms + LINK_IDLE_MS);
@@ -284,6 +285,8 @@ static void on_step(core_t *core, link_t *link, const Shoal__Worker__V1__StepOut
         link->load = *step->load;
         link->load.base.unknown_fields = NULL;
         link->load.base.n_unknown_fields = 0;
+        if (link->load.running + link->load.waiting > slot->n_running)
+            slot->solo_alone = false;
     }
     for (size_t i = 0; i < step->n_sequences; i++) {
         on_sequence(core, link, step->sequences[i]);

@@ -247,6 +247,17 @@ static void keep_logprobs(sequence_t *s, Shoal__V1__Logprobs *from)
     free(bytes);
 }
 
+/* Whether by the request's own rules no id follows this one. It is decided here, from ids and
+ * parameters alone, so that the text after n ids does not depend on when the leader says "ended". */
+static bool is_last(const session_t *session, size_t n, uint32_t id)
+{
+    const Shoal__V1__Sampling *p = session->sampling;
+    for (size_t i = 0; i < p->n_stop_ids; i++)
+        if (p->stop_ids[i] == id)
+            return true;
+    return n >= p->max_tokens || (!p->ignore_eos && tokenizer_is_end(session->tokenizer, id));
+}
+
 bool session_append(core_t *core, sequence_t *s, uint32_t first, const uint32_t *ids, size_t n,
                     Shoal__V1__Logprobs *const *logprobs)
 {
@@ -263,7 +274,9 @@ bool session_append(core_t *core, sequence_t *s, uint32_t first, const uint32_t 
                          ids[i]);
             continue;
         }
-        if (text_log_push(&s->log, session->tokenizer, &session->stops, ids[i]) != STATUS_OK) {
+        bool last = is_last(session, s->log.n + 1, ids[i]);
+        if (text_log_push(&s->log, session->tokenizer, &session->stops, ids[i], last) !=
+            STATUS_OK) {
             session_finish(core, s, SHOAL__V1__FINISH_REASON__FINISH_REASON_ERROR, "internal",
                            "the replica produced an id outside of the vocabulary");
             return true;
@@ -296,8 +309,6 @@ void session_finish(core_t *core, sequence_t *s, Shoal__V1__FinishReason finish,
         dispatch_cancel(core, s);
     s->state = SEQUENCE_ENDED;
     s->finish = finish;
-    if (well)
-        text_log_end(&s->log, &session->stops);
     if (s->log.stopped)
         s->finish = SHOAL__V1__FINISH_REASON__FINISH_REASON_STOP;
     if (error_code) {

@@ -121,6 +121,7 @@ struct slot { /* cluster.c, the rest as noted */
     uint32_t n_running, n_recovering;
     uint64_t committed; /* prompt + max_tokens of the running ones */
     sequence_t *solo;   /* a suspect runs here alone, or waits until the slot is empty for it */
+    bool solo_alone;    /* since it runs, the leader has shown nothing else */
     /* rollout.c */
     uint64_t txn_op;
     uint64_t plan_at_ms; /* not before */
@@ -136,7 +137,7 @@ struct link { /* leaders.c */
     slot_t *slot;
     uint64_t epoch;
     link_state_t state;
-    uint64_t credit;
+    uint64_t opened_at_ms, credit;
     Shoal__Worker__V1__Load load;
     uint64_t steps;
     wake_t wake;
@@ -176,7 +177,7 @@ struct sequence { /* dispatch.c; the log by session.c */
     size_t n_at_death;
     uint64_t lost_epoch; /* of lost_slot, whose failure record may still come */
     slot_t *lost_slot;
-    bool lost_solo;
+    bool lost_solo, lost_alone; /* alone: others' sequences were not there either */
     Shoal__V1__FinishReason finish;
     uint32_t cached_tokens;
     char *error_code, *error_message;

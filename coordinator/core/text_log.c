@@ -51,13 +51,10 @@ static void settle(text_log_t *log, size_t old_size, const text_stops_t *stops)
         log->text.size = stop;
         log->stopped = true;
     }
-    size_t held = log->stopped || log->ended ? 0 : held_for_stop(&log->text, stops);
-    if (log->n > 0)
-        log->released[log->n - 1] = (uint32_t)(log->text.size - held);
 }
 
 status_t text_log_push(text_log_t *log, const tokenizer_t *tokenizer, const text_stops_t *stops,
-                       uint32_t id)
+                       uint32_t id, bool last)
 {
     if (log->stopped || log->ended)
         return STATUS_OK;
@@ -65,19 +62,17 @@ status_t text_log_push(text_log_t *log, const tokenizer_t *tokenizer, const text
     TRY(detok_push(&log->detok, tokenizer, id, &log->text));
     MEM_GROW(log->ids, log->ids_capacity, log->n + 1);
     MEM_GROW(log->released, log->released_capacity, log->n + 1);
-    log->ids[log->n++] = id;
+    log->ids[log->n] = id;
     settle(log, old_size, stops);
+    if (last && !log->stopped) {
+        old_size = log->text.size;
+        detok_finish(&log->detok, &log->text);
+        settle(log, old_size, stops);
+        log->ended = true;
+    }
+    size_t held = log->stopped || last ? 0 : held_for_stop(&log->text, stops);
+    log->released[log->n++] = (uint32_t)(log->text.size - held);
     return STATUS_OK;
-}
-
-void text_log_end(text_log_t *log, const text_stops_t *stops)
-{
-    if (log->stopped || log->ended)
-        return;
-    log->ended = true;
-    size_t old_size = log->text.size;
-    detok_finish(&log->detok, &log->text);
-    settle(log, old_size, stops);
 }
 
 size_t text_log_released(const text_log_t *log, size_t n)

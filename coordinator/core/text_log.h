@@ -22,7 +22,7 @@ typedef struct {
     buffer_t text;      /* released bytes, then those held back */
     detok_t detok;
     bool stopped; /* a stop string was completed by the last id: no further id counts */
-    bool ended;   /* text_log_end was called: nothing is held back any more */
+    bool ended;   /* the last id was pushed: nothing is held back any more */
 } text_log_t;
 
 typedef struct {
@@ -31,12 +31,11 @@ typedef struct {
 } text_stops_t;
 
 void text_log_start(text_log_t *log);
-/* Appends one id unless the text has stopped or ended. An id out of the vocabulary is
- * STATUS_INVALID and changes nothing. */
+/* Appends one id unless the text has stopped or ended. `last`: by the request's own rules (an end id,
+ * a stop id, max_tokens) no id follows, so nothing is held back any more. An id out of the
+ * vocabulary is STATUS_INVALID and changes nothing. */
 status_t text_log_push(text_log_t *log, const tokenizer_t *tokenizer, const text_stops_t *stops,
-                       uint32_t id) MUST_USE;
-/* The sequence is finished: what was held back is released. */
-void text_log_end(text_log_t *log, const text_stops_t *stops);
+                       uint32_t id, bool last) MUST_USE;
 /* Bytes released after the first n ids; n at most log->n. */
 size_t text_log_released(const text_log_t *log, size_t n);
 void text_log_release(text_log_t *log);

@@ -203,11 +203,12 @@ static void flush_stream(sim_t *sim, sim_leader_t *l, sim_stream_t *s)
         list[n++] = p;
     }
     uint64_t credit = scheduler_credit(l->scheduler, s->number);
-    if (!n && credit == s->credit)
-        return;
-    s->credit = credit;
     scheduler_load_t load;
     scheduler_load(l->scheduler, &load);
+    if (!n && credit == s->credit && load.running + load.waiting == s->busy)
+        return;
+    s->credit = credit;
+    s->busy = load.running + load.waiting;
     Shoal__Worker__V1__Load shown = SHOAL__WORKER__V1__LOAD__INIT;
     shown.running = load.running;
     shown.waiting = load.waiting;

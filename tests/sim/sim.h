@@ -248,7 +248,8 @@ typedef struct {
     uint64_t life, link;
     uint32_t number; /* the scheduler's */
     uint64_t last_ms;
-    uint64_t credit;
+    uint64_t credit; /* as last told; and how many sequences there were */
+    uint32_t busy;
     char attaching[16][CORE_ID_SIZE + 12]; /* session/choice whose Admit is to be told back */
     size_t n_attaching;
 } sim_stream_t;

@@ -85,13 +85,14 @@ static status_t open_slot(head_t *head, const step_open_t *open)
     return STATUS_OK;
 }
 
-static status_t draw(head_t *head, const step_entry_t *entry, const float *logits, step_drawn_t *out)
+static status_t draw(head_t *head, const step_entry_t *entry, const float *logits,
+                     step_drawn_t *out)
 {
     head_slot_t *slot = &head->slots[entry->slot];
     uint32_t position = entry->position + entry->n_tokens;
     if (!slot->open || slot->n_ids != position)
-        return fail(STATUS_INVALID, "a step plan draws position %u in slot %u, which has %u ids", position,
-                    entry->slot, slot->n_ids);
+        return fail(STATUS_INVALID, "a step plan draws position %u in slot %u, which has %u ids",
+                    position, entry->slot, slot->n_ids);
     *out = (step_drawn_t){.slot = entry->slot};
     status_t status = sampler_draw(head->sampler, logits, &slot->sampling, &slot->state, position,
                                    slot->choice, &out->sampled);

@@ -1,5 +1,5 @@
-/* The end of the last stage: rows of logits, and on slice 0 the choice of tokens. Keeps, by slot, what
- * plans opened: parameters and how often each id occurred. Single-threaded. */
+/* The end of the last stage: rows of logits, and on slice 0 the choice of tokens. Keeps, by slot,
+ * what plans opened: parameters and how often each id occurred. Single-threaded. */
 #ifndef SHOAL_WORKER_ENGINE_HEAD_H
 #define SHOAL_WORKER_ENGINE_HEAD_H
 

@@ -1,5 +1,5 @@
-/* The allocator of KV blocks: a free stack, a list of kept blocks in the order in which they will be
- * given up, and a hash table over the blocks whose tokens are known. See kv.h. */
+/* The allocator of KV blocks: a free stack, a list of kept blocks in the order in which they will
+ * be given up, and a hash table over the blocks whose tokens are known. See kv.h. */
 #include "worker/engine/kv.h"
 
 #include <stdlib.h>
@@ -15,12 +15,12 @@
 
 typedef struct {
     uint32_t holders;
-    uint32_t older, newer;  /* neighbours in the kept list */
-    uint32_t hash_next;     /* next known block of the same bucket */
-    bool known;             /* ids, parent and hash are valid and the block is in the table */
+    uint32_t older, newer; /* neighbours in the kept list */
+    uint32_t hash_next;    /* next known block of the same bucket */
+    bool known;            /* ids, parent and hash are valid and the block is in the table */
     kv_link_t parent;
-    uint64_t serial;        /* of this content */
-    uint64_t hash;          /* of the whole chain up to this block */
+    uint64_t serial; /* of this content */
+    uint64_t hash;   /* of the whole chain up to this block */
     uint32_t ids[KV_BLOCK_TOKENS];
 } block_t;
 
@@ -36,7 +36,7 @@ struct kv {
     uint32_t bucket_mask;
     uint64_t serial;
     uint64_t seed;
-    char **namespaces;       /* open addressing by hash; the place is the number */
+    char **namespaces; /* open addressing by hash; the place is the number */
     uint32_t n_namespaces;
 };
 
@@ -155,7 +155,8 @@ static uint64_t chain_hash(const kv_t *kv, kv_link_t parent, const uint32_t *ids
 
 static uint32_t find(const kv_t *kv, kv_link_t parent, uint64_t hash, const uint32_t *ids)
 {
-    for (uint32_t at = kv->buckets[hash & kv->bucket_mask]; at != NONE; at = kv->blocks[at].hash_next) {
+    for (uint32_t at = kv->buckets[hash & kv->bucket_mask]; at != NONE;
+         at = kv->blocks[at].hash_next) {
         const block_t *block = &kv->blocks[at];
         if (block->hash == hash && block->parent.block == parent.block &&
             block->parent.serial == parent.serial &&
@@ -168,7 +169,8 @@ static uint32_t find(const kv_t *kv, kv_link_t parent, uint64_t hash, const uint
 
 static kv_link_t link_to(const kv_t *kv, uint32_t number, uint32_t namespace_id)
 {
-    return (kv_link_t){.block = number, .namespace_id = namespace_id, .serial = kv->blocks[number].serial};
+    return (kv_link_t){
+        .block = number, .namespace_id = namespace_id, .serial = kv->blocks[number].serial};
 }
 
 uint32_t kv_match(kv_t *kv, uint32_t namespace_id, const uint32_t *ids, uint32_t blocks_max,
@@ -193,7 +195,8 @@ uint32_t kv_match(kv_t *kv, uint32_t namespace_id, const uint32_t *ids, uint32_t
 
 kv_link_t kv_publish(kv_t *kv, kv_link_t parent, uint32_t number, const uint32_t *ids)
 {
-    const kv_link_t dead = {.block = NONE, .namespace_id = parent.namespace_id, .serial = DEAD_SERIAL};
+    const kv_link_t dead = {
+        .block = NONE, .namespace_id = parent.namespace_id, .serial = DEAD_SERIAL};
     CHECK(number < kv->n_blocks && kv->blocks[number].holders > 0);
     if (!kv->keep_prefixes || !link_alive(kv, parent) || kv->blocks[number].known)
         return dead;

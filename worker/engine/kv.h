@@ -2,11 +2,11 @@
  * same 16 tokens on every rank of the replica, so one allocator decides for all of them.
  *
  * A block is free, held (by one or more sequences) or kept: held by nobody, but full of known
- * tokens, so that a later prompt that begins alike takes it instead of computing it. Kept blocks are
- * given up least recently used first, and deepest first within one prompt.
+ * tokens, so that a later prompt that begins alike takes it instead of computing it. Kept blocks
+ * are given up least recently used first, and deepest first within one prompt.
  *
- * Because every rank runs step plans strictly in order, a block may be published as soon as the plan
- * that fills it has been made, and taken again as soon as its last reader was planned.
+ * Because every rank runs step plans strictly in order, a block may be published as soon as the
+ * plan that fills it has been made, and taken again as soon as its last reader was planned.
  *
  * Pure and single-threaded: no clock, no bytes on a device, no allocation after kv_new() but for
  * namespaces never seen before. */
@@ -54,9 +54,10 @@ static inline kv_link_t kv_link_root(uint32_t namespace_id)
     return (kv_link_t){.block = KV_BLOCK_NONE, .namespace_id = namespace_id, .serial = 0};
 }
 
-/* Takes hold of the longest run of kept or held blocks that hold ids[0..16), ids[16..32), …, at most
- * blocks_max of them, and writes their numbers and the link that the next block follows. Tokens are
- * compared one by one; a hash only finds the candidate. Returns how many blocks matched. */
+/* Takes hold of the longest run of kept or held blocks that hold ids[0..16), ids[16..32), …, at
+ * most blocks_max of them, and writes their numbers and the link that the next block follows.
+ * Tokens are compared one by one; a hash only finds the candidate. Returns how many blocks matched.
+ */
 uint32_t kv_match(kv_t *kv, uint32_t namespace_id, const uint32_t *ids, uint32_t blocks_max,
                   uint32_t *blocks_out, kv_link_t *link_out);
 
@@ -64,9 +65,9 @@ uint32_t kv_match(kv_t *kv, uint32_t namespace_id, const uint32_t *ids, uint32_t
  * nothing; false when fewer than n are not held. */
 bool kv_take(kv_t *kv, uint32_t n, uint32_t *blocks_out);
 
-/* Says that `block`, which is held, has ids[0..16) and follows `parent` in its sequence. When another
- * block is already known for the same tokens, that one stays and its link is returned, so both
- * sequences go on in one chain. A parent that was given up meanwhile ends the chain: the link
+/* Says that `block`, which is held, has ids[0..16) and follows `parent` in its sequence. When
+ * another block is already known for the same tokens, that one stays and its link is returned, so
+ * both sequences go on in one chain. A parent that was given up meanwhile ends the chain: the link
  * returned then accepts nothing further. */
 kv_link_t kv_publish(kv_t *kv, kv_link_t parent, uint32_t block, const uint32_t *ids);
 

@@ -1,8 +1,8 @@
 /* The leader's mailbox: the scheduler behind one lock, with a bell for each side. See leader.h.
  *
  * Two locks. `lock` guards the scheduler and is held only to decide and to copy. `wake_lock` guards
- * the wake functions and is held while one is called, so that closing a stream waits for a call that
- * is under way; it is never taken inside `lock`. */
+ * the wake functions and is held while one is called, so that closing a stream waits for a call
+ * that is under way; it is never taken inside `lock`. */
 #include "worker/engine/leader.h"
 
 #include <pthread.h>
@@ -211,8 +211,8 @@ uint32_t leader_suspects(leader_t *leader, char (*sessions_out)[SESSION_BYTES], 
 
 /* ---- the rank's side ---- */
 
-status_t leader_install(leader_t *leader, const scheduler_config_t *config, void (*bell)(void *context),
-                        void *bell_context)
+status_t leader_install(leader_t *leader, const scheduler_config_t *config,
+                        void (*bell)(void *context), void *bell_context)
 {
     scheduler_t *scheduler;
     TRY(scheduler_new(config, &scheduler));
@@ -250,7 +250,8 @@ leader_next_t leader_next(leader_t *leader, uint32_t wait_ms, buffer_t *bytes_ou
     leader_next_t next = LEADER_IDLE;
     pthread_mutex_lock(&leader->lock);
     bool planned = try_plan(leader, bytes_out);
-    if (!planned && !leader->stopping && wait_ms > 0 && scheduler_in_flight(leader->scheduler) == 0) {
+    if (!planned && !leader->stopping && wait_ms > 0 &&
+        scheduler_in_flight(leader->scheduler) == 0) {
         wait_until(leader, clock_ms() + wait_ms);
         planned = try_plan(leader, bytes_out);
     }

@@ -1,5 +1,5 @@
-/* The leader's mailbox: what rank 0 of stage 0 and the threads of the Engine service share. It is the
- * scheduler behind one lock that is held only to copy, and a bell for the rank's thread.
+/* The leader's mailbox: what rank 0 of stage 0 and the threads of the Engine service share. It is
+ * the scheduler behind one lock that is held only to copy, and a bell for the rank's thread.
  *
  * Order of life: leader_new() → rank_run() installs the scheduler when the epoch is formed, calls
  * `active`, runs steps, and on its way out ends every sequence as REPLICA_LOST (also on a stop) →
@@ -19,10 +19,10 @@
 
 typedef struct leader leader_t;
 
-/* Called whenever a stream may have become non-empty, at most once until leader_take() was called on
- * it again; a first call may come from inside leader_stream_open's caller's next admission. On the
- * rank's thread or on that of an admission. It only rings a bell: it must not block and must not call
- * back into the leader. */
+/* Called whenever a stream may have become non-empty, at most once until leader_take() was called
+ * on it again; a first call may come from inside leader_stream_open's caller's next admission. On
+ * the rank's thread or on that of an admission. It only rings a bell: it must not block and must
+ * not call back into the leader. */
 typedef void (*leader_wake_fn)(void *context);
 
 leader_t *leader_new(void);
@@ -50,15 +50,16 @@ void leader_load(leader_t *leader, scheduler_load_t *out);
  * come back, all ranks are told, rank_run() returns STATUS_OK. */
 void leader_stop(leader_t *leader);
 
-/* After rank_run() failed: sessions that were in a step in flight, at most max; returns how many. */
+/* After rank_run() failed: sessions that were in a step in flight, at most max; returns how many.
+ */
 uint32_t leader_suspects(leader_t *leader, char (*sessions_out)[SESSION_BYTES], uint32_t max);
 
 /* ---- for rank.c alone, on the rank's thread ---- */
 
 /* `bell`, which may be NULL, is called when an admission, a cancel or a stop came in, on that
  * thread; it must not block. */
-status_t leader_install(leader_t *leader, const scheduler_config_t *config, void (*bell)(void *context),
-                        void *bell_context) MUST_USE;
+status_t leader_install(leader_t *leader, const scheduler_config_t *config,
+                        void (*bell)(void *context), void *bell_context) MUST_USE;
 
 typedef enum {
     LEADER_PLAN,   /* a plan was made and its bytes are in the buffer */

@@ -44,25 +44,26 @@ struct rank {
 static status_t check_config(const rank_config_t *c, const model_config_t *shape)
 {
     if (c->tp < 1 || c->tp > PLAN_TP_MAX || c->stages < 1 || c->stages > PLAN_STAGES_MAX)
-        return fail(STATUS_INVALID, "tp %u × %u stages: at most %d × %d, at least 1 × 1", c->tp, c->stages,
-                    PLAN_TP_MAX, PLAN_STAGES_MAX);
+        return fail(STATUS_INVALID, "tp %u × %u stages: at most %d × %d, at least 1 × 1", c->tp,
+                    c->stages, PLAN_TP_MAX, PLAN_STAGES_MAX);
     if (c->slice >= c->tp || c->stage >= c->stages || c->rank != c->stage * c->tp + c->slice)
-        return fail(STATUS_INVALID, "rank %u cannot be slice %u of %u of stage %u of %u", c->rank, c->slice,
-                    c->tp, c->stage, c->stages);
+        return fail(STATUS_INVALID, "rank %u cannot be slice %u of %u of stage %u of %u", c->rank,
+                    c->slice, c->tp, c->stage, c->stages);
     if (c->layer_count == 0 || c->layer_first >= shape->n_layers ||
         c->layer_count > shape->n_layers - c->layer_first)
         return fail(STATUS_INVALID, "layers %u to %u: the model has %u", c->layer_first,
                     c->layer_first + c->layer_count, shape->n_layers);
     if ((c->stage == 0) != (c->layer_first == 0) ||
         (c->stage == c->stages - 1) != (c->layer_first + c->layer_count == shape->n_layers))
-        return fail(STATUS_INVALID, "stage %u of %u cannot have layers %u to %u of %u", c->stage, c->stages,
-                    c->layer_first, c->layer_first + c->layer_count, shape->n_layers);
+        return fail(STATUS_INVALID, "stage %u of %u cannot have layers %u to %u of %u", c->stage,
+                    c->stages, c->layer_first, c->layer_first + c->layer_count, shape->n_layers);
     if (c->context_max > shape->context_train)
-        return fail(STATUS_INVALID, "context_max is %u; the model was trained for %u", c->context_max,
-                    shape->context_train);
+        return fail(STATUS_INVALID, "context_max is %u; the model was trained for %u",
+                    c->context_max, shape->context_train);
     if (c->prefill_tokens_max > STEP_TOKENS_MAX || c->batch_max > STEP_ENTRIES_MAX ||
         c->batch_max > c->prefill_tokens_max)
-        return fail(STATUS_INVALID, "%u sequences and %u tokens in a step: at most %u and %u, and a token each",
+        return fail(STATUS_INVALID,
+                    "%u sequences and %u tokens in a step: at most %u and %u, and a token each",
                     c->batch_max, c->prefill_tokens_max, STEP_ENTRIES_MAX, STEP_TOKENS_MAX);
     return STATUS_OK;
 }
@@ -167,13 +168,14 @@ const char *rank_isa(const rank_t *rank)
 
 /* ---- rows of logits ---- */
 
-static void give_logits(rank_t *rank, uint32_t slot, uint32_t position, uint32_t n_rows, const float *rows)
+static void give_logits(rank_t *rank, uint32_t slot, uint32_t position, uint32_t n_rows,
+                        const float *rows)
 {
     char session[SESSION_BYTES];
     uint32_t choice;
     if (rank->callbacks->logits && leader_session_in_slot(rank->leader, slot, session, &choice))
-        rank->callbacks->logits(rank->callbacks->context, session, choice, position, n_rows, rank->limits.vocab,
-                                rows);
+        rank->callbacks->logits(rank->callbacks->context, session, choice, position, n_rows,
+                                rank->limits.vocab, rows);
 }
 
 static status_t deliver_logits(void *context, uint32_t slot, uint32_t position, uint32_t n_rows,
@@ -191,7 +193,8 @@ static status_t deliver_logits(void *context, uint32_t slot, uint32_t position, 
         buffer_clear(&rank->row_bytes);
         buffer_append(&rank->row_bytes, &head, sizeof head);
         buffer_append(&rank->row_bytes, rows + (size_t)i * vocab, vocab * sizeof *rows);
-        TRY(fabric_send(rank->fabric, 0, FABRIC_RESULT, &where, rank->row_bytes.data, rank->row_bytes.size));
+        TRY(fabric_send(rank->fabric, 0, FABRIC_RESULT, &where, rank->row_bytes.data,
+                        rank->row_bytes.size));
     }
     return STATUS_OK;
 }
@@ -223,7 +226,8 @@ static status_t run_step(rank_t *rank, const step_plan_t *plan, step_result_t *r
         status = head_run(rank->head, plan, deliver_logits, rank, result_out);
     if (status != STATUS_OK) {
         stage->ops->queue_reset(stage->queue); /* drops calls that still point at this step */
-        return fail_in(status, "rank %u, step %llu", rank->config.rank, (unsigned long long)plan->step);
+        return fail_in(status, "rank %u, step %llu", rank->config.rank,
+                       (unsigned long long)plan->step);
     }
     return STATUS_OK;
 }
@@ -234,8 +238,9 @@ static status_t read_plan(rank_t *rank, const void *bytes, size_t size, step_pla
     arena_reset(&rank->arena);
     TRY(step_plan_read(bytes, size, &rank->limits, &rank->arena, out));
     if (out->step != rank->last_step + 1)
-        return fail(STATUS_INVALID, "rank %u got the plan of step %llu after step %llu", rank->config.rank,
-                    (unsigned long long)out->step, (unsigned long long)rank->last_step);
+        return fail(STATUS_INVALID, "rank %u got the plan of step %llu after step %llu",
+                    rank->config.rank, (unsigned long long)out->step,
+                    (unsigned long long)rank->last_step);
     rank->last_step = out->step;
     return STATUS_OK;
 }
@@ -244,7 +249,9 @@ static status_t read_plan(rank_t *rank, const void *bytes, size_t size, step_pla
 
 static status_t receive_plan(rank_t *rank, step_plan_t *out)
 {
-    fabric_where_t where = {.operation = "receive of a step plan", .step = rank->last_step + 1, .layer = -1,
+    fabric_where_t where = {.operation = "receive of a step plan",
+                            .step = rank->last_step + 1,
+                            .layer = -1,
                             .timeout_ms = FABRIC_FOREVER};
     size_t size;
     stage_waiting(rank->stage, true);
@@ -287,7 +294,8 @@ static void ring_fabric(void *context)
 
 static status_t send_plan(rank_t *rank, const buffer_t *bytes)
 {
-    fabric_where_t where = {.operation = "send of a step plan", .step = rank->last_step + 1, .layer = -1};
+    fabric_where_t where = {
+        .operation = "send of a step plan", .step = rank->last_step + 1, .layer = -1};
     for (uint32_t peer = 1; peer < rank->config.tp * rank->config.stages; peer++)
         TRY(fabric_send(rank->fabric, peer, FABRIC_PLAN, &where, bytes->data, bytes->size));
     return STATUS_OK;
@@ -296,7 +304,8 @@ static status_t send_plan(rank_t *rank, const buffer_t *bytes)
 /* One message of the sampling rank: a row of logits or a step's result. */
 static status_t receive_result(rank_t *rank)
 {
-    fabric_where_t where = {.operation = "receive of a result", .step = rank->last_step, .layer = -1};
+    fabric_where_t where = {
+        .operation = "receive of a result", .step = rank->last_step, .layer = -1};
     size_t most = STEP_ENTRIES_MAX * sizeof(step_drawn_t) + 64, size;
     size_t row = sizeof(logits_message_t) + rank->limits.vocab * sizeof(float);
     most = most > row ? most : row;
@@ -304,14 +313,15 @@ static status_t receive_result(rank_t *rank)
         rank->result_bytes.data = mem_resize(rank->result_bytes.data, most, 1);
         rank->result_bytes.capacity = most;
     }
-    TRY(fabric_receive(rank->fabric, rank->sampling_rank, FABRIC_RESULT, &where, rank->result_bytes.data, most,
-                       &size));
+    TRY(fabric_receive(rank->fabric, rank->sampling_rank, FABRIC_RESULT, &where,
+                       rank->result_bytes.data, most, &size));
     logits_message_t message = {0};
     if (size >= sizeof message)
         memcpy(&message, rank->result_bytes.data, sizeof message);
     if (message.magic == LOGITS_MAGIC) {
         if (size != row || message.vocab != rank->limits.vocab)
-            return fail(STATUS_INVALID, "a row of logits has %zu bytes; %zu would be right", size, row);
+            return fail(STATUS_INVALID, "a row of logits has %zu bytes; %zu would be right", size,
+                        row);
         give_logits(rank, message.slot, message.position, 1,
                     (const float *)(const void *)(rank->result_bytes.data + sizeof message));
         return STATUS_OK;
@@ -358,7 +368,8 @@ static status_t lead(rank_t *rank)
     for (;;) {
         stage_beat(rank->stage);
         stage_waiting(rank->stage, !rank->fabric);
-        leader_next_t next = leader_next(rank->leader, rank->fabric ? 0 : IDLE_WAIT_MS, &rank->plan_bytes);
+        leader_next_t next =
+            leader_next(rank->leader, rank->fabric ? 0 : IDLE_WAIT_MS, &rank->plan_bytes);
         stage_waiting(rank->stage, false);
         if (next == LEADER_PLAN) {
             TRY(lead_step(rank));
@@ -399,8 +410,8 @@ static status_t form(rank_t *rank)
         rank->callbacks->prepared(rank->callbacks->context, n_blocks * KV_BLOCK_TOKENS);
     if (rank->fabric) {
         stage_waiting(rank->stage, true);
-        status_t status =
-            fabric_form(rank->fabric, rank->identity, n_blocks, rank->config.form_timeout_ms, &n_blocks);
+        status_t status = fabric_form(rank->fabric, rank->identity, n_blocks,
+                                      rank->config.form_timeout_ms, &n_blocks);
         stage_waiting(rank->stage, false);
         TRY(status);
     }
@@ -413,12 +424,14 @@ static status_t form(rank_t *rank)
     return rank->leader ? install_leader(rank, (uint32_t)n_blocks) : STATUS_OK;
 }
 
-status_t rank_run(rank_t *rank, fabric_t *fabric, leader_t *leader, const rank_callbacks_t *callbacks)
+status_t rank_run(rank_t *rank, fabric_t *fabric, leader_t *leader,
+                  const rank_callbacks_t *callbacks)
 {
     static const rank_callbacks_t none = {0};
     if ((leader != NULL) != (rank->config.rank == 0) ||
         (!fabric && rank->config.tp * rank->config.stages > 1))
-        return fail(STATUS_INVALID, "rank %u of %u × %u: the first rank has a leader and only a "
+        return fail(STATUS_INVALID,
+                    "rank %u of %u × %u: the first rank has a leader and only a "
                     "single one needs no fabric",
                     rank->config.rank, rank->config.tp, rank->config.stages);
     rank->fabric = fabric;

@@ -1,7 +1,7 @@
-/* A rank: one slice of one stage of a model, ready to run. rank_open() maps the model file and packs
- * the weights of its slice (slow, once); rank_run() serves one epoch over one fabric and returns; a
- * living rank then takes the next epoch with another fabric, its weights still in place and its KV
- * and sequences forgotten.
+/* A rank: one slice of one stage of a model, ready to run. rank_open() maps the model file and
+ * packs the weights of its slice (slow, once); rank_run() serves one epoch over one fabric and
+ * returns; a living rank then takes the next epoch with another fabric, its weights still in place
+ * and its KV and sequences forgotten.
  *
  * All functions are called from one thread, the rank's own; other threads only read the pulse and
  * talk to the leader's mailbox. */
@@ -20,8 +20,9 @@ typedef struct rank rank_t;
 
 typedef struct {
     const char *model_path;
-    const char *model_digest;    /* "sha256:…" when the caller knows it; NULL: computed from the file */
-    const char *cache_dir;       /* where model_digest() keeps its answers; may be NULL */
+    const char
+        *model_digest;     /* "sha256:…" when the caller knows it; NULL: computed from the file */
+    const char *cache_dir; /* where model_digest() keeps its answers; may be NULL */
     uint32_t rank, stage, slice, tp, stages; /* rank = stage * tp + slice */
     uint32_t layer_first, layer_count;
     uint32_t threads;            /* compute threads, this one included; 0 takes all allowed cores */
@@ -32,16 +33,16 @@ typedef struct {
     uint32_t prefill_tokens_max; /* rows of a step; 0 takes 512 */
     uint32_t batch_max;          /* sequences of a step; 0 takes 64 */
     bool no_prefix_cache;
-    uint32_t form_timeout_ms;    /* how long to wait for the other ranks; 0 takes 60 s */
-    bool late_queue;             /* tests: ops run when their event is waited for */
+    uint32_t form_timeout_ms; /* how long to wait for the other ranks; 0 takes 60 s */
+    bool late_queue;          /* tests: ops run when their event is waited for */
 } rank_config_t;
 
-/* What the process around the rank watches, without a lock: `beats` rises with every layer, step and
- * idle turn; `waiting` is not 0 while the rank waits for a peer (the fabric's own timeout then
+/* What the process around the rank watches, without a lock: `beats` rises with every layer, step
+ * and idle turn; `waiting` is not 0 while the rank waits for a peer (the fabric's own timeout then
  * decides) or for work. No progress = beats stand still while waiting is 0. */
 typedef struct {
     _Atomic uint64_t beats;
-    _Atomic uint64_t step;    /* in work, or the last one */
+    _Atomic uint64_t step; /* in work, or the last one */
     _Atomic uint32_t layer;
     _Atomic uint32_t waiting;
 } rank_pulse_t;
@@ -51,16 +52,18 @@ typedef struct {
     void *context;
     /* On the leader's rank, once, when every rank is prepared and go was said: the epoch is active
      * from here. May be NULL. */
-    void (*active)(void *context, const char *text_identity, uint64_t kv_tokens, uint32_t context_max);
+    void (*active)(void *context, const char *text_identity, uint64_t kv_tokens,
+                   uint32_t context_max);
     /* On every rank, once, when it is prepared (before go). May be NULL. */
     void (*prepared)(void *context, uint64_t kv_tokens);
-    /* On the leader's rank: rows of logits that an admission asked for (logits_from), in the order of
-     * positions, some rows a call. May be NULL. */
+    /* On the leader's rank: rows of logits that an admission asked for (logits_from), in the order
+     * of positions, some rows a call. May be NULL. */
     void (*logits)(void *context, const char *session, uint32_t choice, uint32_t position,
                    uint32_t n_rows, uint32_t vocab, const float *rows);
 } rank_callbacks_t;
 
-/* Checks the configuration against the model, maps it, packs this rank's slice, takes memory for KV. */
+/* Checks the configuration against the model, maps it, packs this rank's slice, takes memory for
+ * KV. */
 status_t rank_open(const rank_config_t *config, rank_t **own_out) MUST_USE;
 void rank_close(rank_t *take_rank);
 
@@ -71,9 +74,11 @@ uint32_t rank_context_max(const rank_t *rank);
 uint32_t rank_vocab(const rank_t *rank);
 const char *rank_isa(const rank_t *rank);
 
-/* Serves one epoch. `fabric` is borrowed and may be NULL for a replica of one rank; `leader` is given
- * on rank 0 and NULL elsewhere. Returns STATUS_OK when the epoch was stopped in good order, else the
- * failure (whose words name rank, operation and step); the caller then aborts the fabric. */
-status_t rank_run(rank_t *rank, fabric_t *fabric, leader_t *leader, const rank_callbacks_t *callbacks) MUST_USE;
+/* Serves one epoch. `fabric` is borrowed and may be NULL for a replica of one rank; `leader` is
+ * given on rank 0 and NULL elsewhere. Returns STATUS_OK when the epoch was stopped in good order,
+ * else the failure (whose words name rank, operation and step); the caller then aborts the fabric.
+ */
+status_t rank_run(rank_t *rank, fabric_t *fabric, leader_t *leader,
+                  const rank_callbacks_t *callbacks) MUST_USE;
 
 #endif

@@ -36,8 +36,8 @@ safetensors_t *safetensors_new(void)
     return file;
 }
 
-uint32_t safetensors_add(safetensors_t *file, const char *name, safetensors_type_t type, uint32_t n_dims,
-                         const uint64_t *dims)
+uint32_t safetensors_add(safetensors_t *file, const char *name, safetensors_type_t type,
+                         uint32_t n_dims, const uint64_t *dims)
 {
     CHECK(file->fd < 0 && (n_dims == 1 || n_dims == 2));
     MEM_GROW(file->tensors, file->capacity, file->n + 1);
@@ -104,12 +104,14 @@ status_t safetensors_create(safetensors_t *file, const char *path)
     return status;
 }
 
-status_t safetensors_put(safetensors_t *file, uint32_t number, uint64_t first, const void *values, size_t n)
+status_t safetensors_put(safetensors_t *file, uint32_t number, uint64_t first, const void *values,
+                         size_t n)
 {
     CHECK(number < file->n && file->fd >= 0);
     const tensor_t *tensor = &file->tensors[number];
     CHECK(first <= tensor->n_values && n <= tensor->n_values - first);
-    return put_at(file, file->data_at + tensor->offset + first * VALUE_BYTES, values, n * VALUE_BYTES);
+    return put_at(file, file->data_at + tensor->offset + first * VALUE_BYTES, values,
+                  n * VALUE_BYTES);
 }
 
 static status_t release(safetensors_t *file)

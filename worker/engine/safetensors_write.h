@@ -16,8 +16,8 @@ typedef struct safetensors safetensors_t;
 safetensors_t *safetensors_new(void);
 /* Before safetensors_create. n_dims is 1 or 2; the name is plain (letters, digits, '.', '_') and
  * copied. Returns the tensor's number. */
-uint32_t safetensors_add(safetensors_t *file, const char *name, safetensors_type_t type, uint32_t n_dims,
-                         const uint64_t *dims);
+uint32_t safetensors_add(safetensors_t *file, const char *name, safetensors_type_t type,
+                         uint32_t n_dims, const uint64_t *dims);
 /* Makes `path` anew, with its header; the tensors are zero. */
 status_t safetensors_create(safetensors_t *file, const char *path) MUST_USE;
 /* Values [first, first + n) of a tensor. */

@@ -1,5 +1,5 @@
-/* The sampler: from a row of logits and the ids before it to the next id. See sampler.h for the order
- * of the operations and docs/numerics.md for their bits. */
+/* The sampler: from a row of logits and the ids before it to the next id. See sampler.h for the
+ * order of the operations and docs/numerics.md for their bits. */
 #include "worker/engine/sampler.h"
 
 #include <math.h>
@@ -61,15 +61,18 @@ status_t sampling_check(const sampling_t *p, uint32_t vocab)
     TRY(check_range("presence_penalty", p->presence_penalty, -2, 2, false));
     TRY(check_range("frequency_penalty", p->frequency_penalty, -2, 2, false));
     if (p->top_k > vocab)
-        return fail(STATUS_INVALID, "top_k is %u; it must be at most the vocabulary, %u", p->top_k, vocab);
+        return fail(STATUS_INVALID, "top_k is %u; it must be at most the vocabulary, %u", p->top_k,
+                    vocab);
     if (p->n_top > SAMPLING_LOGPROBS_MAX)
-        return fail(STATUS_INVALID, "logprobs is %u; it must be at most %u", p->n_top, SAMPLING_LOGPROBS_MAX);
+        return fail(STATUS_INVALID, "logprobs is %u; it must be at most %u", p->n_top,
+                    SAMPLING_LOGPROBS_MAX);
     if (p->n_bias > SAMPLING_BIAS_MAX)
         return fail(STATUS_INVALID, "logit_bias has %u entries; it must have at most %u", p->n_bias,
                     SAMPLING_BIAS_MAX);
     for (uint32_t i = 0; i < p->n_bias; i++) {
         if (p->bias[i].id >= vocab)
-            return fail(STATUS_INVALID, "logit_bias[%u].id is %u; it must be below the vocabulary, %u", i,
+            return fail(STATUS_INVALID,
+                        "logit_bias[%u].id is %u; it must be below the vocabulary, %u", i,
                         p->bias[i].id, vocab);
         TRY(check_range("logit_bias.bias", p->bias[i].bias, -100, 100, false));
     }
@@ -392,7 +395,8 @@ static void list_logprobs(sampler_t *sampler, const float *logits, uint32_t n_to
     sort_highest(sampler->work, vocab, out->n_top);
     for (uint32_t i = 0; i < out->n_top; i++) {
         uint32_t id = key_id(sampler->work[i]);
-        out->top[i] = (token_logprob_t){.id = id, .logprob = (float)(((double)logits[id] - max) - sum)};
+        out->top[i] =
+            (token_logprob_t){.id = id, .logprob = (float)(((double)logits[id] - max) - sum)};
     }
 }
 
@@ -407,7 +411,8 @@ status_t sampler_draw(sampler_t *sampler, const float *logits, const sampling_t 
     uint32_t best = first_of_highest(sampler->x, vocab);
     if (best == vocab)
         return fail(STATUS_NUMERIC, "penalties made the logits of position %u infinite", position);
-    uint32_t id = sampling->temperature == 0 ? best : draw(sampler, sampling, best, position, choice);
+    uint32_t id =
+        sampling->temperature == 0 ? best : draw(sampler, sampling, best, position, choice);
     out->id = id;
     out->logprob = 0;
     out->n_top = 0;

@@ -1,12 +1,12 @@
 /* Choosing the next token from a row of logits, by the rules of docs/numerics.md ("Sampling").
  *
- * The choice is a pure function of (logits, parameters, the ids before it): random numbers come from
- * Philox counted by (position, choice, draw) under the seed, and the only state, how often each id
- * occurred, is rebuilt from ids alone. So a sequence goes on with the same text on any rank that is
- * given its ids.
+ * The choice is a pure function of (logits, parameters, the ids before it): random numbers come
+ * from Philox counted by (position, choice, draw) under the seed, and the only state, how often
+ * each id occurred, is rebuilt from ids alone. So a sequence goes on with the same text on any rank
+ * that is given its ids.
  *
- * Order: repetition, presence, frequency penalty, bias (F32) → (x − max)/T in F32 → exp in F64 → top-k →
- * top-p → min-p → draw in id order. Ties always go to the lower id. Single-threaded. */
+ * Order: repetition, presence, frequency penalty, bias (F32) → (x − max)/T in F32 → exp in F64 →
+ * top-k → top-p → min-p → draw in id order. Ties always go to the lower id. Single-threaded. */
 #ifndef SHOAL_WORKER_ENGINE_SAMPLER_H
 #define SHOAL_WORKER_ENGINE_SAMPLER_H
 
@@ -20,7 +20,8 @@
 #define SAMPLING_STOP_IDS_MAX 64u
 #define SAMPLING_EOS_IDS_MAX 16u
 #define SAMPLING_LOGPROBS_MAX 20u
-#define SAMPLER_BLOCK_TOKENS 1024u /* tokens a block of a sum; vocabulary slices end on such edges */
+#define SAMPLER_BLOCK_TOKENS \
+    1024u /* tokens a block of a sum; vocabulary slices end on such edges */
 #define SAMPLER_LANES 16u
 
 typedef struct {
@@ -39,7 +40,7 @@ typedef struct {
     float frequency_penalty;
     uint64_t seed;
     bool want_logprobs;
-    uint32_t n_top;           /* alternatives listed with each token, when want_logprobs */
+    uint32_t n_top; /* alternatives listed with each token, when want_logprobs */
     uint32_t n_bias;
     const sampling_bias_t *bias;
 } sampling_t;
@@ -55,7 +56,8 @@ typedef struct {
     float logprob;
 } token_logprob_t;
 
-/* What one draw gave. Log-probabilities are those of the model: before penalties and temperature. */
+/* What one draw gave. Log-probabilities are those of the model: before penalties and temperature.
+ */
 typedef struct {
     uint32_t id;
     float logprob; /* 0 unless want_logprobs */
@@ -69,7 +71,7 @@ typedef struct {
         uint32_t id;       /* SAMPLER_NO_ID marks an empty place */
         uint32_t prompt;   /* occurrences in the prompt */
         uint32_t produced; /* and among the produced ids */
-    } *places;             /* open addressing, capacity a power of two */
+    } * places;            /* open addressing, capacity a power of two */
     uint32_t capacity, n_used;
 } sampler_state_t;
 #define SAMPLER_NO_ID UINT32_MAX
@@ -96,7 +98,8 @@ double sampler_logprob(const float *logits, uint32_t vocab, uint32_t id);
 /* Philox-4x32-10: 128 random bits for a counter under a key. */
 void philox4x32(const uint32_t counter[4], uint64_t key, uint32_t out[4]);
 
-/* exp and log in F64 by one written sequence of operations; no libm. exp's argument is at most 0. */
+/* exp and log in F64 by one written sequence of operations; no libm. exp's argument is at most 0.
+ */
 double sampler_exp(double x);
 double sampler_log(double x);
 

@@ -19,9 +19,9 @@ static uint64_t f64_to_bits(double value)
     return bits;
 }
 
-/* x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series to degree 13 (error below 1e-17). The
- * two parts of ln 2 are those of fdlibm: n * hi is exact for |n| < 2^21. Below 2^-1021 the result is
- * 0 rather than a subnormal, whatever mode the thread is in. */
+/* x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series to degree 13 (error below 1e-17).
+ * The two parts of ln 2 are those of fdlibm: n * hi is exact for |n| < 2^21. Below 2^-1021 the
+ * result is 0 rather than a subnormal, whatever mode the thread is in. */
 double sampler_exp(double x)
 {
     if (!(x > -707.0))
@@ -48,8 +48,8 @@ double sampler_exp(double x)
     return p * bits_to_f64((uint64_t)exponent << 52);
 }
 
-/* x = 2^e m with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh(s), s = (m - 1)/(m + 1), |s| < 0.1716, by
- * its series to s^23 (error below 1e-19). x is finite, normal and positive. */
+/* x = 2^e m with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh(s), s = (m - 1)/(m + 1), |s| < 0.1716,
+ * by its series to s^23 (error below 1e-19). x is finite, normal and positive. */
 double sampler_log(double x)
 {
     uint64_t bits = f64_to_bits(x);

@@ -51,12 +51,14 @@ status_t scheduler_new(const scheduler_config_t *config, scheduler_t **own_out)
                     "least one token of each sequence",
                     c.batch_max, c.step_tokens_max, STEP_ENTRIES_MAX, STEP_TOKENS_MAX);
     if (c.sequences_max > (1u << 20) || c.n_blocks == 0 || c.context_max == 0 || c.vocab == 0)
-        return fail(STATUS_INVALID, "a scheduler needs blocks, a context, a vocabulary and at most %u sequences",
+        return fail(STATUS_INVALID,
+                    "a scheduler needs blocks, a context, a vocabulary and at most %u sequences",
                     1u << 20);
     scheduler_t *s = MEM_NEW(scheduler_t);
     s->config = c;
     s->config.text_identity = NULL; /* borrowed for this call only */
-    kv_config_t kv = {.n_blocks = c.n_blocks, .keep_prefixes = c.keep_prefixes,
+    kv_config_t kv = {.n_blocks = c.n_blocks,
+                      .keep_prefixes = c.keep_prefixes,
                       .text_identity = c.text_identity ? c.text_identity : ""};
     s->kv = kv_new(&kv);
     s->load.kv_tokens_total = (uint64_t)c.n_blocks * KV_BLOCK_TOKENS;
@@ -166,8 +168,8 @@ void scheduler_leave_running(scheduler_t *s, sequence_t *q)
     q->n_blocks = q->n_computed = q->n_published = 0;
 }
 
-void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t finish, const char *code,
-                   const char *error)
+void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t finish,
+                   const char *code, const char *error)
 {
     if (q->state == SEQUENCE_ENDED)
         return;
@@ -225,7 +227,8 @@ uint64_t scheduler_tick(scheduler_t *s, uint64_t now_ms)
             scheduler_end(s, q, END_CANCELLED, FINISH_NONE, "deadline", "the deadline passed");
         if (q->state != SEQUENCE_ENDED && q->stream == 0 &&
             now_ms - q->detached_at_ms >= s->config.keep_detached_ms)
-            scheduler_end(s, q, END_CANCELLED, FINISH_NONE, "cancelled", "no coordinator wanted it any more");
+            scheduler_end(s, q, END_CANCELLED, FINISH_NONE, "cancelled",
+                          "no coordinator wanted it any more");
         if (q->state != SEQUENCE_ENDED) {
             next_ms = sooner(next_ms, q->deadline_at_ms);
             if (q->stream == 0)
@@ -289,7 +292,8 @@ status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64
     for (uint32_t i = 0; i < flight->n; i++)
         n_samples += flight->samples[i];
     if (flight->step != result->step || n_samples != result->n)
-        return fail(STATUS_INTERNAL, "step %llu came back with %u tokens; step %llu with %u was due",
+        return fail(STATUS_INTERNAL,
+                    "step %llu came back with %u tokens; step %llu with %u was due",
                     (unsigned long long)result->step, result->n, (unsigned long long)flight->step,
                     n_samples);
     for (uint32_t i = 0, k = 0; i < flight->n; i++) {
@@ -309,8 +313,8 @@ uint32_t scheduler_in_flight(const scheduler_t *s)
     return s->n_flights;
 }
 
-uint32_t scheduler_lose(scheduler_t *s, const char *why, uint64_t now_ms, char (*suspects_out)[SESSION_BYTES],
-                        uint32_t max)
+uint32_t scheduler_lose(scheduler_t *s, const char *why, uint64_t now_ms,
+                        char (*suspects_out)[SESSION_BYTES], uint32_t max)
 {
     uint32_t n = 0;
     s->now_ms = now_ms;

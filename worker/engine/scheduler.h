@@ -6,15 +6,17 @@
  * Rules
  * - Continuous batching: sequences that decode come first, prefill chunks fill what is left of
  *   step_tokens_max. With S stages up to S batches are in flight; a sequence is in at most one.
- * - Waiting sequences start by priority, then by tokens served to their tenant, then by arrival. One
- *   that lacks blocks may be passed by others SCHEDULER_PASSES_MAX times; then blocks are saved for it.
- * - Short of blocks, the youngest running sequence is preempted, never the oldest; it comes back, by
- *   recomputing its tokens, when blocks for all of them and its next 256 are free.
+ * - Waiting sequences start by priority, then by tokens served to their tenant, then by arrival.
+ * One that lacks blocks may be passed by others SCHEDULER_PASSES_MAX times; then blocks are saved
+ * for it.
+ * - Short of blocks, the youngest running sequence is preempted, never the oldest; it comes back,
+ * by recomputing its tokens, when blocks for all of them and its next 256 are free.
  * - A `solo` sequence runs alone: no other sequence is in its step and no other step is in flight.
  * - Admit is idempotent: a known (session, choice) is attached to. A higher owner number takes over
  *   and the attachment before it ends as superseded; a lower one is superseded at once.
- * - Output is state: a stream reads each sequence from its own `sent` position, as slowly as it likes.
- *   Every admit ends in exactly one end on the stream that sent it, unless that stream closes first.
+ * - Output is state: a stream reads each sequence from its own `sent` position, as slowly as it
+ * likes. Every admit ends in exactly one end on the stream that sent it, unless that stream closes
+ * first.
  * - An ended sequence stays known for keep_ended_ms; one that nobody is attached to for
  *   keep_detached_ms is cancelled.
  *
@@ -40,17 +42,17 @@
 typedef struct scheduler scheduler_t;
 
 typedef struct {
-    uint32_t n_blocks;          /* KV blocks of 16 tokens */
+    uint32_t n_blocks; /* KV blocks of 16 tokens */
     uint32_t vocab;
-    uint32_t context_max;       /* tokens of prompt and answer together */
-    uint32_t stages;            /* batches in flight at most */
-    uint32_t batch_max;         /* sequences in a step; 0 takes 64 */
-    uint32_t step_tokens_max;   /* rows of a step; 0 takes 512 */
-    uint32_t sequences_max;     /* waiting and running at once; 0 takes 1024 */
-    uint64_t keep_ended_ms;     /* 0 takes 30,000 */
-    uint64_t keep_detached_ms;  /* 0 takes 30,000 */
+    uint32_t context_max;      /* tokens of prompt and answer together */
+    uint32_t stages;           /* batches in flight at most */
+    uint32_t batch_max;        /* sequences in a step; 0 takes 64 */
+    uint32_t step_tokens_max;  /* rows of a step; 0 takes 512 */
+    uint32_t sequences_max;    /* waiting and running at once; 0 takes 1024 */
+    uint64_t keep_ended_ms;    /* 0 takes 30,000 */
+    uint64_t keep_detached_ms; /* 0 takes 30,000 */
     bool keep_prefixes;
-    const char *text_identity;  /* borrowed for the call */
+    const char *text_identity; /* borrowed for the call */
 } scheduler_config_t;
 
 /* What a coordinator asks for. Pointers are borrowed for the call. */
@@ -58,23 +60,23 @@ typedef struct {
     char session[SESSION_BYTES];
     uint32_t choice;
     uint64_t owner;
-    uint32_t from_n;           /* first produced index to send */
+    uint32_t from_n; /* first produced index to send */
     const uint32_t *prompt;
     uint32_t n_prompt;
     const uint32_t *produced;
     uint32_t n_produced;
     sampling_t sampling;
-    uint32_t max_tokens;       /* of produced ids, those given included */
-    const uint32_t *stop_ids;  /* end of text and the request's own together */
+    uint32_t max_tokens;      /* of produced ids, those given included */
+    const uint32_t *stop_ids; /* end of text and the request's own together */
     uint32_t n_stop_ids;
-    int32_t priority;          /* higher first */
-    uint64_t deadline_ms;      /* from now; 0 is none */
-    const char *tenant;        /* NULL is "" */
-    const char *adapter;       /* NULL is "" */
+    int32_t priority;     /* higher first */
+    uint64_t deadline_ms; /* from now; 0 is none */
+    const char *tenant;   /* NULL is "" */
+    const char *adapter;  /* NULL is "" */
     bool attach_only;
     bool solo;
-    uint32_t logits_from;      /* eval: rows from this position on are sent to the leader's logits
-                                  callback; LOGITS_NONE otherwise */
+    uint32_t logits_from; /* eval: rows from this position on are sent to the leader's logits
+                             callback; LOGITS_NONE otherwise */
 } admission_t;
 
 typedef enum {
@@ -86,7 +88,11 @@ typedef enum {
     END_REPLICA_LOST = 5,
 } end_reason_t; /* the numbers of shoal.worker.v1.SequenceEnded.Reason */
 
-typedef enum { FINISH_NONE = 0, FINISH_STOP = 1, FINISH_LENGTH = 2 } finish_t; /* as shoal.v1.FinishReason */
+typedef enum {
+    FINISH_NONE = 0,
+    FINISH_STOP = 1,
+    FINISH_LENGTH = 2
+} finish_t; /* as shoal.v1.FinishReason */
 
 /* What a stream is owed for one sequence: new ids, an end, or both. */
 typedef struct {
@@ -97,11 +103,12 @@ typedef struct {
     uint32_t n_ids;
     uint32_t ids[SCHEDULER_OUTPUT_IDS_MAX];
     bool has_logprobs;
-    const sampled_t *drawn;  /* n_ids of them when has_logprobs; valid until the scheduler changes,
-                                so a caller with a lock copies them inside it */
-    end_reason_t end;        /* END_NONE while it goes on */
+    const sampled_t *drawn; /* n_ids of them when has_logprobs; valid until the scheduler changes,
+                               so a caller with a lock copies them inside it */
+    end_reason_t end;       /* END_NONE while it goes on */
     finish_t finish;
-    const char *error_code;  /* "" or a stable word: "invalid", "too_long", "deadline", "unknown", … */
+    const char
+        *error_code; /* "" or a stable word: "invalid", "too_long", "deadline", "unknown", … */
     char error[STATUS_TEXT_MAX];
     uint32_t n_prompt, n_cached;
 } sequence_output_t;
@@ -126,16 +133,19 @@ uint32_t scheduler_stream_open(scheduler_t *s, uint64_t now_ms);
 void scheduler_stream_close(scheduler_t *s, uint32_t stream, uint64_t now_ms);
 
 /* Starts or attaches; whatever is wrong with it comes back as an end on the stream. */
-void scheduler_admit(scheduler_t *s, uint32_t stream, const admission_t *admission, uint64_t now_ms);
+void scheduler_admit(scheduler_t *s, uint32_t stream, const admission_t *admission,
+                     uint64_t now_ms);
 /* Ignored when the sequence is unknown or has a higher owner number. */
-void scheduler_cancel(scheduler_t *s, const char *session, uint32_t choice, uint64_t owner, uint64_t now_ms);
+void scheduler_cancel(scheduler_t *s, const char *session, uint32_t choice, uint64_t owner,
+                      uint64_t now_ms);
 
 /* Deadlines, detached and ended sequences whose time is over. Returns when it wants to be called
  * next at the latest (UINT64_MAX: no need). */
 uint64_t scheduler_tick(scheduler_t *s, uint64_t now_ms);
 
-/* Makes the next plan, or returns false when there is nothing to do now: nothing runnable, or enough
- * batches in flight. The plan's arrays are the scheduler's, valid until the next call of this. */
+/* Makes the next plan, or returns false when there is nothing to do now: nothing runnable, or
+ * enough batches in flight. The plan's arrays are the scheduler's, valid until the next call of
+ * this. */
 bool scheduler_plan(scheduler_t *s, uint64_t now_ms, step_plan_t *plan_out);
 /* A step came back. Steps come back in the order in which they were planned. INTERNAL when the
  * result does not answer the plan. */
@@ -144,15 +154,15 @@ uint32_t scheduler_in_flight(const scheduler_t *s);
 
 /* The replica is lost: every attached sequence ends with END_REPLICA_LOST and these words. Sessions
  * that were in a step in flight are written to `suspects_out` (at most max); returns how many. */
-uint32_t scheduler_lose(scheduler_t *s, const char *why, uint64_t now_ms, char (*suspects_out)[SESSION_BYTES],
-                        uint32_t max);
+uint32_t scheduler_lose(scheduler_t *s, const char *why, uint64_t now_ms,
+                        char (*suspects_out)[SESSION_BYTES], uint32_t max);
 
 /* The next thing that `stream` is owed; false when there is nothing. Marks it as sent. */
 bool scheduler_output(scheduler_t *s, uint32_t stream, sequence_output_t *out);
 bool scheduler_has_output(const scheduler_t *s, uint32_t stream);
 
-/* KV tokens that the stream's coordinator may have committed at once: the prompt + max_tokens of all
- * it admitted whose end it has not been sent, and its share of what nobody has committed. */
+/* KV tokens that the stream's coordinator may have committed at once: the prompt + max_tokens of
+ * all it admitted whose end it has not been sent, and its share of what nobody has committed. */
 uint64_t scheduler_credit(const scheduler_t *s, uint32_t stream);
 void scheduler_load(const scheduler_t *s, scheduler_load_t *out);
 

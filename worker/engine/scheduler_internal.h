@@ -19,7 +19,7 @@ typedef struct sequence {
     uint64_t serial; /* order of arrival; the lowest running one is never preempted */
     sequence_state_t state;
 
-    uint32_t *ids; /* prompt, then produced; room for n_prompt + max_tokens */
+    uint32_t *ids;                     /* prompt, then produced; room for n_prompt + max_tokens */
     uint32_t n_prompt, n_given, n_ids; /* n_given: produced ids that came with the admission */
     sampled_t *drawn; /* of produced ids after the given ones; NULL without logprobs */
     sampling_t sampling;
@@ -30,14 +30,14 @@ typedef struct sequence {
     uint32_t tenant;         /* index into the tenants */
     uint32_t namespace_id;
     bool solo;
-    uint32_t logits_next;    /* eval: next position whose logits are owed */
+    uint32_t logits_next; /* eval: next position whose logits are owed */
 
     uint32_t *blocks; /* room for n_prompt + max_tokens */
     uint32_t n_blocks;
     uint32_t n_computed;  /* tokens whose KV planned steps have written */
     uint32_t n_published; /* blocks of those offered to later prompts */
     kv_link_t link;
-    uint32_t n_cached;    /* prompt tokens found in the cache at the first start */
+    uint32_t n_cached; /* prompt tokens found in the cache at the first start */
     uint32_t slot;
     bool started;         /* ran at least once: a later start is a return after preemption */
     uint32_t n_in_flight; /* 0 or 1 */
@@ -108,7 +108,7 @@ struct scheduler {
     uint32_t n_waiting;
     sequence_t *slots[STEP_SLOTS_MAX];
     bool slot_closing[STEP_SLOTS_MAX]; /* free, but the last stage was not told yet */
-    uint64_t tokens_committed; /* prompt + max_tokens of all that have not ended */
+    uint64_t tokens_committed;         /* prompt + max_tokens of all that have not ended */
 
     tenant_t tenants[SCHEDULER_TENANTS_MAX];
     uint32_t n_tenants;
@@ -137,8 +137,8 @@ static inline uint64_t sequence_committed(const sequence_t *q)
 /* scheduler.c */
 sequence_t *scheduler_find(const scheduler_t *s, const char *session, uint32_t choice);
 /* Ends a sequence: its blocks and slot are free at once, its stream is owed the end. */
-void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t finish, const char *code,
-                   const char *error);
+void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t finish,
+                   const char *code, const char *error);
 void scheduler_add(scheduler_t *s, sequence_t *q);
 void scheduler_leave_running(scheduler_t *s, sequence_t *q);
 

@@ -33,8 +33,9 @@ static void preempt(scheduler_t *s, sequence_t *q)
     s->load.preemptions++;
 }
 
-/* The youngest that may be preempted; never the oldest, nor one whose blocks this plan uses. One that
- * is in flight may be: plans run in order, so its blocks are read before anybody else writes them. */
+/* The youngest that may be preempted; never the oldest, nor one whose blocks this plan uses. One
+ * that is in flight may be: plans run in order, so its blocks are read before anybody else writes
+ * them. */
 static sequence_t *youngest(const planning_t *p)
 {
     const scheduler_t *s = p->s;
@@ -122,7 +123,8 @@ static bool add_entry(planning_t *p, sequence_t *q)
     q->n_computed += n;
     q->n_in_flight++;
     publish(s, q);
-    /* Produced tokens are counted when they come back; these are the rows computed for the tenant. */
+    /* Produced tokens are counted when they come back; these are the rows computed for the tenant.
+     */
     if (!entry->sample || n > 1)
         s->tenants[q->tenant].served += n;
     s->plan.n_tokens += n;
@@ -147,8 +149,9 @@ static uint32_t least(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-/* Blocks that must be free before q starts: for all its tokens and the next one, or the next 256 when
- * it returns, and one for each running sequence, so that a start is not undone in the next step. */
+/* Blocks that must be free before q starts: for all its tokens and the next one, or the next 256
+ * when it returns, and one for each running sequence, so that a start is not undone in the next
+ * step. */
 static uint32_t blocks_to_start(const scheduler_t *s, const sequence_t *q)
 {
     uint32_t whole = q->n_prompt + q->max_tokens;
@@ -253,7 +256,8 @@ static void start_waiting(planning_t *p)
     scheduler_t *s = p->s;
     sequence_t *too_big[LOOKS_MAX];
     uint32_t n_too_big = 0;
-    for (uint32_t looks = 0; looks < LOOKS_MAX && has_room(p) && s->n_running < s->running_max; looks++) {
+    for (uint32_t looks = 0; looks < LOOKS_MAX && has_room(p) && s->n_running < s->running_max;
+         looks++) {
         sequence_t *q = next_waiting(s);
         uint32_t slot = q && q->slot != SLOT_NONE ? q->slot : free_slot(s);
         if (!q || slot == SLOT_NONE)
@@ -286,8 +290,8 @@ static void plan_together(planning_t *p)
             bool wanted = (q->n_ids - q->n_computed > 1) == (prefill == 1);
             if (wanted && !q->solo && q->n_in_flight == 0)
                 add_entry(p, q);
-            /* It may have preempted itself; then another one stands here now. Those that it preempted
-             * are younger and stand behind it. */
+            /* It may have preempted itself; then another one stands here now. Those that it
+             * preempted are younger and stand behind it. */
             if (i < s->n_running && s->running[i] == q)
                 i++;
         }
@@ -349,7 +353,8 @@ static void fill(planning_t *p)
         s->solo_ran_last = false;
         return;
     }
-    /* Its turn: it waits until every step before it has come back, and is the only one in its own. */
+    /* Its turn: it waits until every step before it has come back, and is the only one in its own.
+     */
     if (s->n_flights > 0)
         return;
     sequence_t *q = ready_solo(s);

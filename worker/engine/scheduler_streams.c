@@ -87,8 +87,8 @@ void scheduler_stream_close(scheduler_t *s, uint32_t stream, uint64_t now_ms)
     s->n_streams--;
 }
 
-static void notify(scheduler_t *s, uint32_t stream, const char *session, uint32_t choice, uint64_t owner,
-                   end_reason_t end, const char *code, const char *error)
+static void notify(scheduler_t *s, uint32_t stream, const char *session, uint32_t choice,
+                   uint64_t owner, end_reason_t end, const char *code, const char *error)
 {
     notice_t *notice = MEM_NEW(notice_t);
     memcpy(notice->session, session, SESSION_BYTES);
@@ -111,7 +111,8 @@ static status_t check_ids(const char *what, const uint32_t *ids, uint32_t n, uin
 {
     for (uint32_t i = 0; i < n; i++)
         if (ids[i] >= vocab)
-            return fail(STATUS_INVALID, "%s[%u] is %u; ids are below the vocabulary, %u", what, i, ids[i], vocab);
+            return fail(STATUS_INVALID, "%s[%u] is %u; ids are below the vocabulary, %u", what, i,
+                        ids[i], vocab);
     return STATUS_OK;
 }
 
@@ -125,8 +126,9 @@ static status_t check_admission(const scheduler_t *s, const admission_t *a, cons
     if (a->max_tokens == 0)
         return fail(STATUS_INVALID, "max_tokens is 0; it must be at least 1");
     if (a->n_produced > a->max_tokens || a->from_n > a->n_produced)
-        return fail(STATUS_INVALID, "from_n %u, %u produced ids, max_tokens %u: they must not descend",
-                    a->from_n, a->n_produced, a->max_tokens);
+        return fail(STATUS_INVALID,
+                    "from_n %u, %u produced ids, max_tokens %u: they must not descend", a->from_n,
+                    a->n_produced, a->max_tokens);
     if (a->n_stop_ids > SAMPLING_STOP_IDS_MAX + SAMPLING_EOS_IDS_MAX)
         return fail(STATUS_INVALID, "%u stop ids; at most %u", a->n_stop_ids,
                     SAMPLING_STOP_IDS_MAX + SAMPLING_EOS_IDS_MAX);
@@ -138,14 +140,16 @@ static status_t check_admission(const scheduler_t *s, const admission_t *a, cons
     *code_out = "too_long";
     uint64_t tokens = (uint64_t)a->n_prompt + a->max_tokens;
     if (tokens > c->context_max)
-        return fail(STATUS_INVALID, "the prompt has %u tokens and max_tokens is %u; together at most %u",
+        return fail(STATUS_INVALID,
+                    "the prompt has %u tokens and max_tokens is %u; together at most %u",
                     a->n_prompt, a->max_tokens, c->context_max);
     if (kv_blocks_for(tokens) > c->n_blocks)
         return fail(STATUS_INVALID, "prompt and answer need %llu KV tokens; the replica has %llu",
                     (unsigned long long)tokens, (unsigned long long)s->load.kv_tokens_total);
     *code_out = "overloaded";
     if (s->n_waiting + s->n_running >= c->sequences_max)
-        return fail(STATUS_EXHAUSTED, "the replica has %u sequences; try again later", c->sequences_max);
+        return fail(STATUS_EXHAUSTED, "the replica has %u sequences; try again later",
+                    c->sequences_max);
     return STATUS_OK;
 }
 
@@ -160,8 +164,8 @@ static uint32_t tenant_index(scheduler_t *s, const char *name)
     }
     if (s->n_tenants == SCHEDULER_TENANTS_MAX)
         return SCHEDULER_TENANTS_MAX - 1; /* the late ones share one account */
-    /* A newcomer starts level with the least served, or it would have the replica to itself until it
-     * had caught up with everything served before it came. */
+    /* A newcomer starts level with the least served, or it would have the replica to itself until
+     * it had caught up with everything served before it came. */
     s->tenants[s->n_tenants] =
         (tenant_t){.name = mem_strdup(name), .served = s->n_tenants ? least : 0};
     return s->n_tenants++;
@@ -253,7 +257,8 @@ void scheduler_admit(scheduler_t *s, uint32_t stream, const admission_t *a, uint
     }
     const char *code = "replica_lost";
     if (s->lost) {
-        notify(s, stream, a->session, a->choice, a->owner, END_REPLICA_LOST, code, "the epoch is over");
+        notify(s, stream, a->session, a->choice, a->owner, END_REPLICA_LOST, code,
+               "the epoch is over");
         return;
     }
     if (a->attach_only) {
@@ -271,7 +276,8 @@ void scheduler_admit(scheduler_t *s, uint32_t stream, const admission_t *a, uint
     end_if_complete(s, q);
 }
 
-void scheduler_cancel(scheduler_t *s, const char *session, uint32_t choice, uint64_t owner, uint64_t now_ms)
+void scheduler_cancel(scheduler_t *s, const char *session, uint32_t choice, uint64_t owner,
+                      uint64_t now_ms)
 {
     s->now_ms = now_ms;
     sequence_t *q = scheduler_find(s, session, choice);

@@ -43,11 +43,12 @@ static status_t open_device(stage_t *stage)
         .mode = stage->config.activations_f32 ? KMODE_F32 : KMODE_NATIVE,
     };
     TRY(stage->ops->device_open(&options, &stage->device));
-    return stage->ops->queue_open(stage->device, stage->config.late_queue ? KQUEUE_LATE : KQUEUE_NOW,
-                                  &stage->queue);
+    return stage->ops->queue_open(
+        stage->device, stage->config.late_queue ? KQUEUE_LATE : KQUEUE_NOW, &stage->queue);
 }
 
-/* KV memory: as many blocks as were asked for and fit; they must hold one sequence of context_max. */
+/* KV memory: as many blocks as were asked for and fit; they must hold one sequence of context_max.
+ */
 static status_t open_kv(stage_t *stage)
 {
     kkv_shape_t shape = {
@@ -68,12 +69,14 @@ static status_t open_kv(stage_t *stage)
     if (n > KV_BLOCKS_MAX)
         n = KV_BLOCKS_MAX;
     if (n < kv_blocks_for(stage->config.context_max))
-        return fail(STATUS_REFUSED,
-                    "room for %llu KV tokens; one sequence of context_max needs %u: give the rank more "
-                    "memory or lower context_max",
-                    (unsigned long long)n * KV_BLOCK_TOKENS, stage->config.context_max);
+        return fail(
+            STATUS_REFUSED,
+            "room for %llu KV tokens; one sequence of context_max needs %u: give the rank more "
+            "memory or lower context_max",
+            (unsigned long long)n * KV_BLOCK_TOKENS, stage->config.context_max);
     stage->n_blocks = shape.n_blocks = (uint32_t)n;
-    return shape.n_kv_heads > 0 ? stage->ops->kv_open(stage->device, &shape, &stage->kv) : STATUS_OK;
+    return shape.n_kv_heads > 0 ? stage->ops->kv_open(stage->device, &shape, &stage->kv)
+                                : STATUS_OK;
 }
 
 static status_t new_rows(stage_t *stage, size_t rows, size_t row_bytes, kbuffer_t **own_out)
@@ -149,9 +152,9 @@ void stage_close(stage_t *stage)
     if (stage->queue)
         ops->queue_close(stage->queue);
     stage_release_weights(stage);
-    kbuffer_t *buffers[] = {stage->residual, stage->normed,      stage->input,   stage->qkv_out,
-                            stage->attended, stage->gate_up_out, stage->ffn_out, stage->partials,
-                            stage->head_rows, stage->head_input, stage->logits};
+    kbuffer_t *buffers[] = {stage->residual,  stage->normed,      stage->input,   stage->qkv_out,
+                            stage->attended,  stage->gate_up_out, stage->ffn_out, stage->partials,
+                            stage->head_rows, stage->head_input,  stage->logits};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         ops->buffer_release(buffers[i]);
     if (stage->batch)

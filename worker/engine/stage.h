@@ -1,6 +1,6 @@
-/* A stage's slice on a device: its packed weights, its KV memory, and one step through its layers in
- * terms of the op table and the fabric. Knows nothing of sequences but the rows of a plan; choosing
- * tokens is head.h's business. Single-threaded. */
+/* A stage's slice on a device: its packed weights, its KV memory, and one step through its layers
+ * in terms of the op table and the fabric. Knows nothing of sequences but the rows of a plan;
+ * choosing tokens is head.h's business. Single-threaded. */
 #ifndef SHOAL_WORKER_ENGINE_STAGE_H
 #define SHOAL_WORKER_ENGINE_STAGE_H
 
@@ -25,7 +25,8 @@ typedef struct {
     kweight_t *down;                 /* K: this rank's rows */
 } stage_layer_t;
 
-/* Where one matmul's partials lie: those of slice i from leaf run runs[i], n_partials[i] matrices. */
+/* Where one matmul's partials lie: those of slice i from leaf run runs[i], n_partials[i] matrices.
+ */
 typedef struct {
     uint32_t n_leaves;
     tree_run_t runs[PLAN_TP_MAX];
@@ -82,13 +83,14 @@ struct stage {
 status_t stage_open(const rank_config_t *config, const model_t *model, stage_t **own_out) MUST_USE;
 void stage_close(stage_t *take_stage);
 
-/* One step: rows of the plan through this stage's layers, to the next stage or, on the last one, into
- * the residual buffer. Returns when it is done. */
+/* One step: rows of the plan through this stage's layers, to the next stage or, on the last one,
+ * into the residual buffer. Returns when it is done. */
 status_t stage_run(stage_t *stage, const step_plan_t *plan) MUST_USE;
 
-/* Last stage: gathers `n` (<= STAGE_LOGIT_ROWS) rows of the residual stream and multiplies them by this
- * slice's rows of the head. On slice 0 the rows of all slices follow each other in *rows_out, each
- * with the whole vocabulary; elsewhere it is NULL. `whole` is scratch of n * vocab, used when tp > 1. */
+/* Last stage: gathers `n` (<= STAGE_LOGIT_ROWS) rows of the residual stream and multiplies them by
+ * this slice's rows of the head. On slice 0 the rows of all slices follow each other in *rows_out,
+ * each with the whole vocabulary; elsewhere it is NULL. `whole` is scratch of n * vocab, used when
+ * tp > 1. */
 status_t stage_head(stage_t *stage, const uint32_t *rows, uint32_t n, float *whole,
                     const float **rows_out) MUST_USE;
 

@@ -1,5 +1,5 @@
-/* The loader: from the mapped model file to the packed weights of one slice. A rank reads only the rows
- * and leaf runs that plan.h gives it; the pages of the rest are never touched. */
+/* The loader: from the mapped model file to the packed weights of one slice. A rank reads only the
+ * rows and leaf runs that plan.h gives it; the pages of the rest are never touched. */
 #include <stdlib.h>
 
 #include "common/base/memory.h"
@@ -17,8 +17,9 @@ static kweight_part_t part_of(const model_tensor_t *tensor, uint64_t first, uint
     };
 }
 
-static status_t pack(stage_t *stage, const char *name, const kweight_part_t *parts, uint32_t n_parts,
-                     const plan_leaves_t *leaves, plan_run_t run, kweight_t **own_out)
+static status_t pack(stage_t *stage, const char *name, const kweight_part_t *parts,
+                     uint32_t n_parts, const plan_leaves_t *leaves, plan_run_t run,
+                     kweight_t **own_out)
 {
     kweight_spec_t spec = {
         .name = name,
@@ -37,8 +38,8 @@ static status_t pack(stage_t *stage, const char *name, const kweight_part_t *par
 }
 
 /* A matmul whose input every rank holds whole has one leaf. */
-static status_t pack_whole(stage_t *stage, const char *name, const kweight_part_t *parts, uint32_t n_parts,
-                           uint32_t k, kweight_t **own_out)
+static status_t pack_whole(stage_t *stage, const char *name, const kweight_part_t *parts,
+                           uint32_t n_parts, uint32_t k, kweight_t **own_out)
 {
     plan_leaves_t leaves = {.n = 1, .edge = {0, k}};
     return pack(stage, name, parts, n_parts, &leaves, (plan_run_t){0, 1}, own_out);
@@ -85,7 +86,8 @@ static status_t load_ffn(stage_t *stage, uint32_t layer, stage_layer_t *out)
     const model_tensor_t *gate = model_tensor(stage->model, MODEL_FFN_GATE, layer);
     const model_tensor_t *up = model_tensor(stage->model, MODEL_FFN_UP, layer);
     const model_tensor_t *down = model_tensor(stage->model, MODEL_FFN_DOWN, layer);
-    kweight_part_t gate_up[2] = {part_of(gate, ffn.first, ffn.count), part_of(up, ffn.first, ffn.count)};
+    kweight_part_t gate_up[2] = {part_of(gate, ffn.first, ffn.count),
+                                 part_of(up, ffn.first, ffn.count)};
     TRY(pack_whole(stage, gate->name, gate_up, 2, stage->shape->hidden, &out->gate_up));
     plan_leaves_t leaves;
     plan_leaf_edges_ffn(stage->shape->ffn, &leaves);

@@ -1,6 +1,6 @@
-/* One step through a stage. Everything between batch_set and the last event is queued without looking
- * at a value: what has to happen on the host (exchange, receive, send) stands in the queue as a host
- * call, in its place. */
+/* One step through a stage. Everything between batch_set and the last event is queued without
+ * looking at a value: what has to happen on the host (exchange, receive, send) stands in the queue
+ * as a host call, in its place. */
 #include <string.h>
 
 #include "common/base/failpoint.h"
@@ -10,7 +10,8 @@
 
 static fabric_where_t where_of(const stage_call_t *call, const char *operation)
 {
-    return (fabric_where_t){.operation = operation, .step = call->stage->step, .layer = (int32_t)call->layer};
+    return (fabric_where_t){
+        .operation = operation, .step = call->stage->step, .layer = (int32_t)call->layer};
 }
 
 static float *host_of(stage_t *stage, kbuffer_t *buffer)
@@ -24,9 +25,10 @@ static status_t receive_rows(void *arg)
     stage_t *stage = call->stage;
     fabric_where_t where = where_of(call, "receive of activations");
     stage_waiting(stage, true);
-    status_t status = fabric_receive_exact(
-        stage->fabric, stage->config.rank - stage->config.tp, FABRIC_ACTIVATIONS, &where,
-        host_of(stage, stage->residual), (size_t)stage->n_rows * stage->shape->hidden * sizeof(float));
+    status_t status =
+        fabric_receive_exact(stage->fabric, stage->config.rank - stage->config.tp,
+                             FABRIC_ACTIVATIONS, &where, host_of(stage, stage->residual),
+                             (size_t)stage->n_rows * stage->shape->hidden * sizeof(float));
     stage_waiting(stage, false);
     return status;
 }
@@ -39,9 +41,9 @@ static status_t send_rows(void *arg)
     if (FAILPOINT("rank.send"))
         return fail(STATUS_INTERNAL, "fail point rank.send");
     stage_waiting(stage, true);
-    status_t status = fabric_send(
-        stage->fabric, stage->config.rank + stage->config.tp, FABRIC_ACTIVATIONS, &where,
-        host_of(stage, stage->residual), (size_t)stage->n_rows * stage->shape->hidden * sizeof(float));
+    status_t status = fabric_send(stage->fabric, stage->config.rank + stage->config.tp,
+                                  FABRIC_ACTIVATIONS, &where, host_of(stage, stage->residual),
+                                  (size_t)stage->n_rows * stage->shape->hidden * sizeof(float));
     stage_waiting(stage, false);
     return status;
 }
@@ -68,8 +70,8 @@ static status_t exchange_partials(void *arg)
     for (uint32_t i = 0; i < stage->config.tp; i++)
         bytes[i] = cut->n_partials[i] * one;
     stage_waiting(stage, true);
-    status_t status =
-        fabric_exchange(stage->fabric, &where, all + cut->n_partials_before[me] * one, bytes, parts);
+    status_t status = fabric_exchange(stage->fabric, &where, all + cut->n_partials_before[me] * one,
+                                      bytes, parts);
     stage_waiting(stage, false);
     if (status != STATUS_OK)
         return status;
@@ -81,9 +83,10 @@ static status_t exchange_partials(void *arg)
 
 /* ---- ops of a layer ---- */
 
-/* residual += tree sum of all slices' partials of `weight`, whose input rows are in stage->input. */
-static status_t reduce(stage_t *stage, const kweight_t *weight, const stage_cut_t *cut, uint32_t layer,
-                       stage_call_t *call)
+/* residual += tree sum of all slices' partials of `weight`, whose input rows are in stage->input.
+ */
+static status_t reduce(stage_t *stage, const kweight_t *weight, const stage_cut_t *cut,
+                       uint32_t layer, stage_call_t *call)
 {
     const kernel_ops_t *ops = stage->ops;
     size_t one = partial_bytes(stage);
@@ -98,9 +101,11 @@ static status_t reduce(stage_t *stage, const kweight_t *weight, const stage_cut_
         *call = (stage_call_t){.stage = stage, .cut = cut, .layer = layer};
         TRY(ops->host_call(stage->queue, exchange_partials, call));
     }
-    ktree_add_t add = {.n_leaves = cut->n_leaves, .runs = cut->runs, .partials = partials, .n_ranks = tp};
+    ktree_add_t add = {
+        .n_leaves = cut->n_leaves, .runs = cut->runs, .partials = partials, .n_ranks = tp};
     kref_t residual = stage_at(stage->residual, 0);
-    return ops->tree_add(stage->queue, stage->batch, stage->shape->hidden, &add, residual, residual);
+    return ops->tree_add(stage->queue, stage->batch, stage->shape->hidden, &add, residual,
+                         residual);
 }
 
 static status_t attend(stage_t *stage, uint32_t index, uint32_t ld)
@@ -121,7 +126,8 @@ static status_t attend(stage_t *stage, uint32_t index, uint32_t ld)
         .kv_head_of = stage->kv_head_of,
         .scale = shape->attention_scale,
     };
-    return ops->attention(stage->queue, stage->batch, stage->kv, &what, q, ld, stage_at(stage->attended, 0));
+    return ops->attention(stage->queue, stage->batch, stage->kv, &what, q, ld,
+                          stage_at(stage->attended, 0));
 }
 
 static status_t attention_block(stage_t *stage, uint32_t index)
@@ -131,11 +137,13 @@ static status_t attention_block(stage_t *stage, uint32_t index)
     const stage_layer_t *layer = &stage->layers[index];
     kref_t input = stage_at(stage->input, 0), normed = stage_at(stage->normed, 0);
     if (layer->qkv) {
-        uint32_t ld = (stage->slice.heads.count + 2 * stage->slice.kv_heads.count) * shape->head_dim;
+        uint32_t ld =
+            (stage->slice.heads.count + 2 * stage->slice.kv_heads.count) * shape->head_dim;
         TRY(ops->rmsnorm(stage->queue, stage->batch, shape->hidden, stage_at(stage->residual, 0),
                          stage_at(layer->attn_norm, 0), shape->norm_eps, normed));
         TRY(ops->quantize(stage->queue, stage->batch, layer->qkv, normed, shape->hidden, input));
-        TRY(ops->matmul(stage->queue, stage->batch, layer->qkv, input, stage_at(stage->qkv_out, 0)));
+        TRY(ops->matmul(stage->queue, stage->batch, layer->qkv, input,
+                        stage_at(stage->qkv_out, 0)));
         TRY(attend(stage, index, ld));
         TRY(ops->quantize(stage->queue, stage->batch, layer->output, stage_at(stage->attended, 0),
                           stage->slice.heads.count * shape->head_dim, input));
@@ -155,7 +163,8 @@ static status_t ffn_block(stage_t *stage, uint32_t index)
         kref_t gate_up = stage_at(stage->gate_up_out, 0), product = stage_at(stage->ffn_out, 0);
         TRY(ops->rmsnorm(stage->queue, stage->batch, shape->hidden, stage_at(stage->residual, 0),
                          stage_at(layer->ffn_norm, 0), shape->norm_eps, normed));
-        TRY(ops->quantize(stage->queue, stage->batch, layer->gate_up, normed, shape->hidden, input));
+        TRY(ops->quantize(stage->queue, stage->batch, layer->gate_up, normed, shape->hidden,
+                          input));
         TRY(ops->matmul(stage->queue, stage->batch, layer->gate_up, input, gate_up));
         TRY(ops->silu_mul(stage->queue, stage->batch, n, gate_up, product));
         TRY(ops->quantize(stage->queue, stage->batch, layer->down, product, n, input));
@@ -171,15 +180,16 @@ static status_t set_rows(stage_t *stage, const step_plan_t *plan)
     uint32_t row = 0;
     if (plan->n_tokens > stage->rows_max || plan->n_blocks > stage->blocks_max ||
         plan->n_entries > stage->config.batch_max)
-        return fail(STATUS_INVALID, "step %llu has %u tokens of %u sequences; this rank takes %u of %u",
-                    (unsigned long long)plan->step, plan->n_tokens, plan->n_entries, stage->rows_max,
-                    stage->config.batch_max);
+        return fail(STATUS_INVALID,
+                    "step %llu has %u tokens of %u sequences; this rank takes %u of %u",
+                    (unsigned long long)plan->step, plan->n_tokens, plan->n_entries,
+                    stage->rows_max, stage->config.batch_max);
     for (uint32_t i = 0; i < plan->n_entries; i++) {
         const step_entry_t *entry = &plan->entries[i];
         stage->tables[i] = (kbatch_table_t){entry->blocks, entry->n_blocks};
         for (uint32_t t = 0; t < entry->n_tokens; t++)
-            stage->rows[row++] =
-                (kbatch_row_t){.token = entry->ids[t], .position = entry->position + t, .sequence = i};
+            stage->rows[row++] = (kbatch_row_t){
+                .token = entry->ids[t], .position = entry->position + t, .sequence = i};
     }
     stage->step = plan->step;
     stage->n_rows = row;
@@ -200,7 +210,8 @@ status_t stage_run(stage_t *stage, const step_plan_t *plan)
         TRY(ops->host_call(stage->queue, receive_rows, edge));
     for (uint32_t i = 0; i < stage->config.layer_count; i++) {
         if (stage->pulse)
-            atomic_store_explicit(&stage->pulse->layer, stage->config.layer_first + i, memory_order_relaxed);
+            atomic_store_explicit(&stage->pulse->layer, stage->config.layer_first + i,
+                                  memory_order_relaxed);
         stage_beat(stage);
         if (FAILPOINT("rank.layer"))
             return fail(STATUS_INTERNAL, "fail point rank.layer");
@@ -248,7 +259,8 @@ static status_t gather_logits(void *arg)
     return STATUS_OK;
 }
 
-status_t stage_head(stage_t *stage, const uint32_t *rows, uint32_t n, float *whole, const float **rows_out)
+status_t stage_head(stage_t *stage, const uint32_t *rows, uint32_t n, float *whole,
+                    const float **rows_out)
 {
     const kernel_ops_t *ops = stage->ops;
     const model_config_t *shape = stage->shape;
@@ -260,8 +272,10 @@ status_t stage_head(stage_t *stage, const uint32_t *rows, uint32_t n, float *who
     if (stage->head) {
         TRY(ops->rmsnorm(stage->queue, stage->batch, shape->hidden, head_rows,
                          stage_at(stage->output_norm, 0), shape->norm_eps, head_rows));
-        TRY(ops->quantize(stage->queue, stage->batch, stage->head, head_rows, shape->hidden, input));
-        TRY(ops->matmul(stage->queue, stage->batch, stage->head, input, stage_at(stage->logits, 0)));
+        TRY(ops->quantize(stage->queue, stage->batch, stage->head, head_rows, shape->hidden,
+                          input));
+        TRY(ops->matmul(stage->queue, stage->batch, stage->head, input,
+                        stage_at(stage->logits, 0)));
     }
     if (stage->config.tp > 1)
         TRY(ops->host_call(stage->queue, gather_logits, &gather));

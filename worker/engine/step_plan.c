@@ -72,7 +72,8 @@ void step_plan_write(const step_plan_t *plan, buffer_t *out)
         put_u32(out, entry->n_tokens);
         put_u32(out, entry->n_blocks);
         put_u32(out, entry->n_logits);
-        put_u32(out, (entry->sample ? ENTRY_SAMPLE : 0u) | (entry->want_logits ? ENTRY_WANT_LOGITS : 0u));
+        put_u32(out, (entry->sample ? ENTRY_SAMPLE : 0u) |
+                         (entry->want_logits ? ENTRY_WANT_LOGITS : 0u));
         buffer_append(out, entry->ids, entry->n_tokens * sizeof *entry->ids);
         buffer_append(out, entry->blocks, entry->n_blocks * sizeof *entry->blocks);
     }
@@ -164,10 +165,12 @@ static uint32_t *get_numbers(reader_t *in, size_t n, uint32_t limit, arena_t *ar
 
 static status_t cut_short(const char *what)
 {
-    return fail(STATUS_INVALID, "%s is cut short or names an id, slot or block that does not exist", what);
+    return fail(STATUS_INVALID, "%s is cut short or names an id, slot or block that does not exist",
+                what);
 }
 
-static status_t read_open(reader_t *in, const step_limits_t *limits, arena_t *arena, step_open_t *open)
+static status_t read_open(reader_t *in, const step_limits_t *limits, arena_t *arena,
+                          step_open_t *open)
 {
     open->slot = get_u32(in);
     open->choice = get_u32(in);
@@ -194,15 +197,19 @@ static status_t read_open(reader_t *in, const step_limits_t *limits, arena_t *ar
     }
     p->bias = bias;
     TRY(sampling_check(p, limits->vocab));
-    if (open->n_prompt > limits->context_max || open->n_produced > limits->context_max - open->n_prompt)
-        return fail(STATUS_INVALID, "a step plan opens a sequence of %u + %u tokens; context_max is %u",
+    if (open->n_prompt > limits->context_max ||
+        open->n_produced > limits->context_max - open->n_prompt)
+        return fail(STATUS_INVALID,
+                    "a step plan opens a sequence of %u + %u tokens; context_max is %u",
                     open->n_prompt, open->n_produced, limits->context_max);
     bool bad = false;
-    open->ids = get_numbers(in, (size_t)open->n_prompt + open->n_produced, limits->vocab, arena, &bad);
+    open->ids =
+        get_numbers(in, (size_t)open->n_prompt + open->n_produced, limits->vocab, arena, &bad);
     return bad ? cut_short("an open of a step plan") : STATUS_OK;
 }
 
-static status_t read_entry(reader_t *in, const step_limits_t *limits, arena_t *arena, step_entry_t *entry)
+static status_t read_entry(reader_t *in, const step_limits_t *limits, arena_t *arena,
+                           step_entry_t *entry)
 {
     entry->slot = get_u32(in);
     entry->position = get_u32(in);
@@ -231,7 +238,8 @@ static status_t read_entry(reader_t *in, const step_limits_t *limits, arena_t *a
     return bad ? cut_short("an entry of a step plan") : STATUS_OK;
 }
 
-static status_t read_entries(reader_t *in, const step_limits_t *limits, arena_t *arena, step_plan_t *plan)
+static status_t read_entries(reader_t *in, const step_limits_t *limits, arena_t *arena,
+                             step_plan_t *plan)
 {
     bool used[STEP_SLOTS_MAX] = {false};
     for (uint32_t i = 0; i < plan->n_entries; i++) {
@@ -307,7 +315,8 @@ status_t step_result_read(const void *bytes, size_t size, uint32_t vocab, arena_
         memcpy(drawn->sampled.top, top, n);
     }
     if (in.at != in.end)
-        return fail(STATUS_INVALID, "a step result has %zu bytes too many", (size_t)(in.end - in.at));
+        return fail(STATUS_INVALID, "a step result has %zu bytes too many",
+                    (size_t)(in.end - in.at));
     *out = result;
     return STATUS_OK;
 }

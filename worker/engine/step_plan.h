@@ -16,9 +16,9 @@
 #include "common/base/status.h"
 #include "worker/engine/sampler.h"
 
-#define STEP_ENTRIES_MAX 512u   /* sequences in one step */
-#define STEP_SLOTS_MAX 1024u    /* sequences that the last stage knows at once */
-#define STEP_TOKENS_MAX 8192u   /* rows of one step */
+#define STEP_ENTRIES_MAX 512u /* sequences in one step */
+#define STEP_SLOTS_MAX 1024u  /* sequences that the last stage knows at once */
+#define STEP_TOKENS_MAX 8192u /* rows of one step */
 #define STEP_PLAN_BYTES_MAX (64u << 20)
 
 typedef enum {
@@ -40,11 +40,11 @@ typedef struct {
     uint32_t slot;
     uint32_t position;
     uint32_t n_tokens;
-    uint32_t n_blocks;     /* covers position + n_tokens tokens */
-    uint32_t n_logits;     /* the last n_logits rows go through the head; at least `sample` */
-    bool sample;           /* draw a token from the last row */
-    bool want_logits;      /* send the n_logits rows to the leader as well (eval) */
-    const uint32_t *ids;   /* n_tokens */
+    uint32_t n_blocks;   /* covers position + n_tokens tokens */
+    uint32_t n_logits;   /* the last n_logits rows go through the head; at least `sample` */
+    bool sample;         /* draw a token from the last row */
+    bool want_logits;    /* send the n_logits rows to the leader as well (eval) */
+    const uint32_t *ids; /* n_tokens */
     const uint32_t *blocks;
 } step_entry_t;
 
@@ -70,7 +70,8 @@ typedef struct {
 
 /* Replaces the content of `out` with the plan's bytes. */
 void step_plan_write(const step_plan_t *plan, buffer_t *out);
-/* Reads bytes into *out, whose arrays live in `arena`; ids are copied. INVALID names what is wrong. */
+/* Reads bytes into *out, whose arrays live in `arena`; ids are copied. INVALID names what is wrong.
+ */
 status_t step_plan_read(const void *bytes, size_t size, const step_limits_t *limits, arena_t *arena,
                         step_plan_t *out) MUST_USE;
 

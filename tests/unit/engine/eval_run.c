@@ -244,14 +244,16 @@ void eval_run(const eval_args_t *args, eval_result_t *out)
         char *words = read_file(path, &size);
         fail_msg("eval ended with status %#x: %s", (unsigned)status, words);
     }
-    *out = (eval_result_t){.n_prompts = (uint32_t)json_array_size(args->ids), .n_greedy = args->greedy};
+    *out = (eval_result_t){.n_prompts = (uint32_t)json_array_size(args->ids),
+                           .n_greedy = args->greedy};
     assert_true(out->n_prompts <= EVAL_PROMPTS_MAX);
     for (uint32_t i = 0; i < out->n_prompts; i++) {
         uint64_t n = 0, n_greedy = 0;
         snprintf(name, sizeof name, "logits.%u", i);
         out->prompts[i].logits = eval_read_tensor(file, name, &n);
         assert_non_null(out->prompts[i].logits);
-        out->prompts[i].rows = args->last ? 1 : (uint32_t)json_array_size(json_array_get(args->ids, i));
+        out->prompts[i].rows =
+            args->last ? 1 : (uint32_t)json_array_size(json_array_get(args->ids, i));
         out->vocab = (uint32_t)(n / out->prompts[i].rows);
         snprintf(name, sizeof name, "greedy.%u", i);
         out->prompts[i].greedy = eval_read_tensor(file, name, &n_greedy);
@@ -288,9 +290,11 @@ uint64_t eval_hash(const eval_result_t *result)
 {
     uint64_t hash = result->n_prompts;
     for (uint32_t i = 0; i < result->n_prompts; i++) {
-        const float *last = result->prompts[i].logits + (size_t)(result->prompts[i].rows - 1) * result->vocab;
+        const float *last =
+            result->prompts[i].logits + (size_t)(result->prompts[i].rows - 1) * result->vocab;
         hash = XXH3_64bits_withSeed(last, result->vocab * sizeof *last, hash);
-        hash = XXH3_64bits_withSeed(result->prompts[i].greedy, result->n_greedy * sizeof(int32_t), hash);
+        hash = XXH3_64bits_withSeed(result->prompts[i].greedy, result->n_greedy * sizeof(int32_t),
+                                    hash);
     }
     return hash;
 }
@@ -300,6 +304,7 @@ uint64_t eval_hash_rows(const eval_result_t *result)
     uint64_t hash = result->n_prompts;
     for (uint32_t i = 0; i < result->n_prompts; i++)
         hash = XXH3_64bits_withSeed(result->prompts[i].logits,
-                                    (size_t)result->prompts[i].rows * result->vocab * sizeof(float), hash);
+                                    (size_t)result->prompts[i].rows * result->vocab * sizeof(float),
+                                    hash);
     return hash;
 }

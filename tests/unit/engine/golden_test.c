@@ -1,7 +1,7 @@
 /* One rank against the world: small models recorded with Hugging Face transformers, every position.
- * In f32 mode within the tolerance that was recorded; in native mode within a factor of the recorded
- * noise of coarser arithmetic (8-bit activations in blocks of 32, or BF16), because Shoal's groups of
- * 256 values are coarser still. */
+ * In f32 mode within the tolerance that was recorded; in native mode within a factor of the
+ * recorded noise of coarser arithmetic (8-bit activations in blocks of 32, or BF16), because
+ * Shoal's groups of 256 values are coarser still. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,8 +30,9 @@ static void open_fixture(const char *name, fixture_t *out)
     out->tensors = eval_golden(path);
     out->ids = json_array();
     for (size_t i = 0; i < N_PROMPTS; i++)
-        json_array_append(out->ids, json_object_get(
-            json_array_get(json_object_get(out->golden, "prompts"), i), "input_ids"));
+        json_array_append(
+            out->ids, json_object_get(json_array_get(json_object_get(out->golden, "prompts"), i),
+                                      "input_ids"));
 }
 
 static void close_fixture(fixture_t *fixture)
@@ -70,7 +71,8 @@ static void check_f32(const char *name)
     fixture_t fixture;
     eval_result_t result;
     open_fixture(name, &fixture);
-    eval_args_t args = {.model = fixture.model, .ids = fixture.ids, .threads = 1, .greedy = N_GREEDY, .f32 = true};
+    eval_args_t args = {
+        .model = fixture.model, .ids = fixture.ids, .threads = 1, .greedy = N_GREEDY, .f32 = true};
     eval_run(&args, &result);
     double tolerance = json_number_value(json_object_get(fixture.golden, "tolerance_fp32_max_abs"));
     assert_true(tolerance > 0 && tolerance < 2e-3);
@@ -81,9 +83,11 @@ static void check_f32(const char *name)
         /* The reference's own margin is larger than the tolerance, so its text has to be ours. */
         assert_true(json_number_value(json_object_get(prompt, "min_gap")) > 2 * tolerance);
         for (uint32_t k = 0; k < N_GREEDY; k++)
-            assert_int_equal(result.prompts[i].greedy[k], json_integer_value(json_array_get(greedy, k)));
+            assert_int_equal(result.prompts[i].greedy[k],
+                             json_integer_value(json_array_get(greedy, k)));
         double nll = json_number_value(json_object_get(prompt, "prompt_nll"));
-        assert_true(fabs(result.prompts[i].sum_logprob + nll) <= 1e-3 + tolerance * result.prompts[i].rows);
+        assert_true(fabs(result.prompts[i].sum_logprob + nll) <=
+                    1e-3 + tolerance * result.prompts[i].rows);
     }
     eval_release(&result);
     close_fixture(&fixture);
@@ -145,7 +149,8 @@ static void test_a_late_queue_gives_the_same_bytes(void **state)
     fixture_t fixture;
     eval_result_t now, late;
     open_fixture("gguf-llama-q4_0", &fixture);
-    eval_args_t args = {.model = fixture.model, .ids = fixture.ids, .threads = 1, .greedy = 8, .chunk = 16};
+    eval_args_t args = {
+        .model = fixture.model, .ids = fixture.ids, .threads = 1, .greedy = 8, .chunk = 16};
     eval_run(&args, &now);
     args.late_queue = true;
     eval_run(&args, &late);

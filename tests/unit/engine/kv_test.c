@@ -173,7 +173,8 @@ static void test_no_block_is_ever_lost_or_given_twice(void **state)
     (void)state;
     enum { N = 64, SEQUENCES = 8 };
     kv_t *kv = make(N, true);
-    uint32_t blocks[SEQUENCES][N], n_blocks[SEQUENCES] = {0}, random = 1, ns = kv_namespace(kv, "", "");
+    uint32_t blocks[SEQUENCES][N], n_blocks[SEQUENCES] = {0}, random = 1,
+                                   ns = kv_namespace(kv, "", "");
     for (int turn = 0; turn < 20000; turn++) {
         random = random * 1664525u + 1013904223u;
         uint32_t s = random >> 16 & 7, n = random >> 20 & 3;

@@ -1,5 +1,6 @@
-/* One text: the bytes of the logits and the greedy ids are the same for every way to cut, batch, chunk,
- * cache and compute. A pairwise covering of all values; SHOAL_ONE_TEXT=full runs the whole product. */
+/* One text: the bytes of the logits and the greedy ids are the same for every way to cut, batch,
+ * chunk, cache and compute. A pairwise covering of all values; SHOAL_ONE_TEXT=full runs the whole
+ * product. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,7 +91,8 @@ static json_t *make_prompts(uint32_t n, uint32_t vocab, uint32_t longest)
         json_t *ids = json_array();
         uint32_t length = 1 + i * (longest - 1) / (n - 1);
         for (uint32_t k = 0; k < length; k++)
-            json_array_append_new(ids, json_integer((k * 7919 + (k > 40 ? i : i % 3) * 104729 + 11) % vocab));
+            json_array_append_new(
+                ids, json_integer((k * 7919 + (k > 40 ? i : i % 3) * 104729 + 11) % vocab));
         json_array_append_new(prompts, ids);
     }
     return prompts;
@@ -101,15 +103,23 @@ static void run_case(const char *model, const json_t *ids, const case_t *c, uint
 {
     bool warm = values[WARM][c->at[WARM]];
     eval_args_t args = {
-        .model = model, .ids = ids, .isa = isa_names[c->at[ISA]],
-        .tp = values[TP][c->at[TP]], .stages = values[STAGES][c->at[STAGES]],
-        .threads = values[THREADS][c->at[THREADS]], .batch = values[BATCH][c->at[BATCH]],
-        .chunk = values[CHUNK][c->at[CHUNK]], .greedy = greedy,
-        .last = warm, .no_sums = warm, .passes = warm ? 2 : 1, .no_prefix_cache = !warm,
+        .model = model,
+        .ids = ids,
+        .isa = isa_names[c->at[ISA]],
+        .tp = values[TP][c->at[TP]],
+        .stages = values[STAGES][c->at[STAGES]],
+        .threads = values[THREADS][c->at[THREADS]],
+        .batch = values[BATCH][c->at[BATCH]],
+        .chunk = values[CHUNK][c->at[CHUNK]],
+        .greedy = greedy,
+        .last = warm,
+        .no_sums = warm,
+        .passes = warm ? 2 : 1,
+        .no_prefix_cache = !warm,
     };
     eval_result_t result;
-    print_message("tp %u stages %u threads %u batch %u chunk %u %s %s\n", args.tp, args.stages, args.threads,
-                  args.batch, args.chunk, warm ? "warm" : "cold", args.isa);
+    print_message("tp %u stages %u threads %u batch %u chunk %u %s %s\n", args.tp, args.stages,
+                  args.threads, args.batch, args.chunk, warm ? "warm" : "cold", args.isa);
     eval_run(&args, &result);
     *hash_out = eval_hash(&result);
     *rows_out = warm ? 0 : eval_hash_rows(&result);
@@ -121,7 +131,8 @@ static void run_case(const char *model, const json_t *ids, const case_t *c, uint
     eval_release(&result);
 }
 
-static void check_cases(const char *model, const json_t *ids, const case_t *cases, uint32_t n, uint32_t greedy)
+static void check_cases(const char *model, const json_t *ids, const case_t *cases, uint32_t n,
+                        uint32_t greedy)
 {
     uint64_t hash = 0, rows = 0;
     for (uint32_t i = 0; i < n; i++) {

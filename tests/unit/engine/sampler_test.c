@@ -14,7 +14,8 @@
 
 enum { VOCAB = 3000 }; /* three blocks, the last one short */
 
-static uint32_t draw_one(sampler_t *sampler, const float *logits, const sampling_t *p, uint32_t position)
+static uint32_t draw_one(sampler_t *sampler, const float *logits, const sampling_t *p,
+                         uint32_t position)
 {
     sampler_state_t state = {0};
     sampled_t out;
@@ -306,11 +307,14 @@ static void test_logits_that_are_not_finite_are_an_error(void **state)
     sampled_t out;
     fill_logits(logits, 1);
     logits[77] = NAN;
-    assert_int_equal(sampler_draw(sampler, logits, &sampling_default, &none, 1, 0, &out), STATUS_NUMERIC);
+    assert_int_equal(sampler_draw(sampler, logits, &sampling_default, &none, 1, 0, &out),
+                     STATUS_NUMERIC);
     logits[77] = INFINITY;
-    assert_int_equal(sampler_draw(sampler, logits, &sampling_default, &none, 1, 0, &out), STATUS_NUMERIC);
+    assert_int_equal(sampler_draw(sampler, logits, &sampling_default, &none, 1, 0, &out),
+                     STATUS_NUMERIC);
     logits[77] = -INFINITY; /* a token that cannot come is fine */
-    assert_int_equal(sampler_draw(sampler, logits, &sampling_default, &none, 1, 0, &out), STATUS_OK);
+    assert_int_equal(sampler_draw(sampler, logits, &sampling_default, &none, 1, 0, &out),
+                     STATUS_OK);
     sampler_free(sampler);
 }
 

@@ -1,4 +1,5 @@
-/* What coordinators see of the scheduler: attaching, taking over, ends, credit, slow readers, time. */
+/* What coordinators see of the scheduler: attaching, taking over, ends, credit, slow readers, time.
+ */
 #include <string.h>
 
 #include "scheduler_rig.h"

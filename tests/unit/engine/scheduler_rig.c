@@ -19,8 +19,13 @@ static uint32_t next_id(uint64_t hash)
 rig_t *rig_new(void (*change)(scheduler_config_t *config))
 {
     rig_t *rig = calloc(1, sizeof *rig);
-    rig->config = (scheduler_config_t){.n_blocks = 64, .vocab = RIG_VOCAB, .context_max = 512, .stages = 1,
-                                       .batch_max = 8, .step_tokens_max = 64, .keep_prefixes = true,
+    rig->config = (scheduler_config_t){.n_blocks = 64,
+                                       .vocab = RIG_VOCAB,
+                                       .context_max = 512,
+                                       .stages = 1,
+                                       .batch_max = 8,
+                                       .step_tokens_max = 64,
+                                       .keep_prefixes = true,
                                        .text_identity = "rig"};
     if (change)
         change(&rig->config);
@@ -62,8 +67,13 @@ rig_sequence_t *rig_admit(rig_t *rig, const char *session, uint32_t n_prompt, ui
         for (uint32_t i = 0; i < n_prompt; i++)
             q->prompt[i] = 1000 + salt * 1000 + i;
     }
-    admission_t admission = {.owner = 1, .prompt = q->prompt, .n_prompt = n_prompt, .max_tokens = max_tokens,
-                             .sampling = sampling_default, .stop_ids = &eos, .n_stop_ids = 1,
+    admission_t admission = {.owner = 1,
+                             .prompt = q->prompt,
+                             .n_prompt = n_prompt,
+                             .max_tokens = max_tokens,
+                             .sampling = sampling_default,
+                             .stop_ids = &eos,
+                             .n_stop_ids = 1,
                              .logits_from = LOGITS_NONE};
     strcpy(admission.session, session);
     if (change)
@@ -83,7 +93,8 @@ static void carry_out_opens(rig_t *rig, const step_plan_t *plan)
         assert_false(rig->slots[open->slot].open);
         rig->slots[open->slot].open = true;
         rig->slots[open->slot].n_ids = open->n_prompt + open->n_produced;
-        memcpy(rig->slots[open->slot].ids, open->ids, rig->slots[open->slot].n_ids * sizeof *open->ids);
+        memcpy(rig->slots[open->slot].ids, open->ids,
+               rig->slots[open->slot].n_ids * sizeof *open->ids);
     }
 }
 

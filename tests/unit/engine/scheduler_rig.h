@@ -1,8 +1,8 @@
-/* A replica for the scheduler's tests, made of arithmetic: a token's KV is the hash of all ids up to
- * it, and the next id is a function of the last hash. Carrying out a plan checks that every KV entry
- * that its rows would read is the right one, so a block that is shared, freed or written too early
- * shows at once; and each sequence's text is a pure function of its prompt, so any schedule can be
- * held against it. */
+/* A replica for the scheduler's tests, made of arithmetic: a token's KV is the hash of all ids up
+ * to it, and the next id is a function of the last hash. Carrying out a plan checks that every KV
+ * entry that its rows would read is the right one, so a block that is shared, freed or written too
+ * early shows at once; and each sequence's text is a pure function of its prompt, so any schedule
+ * can be held against it. */
 #ifndef SHOAL_TESTS_ENGINE_SCHEDULER_RIG_H
 #define SHOAL_TESTS_ENGINE_SCHEDULER_RIG_H
 
@@ -44,7 +44,7 @@ typedef struct {
         bool open;
         uint32_t n_ids;
         uint32_t ids[RIG_IDS_MAX * 2];
-    } *slots;
+    } * slots;
     /* Steps in flight, oldest first. */
     uint32_t n_flights;
     step_result_t results[8];

@@ -1,5 +1,5 @@
-/* The real model against its recorded reference: last logits, greedy text, and the log-probability of
- * 512 tokens. Skipped, loudly, when the model is not on this machine. */
+/* The real model against its recorded reference: last logits, greedy text, and the log-probability
+ * of 512 tokens. Skipped, loudly, when the model is not on this machine. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,8 +21,9 @@ static int open_all(void **state)
     model = eval_real_model();
     ids = json_array();
     for (size_t i = 0; i < N_PROMPTS; i++)
-        json_array_append(ids, json_object_get(json_array_get(json_object_get(golden, "prompts"), i),
-                                               "input_ids"));
+        json_array_append(
+            ids,
+            json_object_get(json_array_get(json_object_get(golden, "prompts"), i), "input_ids"));
     json_array_append(ids, json_object_get(json_object_get(golden, "ppl"), "input_ids"));
     return golden ? 0 : -1;
 }
@@ -51,8 +52,9 @@ static double last_difference(const eval_result_t *result, uint32_t i)
     snprintf(name, sizeof name, "p%u.last_logits", i);
     float *wanted = eval_read_tensor(path, name, &n);
     assert_int_equal(n, result->vocab);
-    double d = eval_max_abs(
-        result->prompts[i].logits + (size_t)(result->prompts[i].rows - 1) * result->vocab, wanted, n);
+    double d = eval_max_abs(result->prompts[i].logits +
+                                (size_t)(result->prompts[i].rows - 1) * result->vocab,
+                            wanted, n);
     free(wanted);
     free(path);
     return d;
@@ -72,11 +74,13 @@ static void test_f32_mode_gives_the_recorded_logits_text_and_sum(void **state)
     eval_run(&args, &result);
     for (uint32_t i = 0; i < N_PROMPTS; i++) {
         const json_t *greedy = json_object_get(prompt_at(i), "greedy_ids");
-        json_int_t safe = json_integer_value(json_object_get(prompt_at(i), "safe_prefix_gap_ge_0.05"));
+        json_int_t safe =
+            json_integer_value(json_object_get(prompt_at(i), "safe_prefix_gap_ge_0.05"));
         assert_true(last_difference(&result, i) <= 2e-3);
         assert_true(safe > 0 && safe <= N_GREEDY);
         for (size_t k = 0; k < (size_t)safe; k++)
-            assert_int_equal(result.prompts[i].greedy[k], json_integer_value(json_array_get(greedy, k)));
+            assert_int_equal(result.prompts[i].greedy[k],
+                             json_integer_value(json_array_get(greedy, k)));
     }
     double wanted =
         json_number_value(json_object_get(json_object_get(golden, "ppl"), "sum_logprob_fp32"));
@@ -84,8 +88,8 @@ static void test_f32_mode_gives_the_recorded_logits_text_and_sum(void **state)
     eval_release(&result);
 }
 
-/* The recorded rows quantize activations to 8 bits in blocks of 32; Shoal's groups of 256 give about
- * twice their noise. The limit is three times the row; a wrong kernel is off by tens. */
+/* The recorded rows quantize activations to 8 bits in blocks of 32; Shoal's groups of 256 give
+ * about twice their noise. The limit is three times the row; a wrong kernel is off by tens. */
 static void test_native_mode_stays_within_the_noise_of_8_bit_activations(void **state)
 {
     (void)state;

@@ -25,12 +25,25 @@ static void write_example(buffer_t *out)
     open.sampling.n_bias = 2;
     open.sampling.bias = bias;
     step_entry_t entries[] = {
-        {.slot = 2, .position = 0, .n_tokens = 18, .n_blocks = 2, .n_logits = 3, .sample = true,
-         .want_logits = true, .ids = ids, .blocks = blocks},
+        {.slot = 2,
+         .position = 0,
+         .n_tokens = 18,
+         .n_blocks = 2,
+         .n_logits = 3,
+         .sample = true,
+         .want_logits = true,
+         .ids = ids,
+         .blocks = blocks},
         {.slot = 0, .position = 32, .n_tokens = 1, .n_blocks = 3, .ids = ids, .blocks = blocks},
     };
-    step_plan_t plan = {.kind = STEP_RUN, .step = 77, .n_closes = 2, .n_opens = 1, .n_entries = 2,
-                        .closes = closes, .opens = &open, .entries = entries};
+    step_plan_t plan = {.kind = STEP_RUN,
+                        .step = 77,
+                        .n_closes = 2,
+                        .n_opens = 1,
+                        .n_entries = 2,
+                        .closes = closes,
+                        .opens = &open,
+                        .entries = entries};
     step_plan_write(&plan, out);
 }
 
@@ -77,7 +90,8 @@ static void test_every_truncation_is_refused(void **state)
     buffer_append(&bytes, "x", 1);
     arena_t arena = {0};
     step_plan_t plan;
-    assert_int_equal(step_plan_read(bytes.data, bytes.size, &limits, &arena, &plan), STATUS_INVALID);
+    assert_int_equal(step_plan_read(bytes.data, bytes.size, &limits, &arena, &plan),
+                     STATUS_INVALID);
     arena_release(&arena);
     buffer_release(&bytes);
 }
@@ -86,7 +100,8 @@ static void test_every_truncation_is_refused(void **state)
 static void test_a_changed_word_is_refused_or_harmless(void **state)
 {
     (void)state;
-    static const uint32_t values[] = {0, 1, 2, 17, 64, 65, 100, 512, 1024, 0x7fffffff, 0x80000000, ~0u};
+    static const uint32_t values[] = {0,   1,   2,    17,         64,         65,
+                                      100, 512, 1024, 0x7fffffff, 0x80000000, ~0u};
     buffer_t bytes = {0};
     write_example(&bytes);
     for (size_t at = 0; at + 4 <= bytes.size; at += 4)
