@@ -57,7 +57,7 @@ status_t front_jobs_status(const jobs_reply_t *reply)
         return fail(STATUS_STALE, "%s", reply->message);
     case JOBS_INVALID:
         return fail(STATUS_INTERNAL, "%s", reply->message);
-    default: /* unreachable, a strange store, one that may lose jobs: another time, or another one */
+    default: /* away, strange, or set to lose jobs: another time, or another coordinator */
         return fail(STATUS_UNREACHABLE, "jobs are unavailable: %s", reply->message);
     }
 }
@@ -166,8 +166,10 @@ static size_t add_methods(shell_t *shell, rpc_method_t *methods, size_t n,
     for (size_t i = 0; i < n_from; i++, n++) {
         CHECK(n < METHODS_MAX);
         routes[n] = (route_t){shell, &from[i]};
-        methods[n] = (rpc_method_t){
-            .name = from[i].name, .kind = from[i].kind, .handlers = handlers, .context = &routes[n]};
+        methods[n] = (rpc_method_t){.name = from[i].name,
+                                    .kind = from[i].kind,
+                                    .handlers = handlers,
+                                    .context = &routes[n]};
     }
     return n;
 }

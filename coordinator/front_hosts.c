@@ -1,5 +1,5 @@
-/* Admin's hosts: what their agents registered, and which of them drain. Read from etcd at each call,
- * because only the elected coordinator watches hosts. */
+/* Admin's hosts: what their agents registered, and which of them drain. Read from etcd at each
+ * call, because only the elected coordinator watches hosts. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -145,7 +145,8 @@ void front_drain(ask_t *take_ask)
     look->ask = take_ask;
     look->host = mem_strdup(m->host);
     look->undo = m->undo;
-    char *drain_name = mem_format("drains/%s", m->host), *host_name = mem_format("hosts/%s", m->host);
+    char *drain_name = mem_format("drains/%s", m->host);
+    char *host_name = mem_format("hosts/%s", m->host);
     char *drain = stores_key(take_ask->shell, drain_name);
     char *host = stores_key(take_ask->shell, host_name);
     if (m->undo) {

@@ -1,8 +1,8 @@
-/* Intake of jobs: Create (one message) and Submit (a stream of chunks) share one way. The lines of a
- * message are checked on the work team, put into the store in pieces, and when all are there the job
- * is submitted. A wrong line refuses the whole submission and names itself; nothing is visible
- * before the end, and an upload whose client went away is dropped. Every step may be repeated, so an
- * answer that was lost costs a repeat, never a second job. */
+/* Intake of jobs: Create (one message) and Submit (a stream of chunks) share one way. The lines of
+ * a message are checked on the work team, put into the store in pieces, and when all are there the
+ * job is submitted. A wrong line refuses the whole submission and names itself; nothing is visible
+ * before the end, and an upload whose client went away is dropped. Every step may be repeated, so
+ * an answer that was lost costs a repeat, never a second job. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -223,7 +223,8 @@ static status_t check_lines(intake_t *in)
         if (status != STATUS_OK)
             return fail_in(status, "line %" PRIu64, line);
         digest_add_field(in->digest, body->data, body->len);
-        if (!piece || piece->n == JOBS_CHUNK_ITEMS_MAX || bytes + body->len > JOBS_CHUNK_BYTES_MAX) {
+        if (!piece || piece->n == JOBS_CHUNK_ITEMS_MAX ||
+            bytes + body->len > JOBS_CHUNK_BYTES_MAX) {
             piece = &in->pieces[in->n_pieces++];
             *piece = (piece_t){.first = in->total, .at = i};
             bytes = 0;
@@ -454,8 +455,8 @@ static void on_open(rpc_call_t *call, void *context)
     rpc_call_read(call, 1);
 }
 
-/* With manual_read the next message comes only after go_on has asked for it, so `message` and `busy`
- * belong to this thread until the task is posted. */
+/* With manual_read the next message comes only after go_on has asked for it, so `message` and
+ * `busy` belong to this thread until the task is posted. */
 static void on_message(rpc_call_t *call, void *context, const uint8_t *bytes, size_t n)
 {
     shell_t *shell = context;

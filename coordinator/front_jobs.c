@@ -1,6 +1,7 @@
 /* shoal.v1.Jobs, apart from intake: what is asked of jobs that exist. Each call is one operation of
  * the job store, or a row of them for the two streams. Watch and StreamResults look again every
- * POLL_MS while there is nothing new; what they send is state, so a slow reader only sees less often. */
+ * POLL_MS while there is nothing new; what they send is state, so a slow reader only sees less
+ * often. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

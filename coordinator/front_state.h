@@ -3,6 +3,7 @@
 #define SHOAL_COORDINATOR_FRONT_STATE_H
 
 #include "coordinator/shell_state.h"
+#include "shoal/cluster/v1/state.pb-c.h"
 #include "shoal/v1/admin.pb-c.h"
 #include "shoal/v1/inference.pb-c.h"
 #include "shoal/v1/jobs.pb-c.h"
@@ -55,17 +56,25 @@ extern const size_t front_n_inference, front_n_jobs, front_n_admin;
 /* Jobs.Submit, the one client stream, and Jobs.Create (front_intake.c). */
 rpc_method_t front_submit_method(shell_t *shell);
 void front_create(ask_t *take_ask);
-/* front_hosts.c, of Admin. */
+/* front_view.c and front_hosts.c, of Admin. */
+void front_list_deployments(ask_t *take_ask);
+void front_list_replicas(ask_t *take_ask);
+void front_status(ask_t *take_ask);
+void front_adopt(ask_t *take_ask);
 void front_list_hosts(ask_t *take_ask);
 void front_drain(ask_t *take_ask);
 
-/* The deployment that a request names, or the only one; STATUS_NOT_FOUND, or STATUS_UNREACHABLE while
- * its model is not open yet. On the core thread. */
+/* The deployment that a request names, or the only one; STATUS_NOT_FOUND, or STATUS_UNREACHABLE
+ * while its model is not open yet. On the core thread. */
 status_t front_find(shell_t *shell, const char *name, core_deployment_view_t *view_out,
                     const model_entry_t **entry_out) MUST_USE;
 /* 32 lower-case hex digits. */
 status_t front_check_id(const char *what, const char *id) MUST_USE;
 status_t front_check_header(const Shoal__V1__JobHeader *header) MUST_USE;
+/* A deployment as the public message; everything lives in the arena. */
+Shoal__V1__Deployment *front_deployment(arena_t *arena,
+                                        const Shoal__Cluster__V1__DeploymentRecord *record,
+                                        uint64_t version, const char *message);
 /* A snapshot as the public message; everything lives in the arena. */
 Shoal__V1__Job *front_job(arena_t *arena, const jobs_job_t *job);
 

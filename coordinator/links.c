@@ -1,8 +1,8 @@
 /* Streams to leaders: one gRPC stream of shoal.worker.v1.Engine/Attach for each link of the core.
  *
  * Messages of a leader are read on credit: a stream may have READ_AHEAD messages that the core has
- * not seen yet, so a coordinator that falls behind holds little memory, and the leader, whose output
- * is state, merely sends larger steps. */
+ * not seen yet, so a coordinator that falls behind holds little memory, and the leader, whose
+ * output is state, merely sends larger steps. */
 #include "coordinator/shell_state.h"
 
 #include <stdlib.h>

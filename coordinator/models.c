@@ -84,8 +84,9 @@ static bool names_file(const char *name, const char *file)
 
 static status_t not_found(const char *models, const char *path, const char *name)
 {
-    return fail(STATUS_NOT_FOUND, "model \"%s\" (\"%s\") is not under this coordinator's --models %s",
-                name, path, models);
+    return fail(STATUS_NOT_FOUND,
+                "model \"%s\" (\"%s\") is not under this coordinator's --models %s", name, path,
+                models);
 }
 
 /* One entry of --models: a file stands for itself, a folder for the files in it. */
@@ -142,7 +143,8 @@ status_t models_encode(const model_entry_t *entry, const request_t *request, tok
                                 TOKENIZE_PLAIN, PROMPT_IDS_MAX, out);
     case REQUEST_CHAT: {
         if (!entry->chat)
-            return fail(STATUS_INVALID, "messages: the model carries no chat template; send a prompt");
+            return fail(STATUS_INVALID,
+                        "messages: the model carries no chat template; send a prompt");
         chat_input_t input = {.messages = request->messages,
                               .add_generation_prompt = true,
                               .now_unix_s = (int64_t)(clock_unix_ms() / 1000)};

@@ -276,7 +276,8 @@ static void *signals_main(void *user)
     }
 }
 
-/* Runs what is left after the loop; the core is stepped no more, but every task releases its data. */
+/* Runs what is left after the loop; the core is stepped no more, but every task releases its
+ * data. */
 static void run_leftovers(shell_t *shell)
 {
     for (;;) {

@@ -1,10 +1,10 @@
 /* The coordinator around its pure core: one thread that owns the core and steps it, and everything
  * that blocks, waits or talks around that thread.
  *
- * Threads. Foreign threads (gRPC, etcd, Redis, the work team) never touch the core: they post a task
- * to the core thread's mailbox. Work that takes longer than a moment (parsing lines, templates,
- * tokenizing, hashing files) runs on the work team and posts its result back. So every struct of
- * this folder belongs to the core thread unless its comment says otherwise. */
+ * Threads. Foreign threads (gRPC, etcd, Redis, the work team) never touch the core: they post a
+ * task to the core thread's mailbox. Work that takes longer than a moment (parsing lines,
+ * templates, tokenizing, hashing files) runs on the work team and posts its result back. So every
+ * struct of this folder belongs to the core thread unless its comment says otherwise. */
 #ifndef SHOAL_COORDINATOR_SHELL_H
 #define SHOAL_COORDINATOR_SHELL_H
 

@@ -130,7 +130,8 @@ status_t models_encode(const model_entry_t *entry, const request_t *request,
  * STATUS_NOT_FOUND says where it was looked for. */
 status_t models_find_file(const shell_t *shell, const char *path, const char *name,
                           char **own_path_out) MUST_USE;
-/* Work team: opens (or finds) the model of a file; its digest must be `digest` unless that is "". */
+/* Work team: opens (or finds) the model of a file; its digest must be `digest` unless that
+ * is "". */
 status_t models_entry(shell_t *shell, const char *path, const char *digest,
                       const model_entry_t **out) MUST_USE;
 

@@ -1,7 +1,7 @@
-/* Adoption: an operator accepts a store that was emptied or restored. Both stores get the uuid of the
- * one that stays and an incarnation over both, so that whatever was written under the old one (claims,
- * plans, elections) is told apart from now on. Each step may be repeated: whoever dies in between
- * leaves stores that still disagree, and the next adoption goes on. */
+/* Adoption: an operator accepts a store that was emptied or restored. Both stores get the uuid of
+ * the one that stays and an incarnation over both, so that whatever was written under the old one
+ * (claims, plans, elections) is told apart from now on. Each step may be repeated: whoever dies in
+ * between leaves stores that still disagree, and the next adoption goes on. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

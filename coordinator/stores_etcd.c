@@ -1,8 +1,8 @@
 /* etcd for the core: watches into KEY and LISTED events, transactions, ranges.
  *
- * While etcd is not trusted (it went back in revision, so it was emptied or restored) the changes it
- * tells are held back: they would dissolve every replica, and the promise is that serving goes on
- * until an operator has decided. They are handed over, in order, once it is trusted. */
+ * While etcd is not trusted (it went back in revision, so it was emptied or restored) the changes
+ * it tells are held back: they would dissolve every replica, and the promise is that serving goes
+ * on until an operator has decided. They are handed over, in order, once it is trusted. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,5 +1,6 @@
-/* From a claimed line to an item that the core can run: parse, template, tokenize, on the work team.
- * Also remembers each claimed item's custom_id, which the core does not know and the result needs. */
+/* From a claimed line to an item that the core can run: parse, template, tokenize, on the work
+ * team. Also remembers each claimed item's custom_id, which the core does not know and the result
+ * needs. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,6 +1,6 @@
-/* Which cluster: etcd and Redis each hold a uuid and an incarnation, Redis also the highest revision
- * of etcd that was seen. They must agree before plans are written or jobs are taken; else one of
- * them was emptied, restored or swapped, and only an operator's `adopt` goes on.
+/* Which cluster: etcd and Redis each hold a uuid and an incarnation, Redis also the highest
+ * revision of etcd that was seen. They must agree before plans are written or jobs are taken; else
+ * one of them was emptied, restored or swapped, and only an operator's `adopt` goes on.
  *
  * At the very first start both are empty. Redis's meta is made first and etcd's second, so that a
  * crash in between is told apart from an emptied store (Redis's is then not yet confirmed). */

@@ -1,4 +1,5 @@
-/* What the stores_*.c files share. Everything belongs to the core thread, but what `lock` guards. */
+/* What the stores_*.c files share. Everything belongs to the core thread, but what `lock`
+ * guards. */
 #ifndef SHOAL_COORDINATOR_STORES_STATE_H
 #define SHOAL_COORDINATOR_STORES_STATE_H
 

@@ -2,16 +2,12 @@
  * carries out what agent_core decides and tells it what happened. */
 #include "worker/agent.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/base/clock.h"
@@ -20,6 +16,7 @@
 #include "common/base/memory.h"
 #include "common/base/options.h"
 #include "worker/agent_core.h"
+#include "worker/agent_data.h"
 #include "worker/agent_host.h"
 #include "worker/agent_store.h"
 #include "worker/rank_process.h"
@@ -47,84 +44,9 @@ typedef struct {
     child_t children[AGENT_RANKS_MAX];
     uint32_t n_children;
     fabric_shm_t *shms[AGENT_REPLICAS_MAX]; /* by slot of the core */
-    uint64_t epoch_begun;
+    uint64_t incarnation_begun, epoch_begun;
     uint64_t next_tick_ms;
 } agent_t;
-
-/* ---- the data directory ---- */
-
-static status_t make_directory(const char *path)
-{
-    char part[1024];
-    int n = snprintf(part, sizeof part, "%s", path);
-    if (n < 0 || (size_t)n >= sizeof part)
-        return fail(STATUS_INVALID, "--data: a path of %d bytes", n);
-    for (char *slash = strchr(part + 1, '/');; slash = strchr(slash + 1, '/')) {
-        if (slash)
-            *slash = 0;
-        if (mkdir(part, 0777) != 0 && errno != EEXIST)
-            return fail(STATUS_IO, "--data: cannot make %s: %m", part);
-        if (!slash)
-            return STATUS_OK;
-        *slash = '/';
-    }
-}
-
-/* One agent a host id: a second one on the same data directory would answer for the same key. */
-static status_t lock_data(agent_t *agent)
-{
-    char *path = mem_format("%s/agent.lock", agent->options.data);
-    char words[32];
-    status_t status = STATUS_OK;
-    agent->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (agent->lock < 0) {
-        status = fail(STATUS_IO, "cannot open %s: %m", path);
-    } else if (flock(agent->lock, LOCK_EX | LOCK_NB) != 0) {
-        ssize_t n = pread(agent->lock, words, sizeof words - 1, 0);
-        words[n > 0 ? n : 0] = 0;
-        words[strcspn(words, "\n")] = 0;
-        status = fail(STATUS_REFUSED, "another agent (pid %s) runs on --data %s", words,
-                      agent->options.data);
-    } else {
-        int n = snprintf(words, sizeof words, "%d\n", (int)getpid());
-        if (ftruncate(agent->lock, 0) != 0 || pwrite(agent->lock, words, (size_t)n, 0) != n)
-            status = fail(STATUS_IO, "cannot write %s: %m", path);
-    }
-    free(path);
-    return status;
-}
-
-/* An epoch is formed once: what an earlier process of this agent began on this boot is not begun
- * again, because its ranks are dead. */
-static void read_begun(agent_t *agent)
-{
-    char *path = mem_format("%s/epoch", agent->options.data);
-    char boot[64] = "";
-    unsigned long long epoch = 0;
-    FILE *file = fopen(path, "re");
-    if (file && fscanf(file, "%llu %63s", &epoch, boot) == 2)
-        agent->epoch_begun = epoch;
-    if (file)
-        fclose(file);
-    free(path);
-}
-
-static void write_begun(agent_t *agent, uint64_t epoch)
-{
-    if (epoch <= agent->epoch_begun)
-        return;
-    agent->epoch_begun = epoch;
-    char *path = mem_format("%s/epoch", agent->options.data);
-    char *fresh = mem_format("%s/epoch.new", agent->options.data);
-    FILE *file = fopen(fresh, "we");
-    bool good = file && fprintf(file, "%llu %s\n", (unsigned long long)epoch,
-                                agent->host.boot_id) > 0;
-    good = file && fclose(file) == 0 && good;
-    if (!good || rename(fresh, path) != 0)
-        log_warn("cannot write %s: %m", path);
-    free(fresh);
-    free(path);
-}
 
 /* ---- carrying out ---- */
 
@@ -224,7 +146,12 @@ static void begin_epoch(agent_t *agent, const agent_action_t *action)
 {
     const agent_plan_t *plan = agent_core_plan(agent->core, action->replica);
     uint32_t locals[FABRIC_RANKS_MAX];
-    write_begun(agent, plan->epoch);
+    if (agent_is_newer(plan->incarnation, plan->epoch, agent->incarnation_begun,
+                       agent->epoch_begun)) {
+        agent->incarnation_begun = plan->incarnation;
+        agent->epoch_begun = plan->epoch;
+        agent_data_set_epoch(agent->options.data, plan->incarnation, plan->epoch);
+    }
     log_info("%s/%u: forming epoch %llu, tp %u, stages %u", plan->deployment, plan->ordinal,
              (unsigned long long)plan->epoch, plan->tp, plan->stages);
     /* A replica that lives on this host alone needs nobody's address. */
@@ -429,10 +356,9 @@ static status_t prepare(agent_t *agent)
         return fail(STATUS_INVALID, "--models is missing: a GGUF file or a directory of them");
     TRY(agent_host_read(options->host_id, options->address, (uint32_t)options->threads,
                         (uint64_t)options->memory, &agent->host));
-    TRY(make_directory(options->data));
-    TRY(lock_data(agent));
+    TRY(agent_data_lock(options->data, &agent->lock));
     TRY(agent_host_models(&agent->host, options->models, options->data));
-    read_begun(agent);
+    agent_data_epoch(options->data, &agent->incarnation_begun, &agent->epoch_begun);
     /* Blocked before any thread starts, so that only the loop sees them. */
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
@@ -445,6 +371,7 @@ static status_t prepare(agent_t *agent)
     signal(SIGPIPE, SIG_IGN);
     agent_config_t config = {.cores = agent->host.cores,
                              .step_timeout_ms = (uint32_t)options->step_timeout_ms,
+                             .incarnation_begun = agent->incarnation_begun,
                              .epoch_begun = agent->epoch_begun};
     snprintf(config.host, sizeof config.host, "%s", agent->host.id);
     snprintf(config.address, sizeof config.address, "%s", agent->host.address);

@@ -199,7 +199,8 @@ status_t agent_core_assign(agent_core_t *core, const agent_plan_t *plan, uint64_
         return fail(STATUS_EXHAUSTED, "this host has %d replicas already", AGENT_REPLICAS_MAX);
     agent_replica_t *replica = &core->replicas[slot];
     if (replica->state != REPLICA_NONE && !replica->removed &&
-        replica->plan.epoch >= plan->epoch)
+        !agent_is_newer(plan->incarnation, plan->epoch, replica->plan.incarnation,
+                        replica->plan.epoch))
         return STATUS_OK;
     if (replica->state != REPLICA_NONE && replica->state != REPLICA_FAILED &&
         replica->state != REPLICA_LEAVING)
@@ -210,7 +211,13 @@ status_t agent_core_assign(agent_core_t *core, const agent_plan_t *plan, uint64_
     if (replica->plan.formation_ms == 0)
         replica->plan.formation_ms = FORMATION_DEFAULT_MS;
     replica->deadline_ms = now_ms + replica->plan.formation_ms;
-    if (plan->epoch <= core->config.epoch_begun) {
+    /* Whoever dies already died in an earlier epoch; this one is not failed by it. */
+    for (uint32_t i = 0; i < AGENT_RANKS_MAX; i++) {
+        if (core->ranks[i].replica == slot && core->ranks[i].state == RANK_DYING)
+            core->ranks[i].for_plan = true;
+    }
+    if (!agent_is_newer(plan->incarnation, plan->epoch, core->config.incarnation_begun,
+                        core->config.epoch_begun)) {
         /* An epoch is formed once. Its ranks of this host died with the agent before this one. */
         fail_at_once(core, slot, "the agent of this host was restarted, its ranks died with it",
                      now_ms);

@@ -54,7 +54,7 @@ typedef struct {
     uint32_t cores;
     uint32_t step_timeout_ms;
     /* Epochs up to this one were begun by an earlier process of this agent, whose ranks are dead. */
-    uint64_t epoch_begun;
+    uint64_t incarnation_begun, epoch_begun;
 } agent_config_t;
 
 typedef enum {
@@ -99,6 +99,14 @@ typedef struct {
     uint32_t address_bytes;
     char text[256];
 } agent_action_t;
+
+/* Whether formation a comes after b: an emptied store counts its revisions from 1 again, but in a
+ * higher incarnation. */
+static inline bool agent_is_newer(uint64_t incarnation_a, uint64_t epoch_a, uint64_t incarnation_b,
+                                  uint64_t epoch_b)
+{
+    return incarnation_a != incarnation_b ? incarnation_a > incarnation_b : epoch_a > epoch_b;
+}
 
 agent_core_t *agent_core_new(const agent_config_t *config);
 void agent_core_free(agent_core_t *take_core);

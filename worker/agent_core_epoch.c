@@ -274,6 +274,11 @@ void agent_take_failed(agent_core_t *core, agent_rank_t *rank, const control_fai
     }
     failure.n_sessions = failed->n_sessions;
     memcpy(failure.sessions, failed->sessions, sizeof failure.sessions);
+    /* A process here that its peers do not hear is stuck: it must not be kept for the next epoch. */
+    agent_rank_t *lost = agent_rank_of(core, rank->replica, failure.rank);
+    if (failed->silent && failed->status == STATUS_PEER_LOST && lost && lost != rank &&
+        failed->lost_rank == lost->start.rank)
+        agent_kill(core, lost, "its peers hear nothing of it", false, now_ms);
     agent_fail(core, rank->replica, &failure, HOLD_BACK_MS, now_ms);
 }
 

@@ -293,6 +293,9 @@ static void take_response(etcd_watch_t *watch, const Etcdserverpb__WatchResponse
         start_over(watch); /* the list finds how far the store went back */
         return;
     }
+    /* Events are hints: after each reconnect a list confirms them soon, but not all at once. */
+    if (response->created && watch->counts.streams > 1)
+        reconcile_in(watch, etcd_jitter(watch->etcd, watch->etcd->options.reconcile_ms / 10));
     watch->attempt = 0;
     tell_events(watch, response);
     if (watch->stream)
@@ -356,10 +359,6 @@ static void open_stream(etcd_watch_t *watch)
     if (!etcd_stream_send(watch->stream, &request)) {
         drop_stream(watch);
         retry_later(watch);
-    } else if (watch->counts.streams > 1) {
-        /* Events are hints: after each reconnect a list confirms them soon, but not all at once. */
-        uint64_t soon = watch->etcd->options.reconcile_ms / 10;
-        reconcile_in(watch, etcd_jitter(watch->etcd, soon < 2000 ? soon : 2000));
     }
     free(end);
 }

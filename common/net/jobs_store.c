@@ -212,8 +212,8 @@ static void on_list(void *user, status_t status, const char *error, const redisR
         return;
     if (status != STATUS_OK) {
         char why[200];
-        snprintf(why, sizeof why, "redis has no function libraries (it must be 7.0 or newer): %.90s",
-                 error);
+        snprintf(why, sizeof why,
+                 "redis has no function libraries (it must be 7.0 or newer): %.90s", error);
         set_library(store, false, why);
         return;
     }

@@ -5,8 +5,8 @@
  * A job is made of items 0 … total-1. An item is
  *   waiting  (never claimed, or returned)  ->  claimed (process, attempt)  ->  ended (one record).
  * The first terminal record wins: a result, an error, or the job's own end by cancel or expiry,
- * which ends at one stroke every item that has no record yet. Every operation is safe to repeat: that is
- * what a caller does after JOBS_UNREACHABLE, which says that the outcome is not known.
+ * which ends at one stroke every item that has no record yet. Every operation is safe to repeat:
+ * that is what a caller does after JOBS_UNREACHABLE, which says that the outcome is not known.
  *
  * A process is one life of a coordinator: the mod-revision of the put that registered it in etcd,
  * within an incarnation of the cluster. Attempts of one item only rise. `fence` is the
@@ -227,9 +227,10 @@ status_t jobs_drop(jobs_store_t *store, const char *upload, jobs_reply_fn fn, vo
 
 /* Hands out at most n items of jobs of this deployment: highest priority first, then the tenant
  * with the fewest tokens served, then the oldest job; in a job returned indices first. `nonce`
- * rises with each new claim of this (process, deployment), of which one is under way at a time: the same nonce
- * again returns those of the same items that are still claimed by it, a lower one is JOBS_STALE. So
- * is a process that was released or adopted away. reply.items; fewer than n may be more later. */
+ * rises with each new claim of this (process, deployment), of which one is under way at a time: the
+ * same nonce again returns those of the same items that are still claimed by it, a lower one is
+ * JOBS_STALE. So is a process that was released or adopted away. reply.items; fewer than n may be
+ * more later. */
 status_t jobs_claim(jobs_store_t *store, const char *deployment, size_t n, jobs_process_t process,
                     uint64_t nonce, jobs_reply_fn fn, void *user) MUST_USE;
 /* What this process holds, paged: cursor 0 first, then reply.number until that is 0. An item may

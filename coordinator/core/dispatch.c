@@ -11,7 +11,7 @@
 #include "coordinator/core/session.h"
 
 enum { POOLS_TICK_MS = 200, SUSPECT_WAIT_MS = 2000, SOLO_STAGGER_MS = 500,
-       LEADER_IDLE_WAIT_MS = 5000, PRIORITY_BIAS = 1000 };
+       LEADER_IDLE_WAIT_MS = 30000, PRIORITY_BIAS = 1000 };
 
 /* ---- places ---- */
 
@@ -394,16 +394,33 @@ static bool names(const Shoal__Cluster__V1__FailureRecord *failure, const sequen
     return failure->n_sessions == 0;
 }
 
-/* Holds a death against the sequence; false when that ended it. `sure`: nothing else can have
- * caused it, if it ran solo. */
-static bool hold_death(core_t *core, sequence_t *s, uint64_t epoch, bool sure)
+static void note_loss(sequence_t *s, slot_t *slot, uint64_t epoch)
+{
+    memmove(s->losses + 1, s->losses, (LOSSES_MAX - 1) * sizeof *s->losses);
+    s->losses[0] = (loss_t){slot, epoch};
+}
+
+/* Whether the slot's failure record is about one of its losses; each counts once. */
+static bool take_loss(sequence_t *s, const slot_t *slot)
+{
+    const Shoal__Cluster__V1__FailureRecord *failure = slot->failure;
+    for (size_t i = 0; failure && i < LOSSES_MAX; i++)
+        if (s->losses[i].slot == slot && s->losses[i].epoch == failure->epoch) {
+            s->losses[i] = (loss_t){0};
+            return failure->crashed && names(failure, s);
+        }
+    return false;
+}
+
+/* Holds a death against the sequence; false when that ended it. `alone`: nothing else can have
+ * caused it. */
+static bool hold_death(core_t *core, sequence_t *s, uint64_t epoch, bool alone)
 {
     s->deaths++;
     s->n_at_death = s->log.n;
-    s->suspect = true;
     if (s->session->item)
         items_note_death(core, s->session->item, epoch);
-    if (!(s->lost_solo && sure) && s->deaths < DEATHS_MAX)
+    if (!alone && s->deaths < DEATHS_MAX)
         return true;
     session_finish(core, s, SHOAL__V1__FINISH_REASON__FINISH_REASON_ERROR, "poisoned",
                    "ranks die when they compute this request; it is not tried again");
@@ -413,18 +430,19 @@ static bool hold_death(core_t *core, sequence_t *s, uint64_t epoch, bool sure)
 static void go_on(core_t *core, sequence_t *s)
 {
     slot_t *slot = s->lost_slot;
-    const Shoal__Cluster__V1__FailureRecord *failure = slot ? slot->failure : NULL;
-    bool known = failure && failure->epoch == s->lost_epoch;
     if (s->session->taking) { /* there is no log yet to go on from */
         takeover_again(core, s->session);
         return;
     }
     s->class = CLASS_CONTINUATION;
-    if (known && failure->crashed && names(failure, s)) {
-        uint64_t epoch = s->lost_epoch;
-        s->lost_epoch = 0;
-        if (!hold_death(core, s, epoch, failure->n_sessions == 1 || s->lost_alone))
+    if (slot->failure && slot->failure->epoch == s->lost_epoch && take_loss(s, slot)) {
+        /* A record that names it alone is proof. Without names another coordinator's sequence may
+         * have been there unseen: only the second such death is held to be its own. */
+        s->n_alone += s->lost_solo && s->lost_alone;
+        bool alone = s->lost_solo && (slot->failure->n_sessions == 1 || s->n_alone >= 2);
+        if (!hold_death(core, s, s->lost_epoch, alone))
             return;
+        s->suspect = true;
     }
     dispatch_enqueue(core, s);
 }
@@ -436,6 +454,7 @@ static void lose(core_t *core, sequence_t *s)
     s->lost_alone = s->lost_solo && slot->solo_alone;
     s->lost_slot = slot;
     s->lost_epoch = s->epoch;
+    note_loss(s, slot, s->epoch);
     leave_slot(core, s);
     s->state = SEQUENCE_DELAYED;
     s->slot = slot;
@@ -460,6 +479,19 @@ void dispatch_slot_lost(core_t *core, slot_t *slot)
     dispatch_unpark(core, slot);
 }
 
+/* The record came after the sequence had gone on elsewhere: one that runs runs on, one that waits
+ * waits for its turn alone. */
+static void late_record(core_t *core, sequence_t *s, slot_t *slot)
+{
+    if (!take_loss(s, slot) || !hold_death(core, s, slot->failure->epoch, false))
+        return;
+    if (s->suspect || s->state == SEQUENCE_RUNNING)
+        return;
+    dispatch_leave(core, s);
+    s->suspect = true;
+    dispatch_enqueue(core, s);
+}
+
 void dispatch_failure(core_t *core, slot_t *slot)
 {
     const Shoal__Cluster__V1__FailureRecord *failure = slot->failure;
@@ -471,19 +503,15 @@ void dispatch_failure(core_t *core, slot_t *slot)
     }
     if (!failure->crashed)
         return;
-    /* The record came late: those that already went on elsewhere are marked, and run on. */
     size_t i = 0;
-    for (session_t *session; (session = table_next(&core->sessions, &i));)
-        for (uint32_t c = 0; c < session->n_choices; c++) {
-            sequence_t *s = &session->choices[c];
-            if (s->lost_slot != slot || s->lost_epoch != failure->epoch || !names(failure, s) ||
-                s->state == SEQUENCE_ENDED || s->state == SEQUENCE_DELAYED)
-                continue;
-            s->lost_epoch = 0;
-            s->deaths++;
-            if (session->item)
-                items_note_death(core, session->item, failure->epoch);
-        }
+    for (session_t *session; (session = table_next(&core->sessions, &i));) {
+        for (uint32_t c = 0; c < session->n_choices && !session->dead; c++)
+            if (session->choices[c].state != SEQUENCE_ENDED &&
+                session->choices[c].state != SEQUENCE_DELAYED)
+                late_record(core, &session->choices[c], slot);
+        if (session->dead)
+            i = 0; /* the table has changed; a loss that was taken is not found again */
+    }
 }
 
 void dispatch_timer(core_t *core, sequence_t *s)
@@ -567,6 +595,8 @@ void dispatch_pools_timer(core_t *core)
             suspects = suspects || d->pools[k]->suspects.n;
         }
         serve_room(core, &d->waiting);
+        const heap_node_t *head = heap_top(&d->waiting);
+        suspects = suspects || (head && ((const sequence_t *)head->owner)->suspect);
         for (size_t k = 0; (suspects || d->waiting.n) && k < d->n_slots; k++) {
             slot_t *slot = d->slots[k];
             if (!slot || !slot->active)

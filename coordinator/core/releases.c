@@ -51,6 +51,11 @@ void releases_step(core_t *core)
     }
     for (size_t i = 0; i < core->n_dying; i++) {
         dying_t *d = &core->dying[i];
+        if (!d->op && is_alive(core, d->process)) {
+            /* Redis knew it before its key was seen here. */
+            core->dying[i--] = core->dying[--core->n_dying];
+            continue;
+        }
         if (d->op || core->now_ms - d->since_ms < core->config.release_ms)
             continue;
         core_action_t *action = core_act(core, CORE_ACTION_JOBS_RELEASE_PROCESS);

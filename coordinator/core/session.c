@@ -131,13 +131,17 @@ void session_resume(core_t *core, uint64_t client, const char *id, const uint32_
     for (size_t c = 0; c < n_choices && c < CORE_CHOICES_MAX; c++)
         bound->sent[c] = n[c];
     session_rearm(core, session);
-    clients_push(core, session);
+    if (session->superseded)
+        takeover_back(core, session);
+    else
+        clients_push(core, session);
 }
 
 void session_cancel(core_t *core, uint64_t client, const char *id)
 {
     session_t *session = session_find(core, id);
-    if (!session || session->item || session->n_ended == session->n_choices) {
+    if (!session || session->item || session->superseded ||
+        session->n_ended == session->n_choices) {
         clients_end(core, client, STATUS_NOT_FOUND, "no such request is running here", 0);
         return;
     }
@@ -170,6 +174,8 @@ void session_client_gone(core_t *core, uint64_t id)
     session->detach_at_ms = core->now_ms + core->config.detach_ms;
     if (core->config.mutant == CORE_MUTANT_CANCEL_ON_DISCONNECT)
         session->detach_at_ms = core->now_ms;
+    if (session->superseded)
+        session->detach_at_ms = 0;
     session_rearm(core, session);
 }
 
@@ -331,14 +337,23 @@ void session_finish(core_t *core, sequence_t *s, Shoal__V1__FinishReason finish,
 
 void session_superseded(core_t *core, session_t *session)
 {
-    if (session->item)
-        items_session_superseded(core, session->item);
     if (session->client) {
         clients_end(core, session->client->id, STATUS_STALE,
                     "superseded: another coordinator serves this request now", 0);
         clients_forget(core, session->client);
     }
-    session_drop(core, session, false);
+    if (session->item || !session->sampling) {
+        if (session->item)
+            items_session_superseded(core, session->item);
+        session_drop(core, session, false);
+        return;
+    }
+    for (uint32_t c = 0; c < session->n_choices; c++)
+        dispatch_leave(core, &session->choices[c]);
+    session->superseded = true;
+    session->deadline_at_ms = session->wait_until_ms = session->detach_at_ms = 0;
+    session->forget_at_ms = core->now_ms + KEEP_ENDED_MS;
+    session_rearm(core, session);
 }
 
 static void put_pointer(core_t *core, session_t *session, const slot_t *slot)
@@ -430,6 +445,10 @@ void session_rearm(core_t *core, session_t *session)
 void session_timer(core_t *core, session_t *session)
 {
     uint64_t now = core->now_ms;
+    if (due(session->forget_at_ms, now) && !session->client && session->superseded) {
+        session_drop(core, session, false);
+        return;
+    }
     if (due(session->forget_at_ms, now) && !session->client) {
         core_action_t *action = core_act(core, CORE_ACTION_POINTER_DROP);
         action->pointer.id = core_copy(core, session->id);

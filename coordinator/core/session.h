@@ -53,6 +53,8 @@ void session_rearm(core_t *core, session_t *session);
 /* takeover.c: the session of a coordinator that is gone. */
 void takeover_start(core_t *core, uint64_t client, const char *id, const uint32_t *n,
                     size_t n_choices);
+/* A client came back to a session that another coordinator had taken. */
+void takeover_back(core_t *core, session_t *session);
 void takeover_pointer(core_t *core, const core_event_t *event);
 /* The first output of the attached choice 0 says what it was admitted with. False: not usable. */
 bool takeover_admitted(core_t *core, session_t *session, const Shoal__Worker__V1__Admit *admitted);

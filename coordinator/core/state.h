@@ -15,6 +15,7 @@
 enum {
     POOLS_MAX = 16,             /* text identities of one deployment alive at once */
     RECOVERING_MAX = 32,        /* continuations on a slot that have not produced a new id yet */
+    LOSSES_MAX = 4,
     DEATHS_MAX = 3,             /* ranks that one sequence may take with it */
     PASSED_IDS = 8,             /* new ids after which a suspect has passed where it died */
     FAILURE_WAIT_MS = 300,      /* for the record that says who died, before sequences go on */
@@ -154,6 +155,11 @@ typedef enum {
 
 typedef enum { CLASS_CONTINUATION, CLASS_INTERACTIVE, CLASS_ITEM } sequence_class_t;
 
+typedef struct {
+    slot_t *slot;
+    uint64_t epoch;
+} loss_t;
+
 struct sequence { /* dispatch.c; the log by session.c */
     session_t *session;
     uint32_t choice;
@@ -174,9 +180,11 @@ struct sequence { /* dispatch.c; the log by session.c */
     bool attach_only, recovering;
     bool suspect;    /* was in flight when a rank died by its own doing */
     uint32_t deaths; /* held against it */
+    uint32_t n_alone; /* of them, when nothing else was seen beside it */
     size_t n_at_death;
-    uint64_t lost_epoch; /* of lost_slot, whose failure record may still come */
-    slot_t *lost_slot;
+    slot_t *lost_slot;   /* where it was lost last, and in which epoch */
+    uint64_t lost_epoch;
+    loss_t losses[LOSSES_MAX]; /* whose failure records may still come; epoch 0: free */
     bool lost_solo, lost_alone; /* alone: others' sequences were not there either */
     Shoal__V1__FinishReason finish;
     uint32_t cached_tokens;
@@ -205,7 +213,9 @@ struct session { /* session.c */
     bool admitted;   /* some choice was */
     bool resumable;  /* the pointer is stored */
     uint64_t pointer_op;
-    /* While another coordinator's session is taken over: */
+    bool superseded; /* another coordinator serves it; the log is kept for a while, in case that
+                      * one loses it with the replica before it has the log itself */
+    /* While another coordinator's session is taken over, or taken back: */
     bool taking;
     uint32_t take_ordinal;
     uint64_t take_epoch, take_until_ms;

@@ -132,6 +132,49 @@ void takeover_start(core_t *core, uint64_t client, const char *id, const uint32_
     ask(core, session, CORE_ACTION_POINTER_GET);
 }
 
+void takeover_back(core_t *core, session_t *session)
+{
+    if (session->pointer_op)
+        return; /* it is under way */
+    session->take_held = false;
+    free(session->take_pointer);
+    session->take_pointer = NULL;
+    ask(core, session, CORE_ACTION_POINTER_GET);
+}
+
+/* Our own log is whole: all that is needed is an owner number above everybody else's. */
+static void back_pointer(core_t *core, session_t *session, const core_event_t *event)
+{
+    if (event->pointer_done.code != JOBS_OK) {
+        if (session->client) {
+            clients_end(core, session->client->id, STATUS_UNREACHABLE,
+                        "another coordinator has taken this request", 0);
+            clients_forget(core, session->client);
+        }
+        return;
+    }
+    session->owner = event->pointer_done.number;
+    if (!session->take_pointer) {
+        session->take_pointer_bytes = event->pointer_done.pointer_bytes;
+        session->take_pointer = mem_new(session->take_pointer_bytes + 1, 1);
+        memcpy(session->take_pointer, event->pointer_done.pointer, session->take_pointer_bytes);
+        ask(core, session, CORE_ACTION_POINTER_TAKE);
+        return;
+    }
+    session->superseded = false;
+    session->forget_at_ms = session->n_ended == session->n_choices ? core->now_ms + KEEP_ENDED_MS : 0;
+    if (!session->client)
+        session->detach_at_ms = core->now_ms + core->config.detach_ms;
+    session_rearm(core, session);
+    for (uint32_t c = 0; c < session->n_choices && !session->dead; c++) {
+        sequence_t *s = &session->choices[c];
+        s->class = CLASS_CONTINUATION;
+        if (s->state == SEQUENCE_NEW)
+            dispatch_enqueue(core, s);
+    }
+    clients_push(core, session);
+}
+
 void takeover_again(core_t *core, session_t *session)
 {
     session->take_held = false;
@@ -192,6 +235,10 @@ void takeover_pointer(core_t *core, const core_event_t *event)
         return;
     session->pointer_op = 0;
     jobs_code_t code = event->pointer_done.code;
+    if (session->superseded) {
+        back_pointer(core, session, event);
+        return;
+    }
     if (!session->taking) {
         session->resumable = code == JOBS_OK;
         clients_push(core, session);

@@ -7,7 +7,7 @@
 
 #include "tests/sim/sim.h"
 
-enum { TRIES_MAX = 40, AWAY_LONG_MS = 8000 };
+enum { TRIES_MAX = 60, DENIED_MAX = 8, AWAY_LONG_MS = 8000 };
 
 typedef struct {
     uint32_t client;
@@ -19,9 +19,11 @@ static void try_soon(sim_t *sim, uint32_t i, uint64_t delay_ms);
 
 static void hang_up(sim_t *sim, sim_client_t *c)
 {
-    if (c->stream)
+    /* Away from whoever holds the session: a stream that never started does not count. */
+    if (c->stream && c->stream_started)
         c->left_ms = sim->now_ms;
     c->stream = 0;
+    c->stream_started = false;
 }
 
 static void lose(sim_t *sim, sim_client_t *c, const char *why)
@@ -190,11 +192,12 @@ static void take_finish(sim_t *sim, sim_client_t *c, const core_action_t *a)
         return;
     }
     c->n_tries++;
+    c->n_denied += a->end.status == STATUS_NOT_FOUND || a->end.status == STATUS_ABORTED;
     sim_trace(sim, "client %u, request %.8s at c%u: %s: %s", i, c->id, c->coordinator,
               status_name(a->end.status), a->end.text);
     if (a->end.status == STATUS_INVALID) {
         sim_violate(sim, "request %.8s is refused as invalid: %s", c->id, a->end.text);
-    } else if (c->started && c->n_tries > TRIES_MAX) {
+    } else if (c->started && (c->n_tries > TRIES_MAX || c->n_denied > DENIED_MAX)) {
         lose(sim, c, a->end.text);
     } else if (c->started) {
         try_soon(sim, i, 200 + sim_below(sim, 600));
@@ -216,9 +219,8 @@ void client_action(sim_t *sim, uint32_t coordinator, uint64_t life, const core_a
         if (a->kind == CORE_ACTION_STARTED) {
             if (a->started.seed != c->request.seed || strcmp(a->started.id, c->id) != 0)
                 sim_violate(sim, "request %.8s is started with another id or seed", c->id);
-            c->started = true;
+            c->started = c->stream_started = true;
             c->resumable = a->started.resumable;
-            c->absent_long = c->absent_long && true;
         } else if (a->kind == CORE_ACTION_OUTPUT) {
             if (!c->started)
                 sim_violate(sim, "request %.8s: output before Started", c->id);

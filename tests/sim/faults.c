@@ -47,6 +47,8 @@ static void happen(sim_t *sim, uint32_t fault)
         coordinator_crash(sim, coordinator, sim_chance(sim, 500) ? 100 : 500 + sim_below(sim, 15000));
         break;
     case FAULT_PAUSE:
+        if (c->paused_until_ms > sim->now_ms)
+            break; /* what was put off keeps its order only up to one time */
         sim_trace(sim, "%s stands still", c->id);
         c->paused_until_ms = sim->now_ms + 300 + sim_below(sim, 8000);
         sim->disturbed = true;

@@ -303,7 +303,7 @@ static void plan(sim_t *sim, sim_leader_t *l)
             f->drawn[f->n].slot = entry->slot;
             f->drawn[f->n++].sampled.id = oracle_id(params->seed, params->choice, position);
         }
-        uint64_t at = sim->now_ms + 5 + sim_below(sim, 10);
+        uint64_t at = sim->now_ms + 15 + sim_below(sim, 60);
         l->done_at_ms = at > l->done_at_ms ? at : l->done_at_ms; /* steps come back in order */
         sim_after(sim, l->done_at_ms - sim->now_ms, step_done, f);
     }
@@ -505,4 +505,13 @@ void leaders_free(sim_t *sim)
     for (size_t i = 0; i < SIM_LEADERS; i++)
         if (sim->leaders[i])
             destroy(sim->leaders[i]);
+}
+
+void leader_dump(sim_t *sim, const sim_leader_t *l)
+{
+    scheduler_load_t load;
+    scheduler_load(l->scheduler, &load);
+    sim_trace(sim, "leader of %u on h%u, epoch %llu: running %u waiting %u free %llu in flight %u",
+              l->ordinal, l->host, (unsigned long long)l->epoch, load.running, load.waiting,
+              (unsigned long long)load.kv_tokens_free, scheduler_in_flight(l->scheduler));
 }

@@ -129,9 +129,28 @@ static void do_mine(sim_t *sim, call_t *c)
     }
 }
 
+/* A process whose registration stands in etcd is alive: giving its claims away would make two
+ * coordinators compute the same items for nothing, and stop it from claiming for ever. */
+static void check_release(sim_t *sim, const call_t *c)
+{
+    for (size_t i = 0; i < sim->etcd.n_keys; i++) {
+        const sim_key_t *k = &sim->etcd.keys[i];
+        if (strncmp(k->key, "coordinators/", 13) == 0 && !sim->etcd.foreign &&
+            sim_process((jobs_process_t){sim->incarnation, k->mod}) == c->process)
+            sim_violate(sim, "c%u releases the claims of %s, which is registered", c->coordinator,
+                        k->key);
+    }
+}
+
 static void do_move(sim_t *sim, call_t *c, bool release)
 {
+    if (release)
+        check_release(sim, c);
     find_process(sim, c->process)->dead = true;
+    if (c->to)
+        find_process(sim, c->to);
+    sim_trace(sim, "redis: c%u %s process %llu", c->coordinator, release ? "releases" : "adopts",
+              (unsigned long long)c->process);
     for (size_t j = 0; j < SIM_JOBS; j++) {
         sim_job_t *job = &sim->redis.data.jobs[j];
         for (uint32_t i = 0; job->used && i < job->n_items; i++) {
@@ -434,7 +453,7 @@ static void arrive(sim_t *sim, void *argument)
         sim_after(sim, sim_delay(sim), answer, c);
 }
 
-static void copy_arguments(call_t *c, const core_action_t *a)
+static void copy_arguments(const sim_t *sim, call_t *c, const core_action_t *a)
 {
     switch (a->kind) {
     case CORE_ACTION_JOBS_CLAIM:
@@ -451,7 +470,7 @@ static void copy_arguments(call_t *c, const core_action_t *a)
         break;
     case CORE_ACTION_JOBS_RELEASE_PROCESS:
         c->process = sim_process(a->release_process.process);
-        c->fence = a->release_process.fence;
+        c->fence = sim->incarnation * 1000000000u + a->release_process.fence;
         break;
     case CORE_ACTION_JOBS_COMPLETE:
     case CORE_ACTION_JOBS_FAIL:
@@ -498,7 +517,7 @@ void redis_call(sim_t *sim, uint32_t coordinator, const core_action_t *action)
     c->life = sim->coordinators[coordinator].life;
     c->op = action->op;
     c->generation = sim->redis.generation;
-    copy_arguments(c, action);
+    copy_arguments(sim, c, action);
     bool loss = sim->now_ms < SIM_FAULTS_END_MS && (sim->faults & FAULT_LOSS);
     if (loss && sim_chance(sim, 15)) {
         answer_unreachable(sim, c); /* the request never came there */

@@ -149,6 +149,7 @@ bool sim_run(uint64_t seed, uint32_t mutant, bool tracing, char violation_out[51
     }
     if (!sim->stopped)
         check_end(sim);
+    sim_dump(sim);
     strcpy(violation_out, sim->violation);
     sim_trace(sim, "%llu events", (unsigned long long)sim->n_events);
     bool good = !*sim->violation;

@@ -22,9 +22,9 @@
 enum {
     SIM_COORDINATORS = 2,
     SIM_HOSTS = 6,
-    SIM_CLIENTS = 8,
+    SIM_CLIENTS = 12,
     SIM_JOBS = 3,
-    SIM_ITEMS_MAX = 16,
+    SIM_ITEMS_MAX = 32,
     SIM_SLOTS = 3,
     SIM_LEADERS = 64,
     SIM_STREAMS = 8,
@@ -276,6 +276,7 @@ void leader_stream_broken(sim_t *sim, uint32_t coordinator, uint64_t life, uint6
 void leader_message(sim_t *sim, const char *endpoint, uint32_t coordinator, uint64_t life,
                     uint64_t link, const uint8_t *bytes, size_t size);
 void leaders_free(sim_t *sim);
+void leader_dump(sim_t *sim, const sim_leader_t *leader);
 
 /* ---- coordinator.c ---- */
 typedef struct {
@@ -314,7 +315,7 @@ typedef struct {
     uint32_t coordinator;
     uint64_t life;
     char id[CORE_ID_SIZE];
-    bool begun, started, done, lost, resumable;
+    bool begun, started, stream_started, done, lost, resumable;
     uint64_t left_ms;   /* since when it has no stream */
     bool absent_long;   /* it was away for nearly detach_ms: cancelling it is right */
     uint32_t n[CORE_CHOICES_MAX];
@@ -323,7 +324,7 @@ typedef struct {
     char text[2][SIM_TEXT_MAX];
     bool ended[2];
     bool waiting;       /* for the next attempt */
-    uint32_t n_tries;
+    uint32_t n_tries, n_denied;
 } sim_client_t;
 void clients_start(sim_t *sim);
 void client_action(sim_t *sim, uint32_t coordinator, uint64_t life, const core_action_t *action);
@@ -336,6 +337,7 @@ void check_plan_write(sim_t *sim, uint32_t coordinator, const char *key);
 bool check_finished(const sim_t *sim);
 void check_end(sim_t *sim);
 void faults_start(sim_t *sim);
+void sim_dump(sim_t *sim);
 
 typedef struct {
     char id[CORE_ID_SIZE];

@@ -79,7 +79,7 @@ static status_t time_is_up(fabric_t *fabric, const wait_for_t *what, uint32_t ti
     char text[BOARD_REASON_BYTES];
     uint32_t missing = *what->needs ? (uint32_t)__builtin_ctzll(*what->needs) : fabric->rank;
     snprintf(text, sizeof text, "did not answer within %u ms", timeout_ms);
-    fabric_fail(fabric, STATUS_TIMEOUT, missing, true, text);
+    fabric_fail(fabric, STATUS_TIMEOUT, missing, false, text);
     return fabric_failed(fabric, what);
 }
 

@@ -376,6 +376,23 @@ static void test_a_rank_without_beats_is_killed_after_600_ms_and_its_epoch_faile
     agent_core_free(world.core);
 }
 
+static void test_a_rank_that_its_peers_find_silent_is_killed_before_the_next_epoch(void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    failed(&world, 1, 10, STATUS_PEER_LOST, 1, true, NULL);
+    expect(&world, AGENT_KILL);
+    assert_int_equal(world.action.rank_id, 2);
+    skip_to(&world, AGENT_END);
+    assign(&world, 20, 2, 1, "aa");
+    skip_to(&world, AGENT_PUBLISH_RANK);
+    expect_nothing(&world); /* its successor waits for its death */
+    agent_core_died(world.core, 2, false, "killed by signal 9", world.now);
+    skip_to(&world, AGENT_SPAWN);
+    assert_int_equal(world.action.rank, 1);
+    agent_core_free(world.core);
+}
+
 static void test_an_agent_that_was_stopped_itself_takes_nobody_for_silent(void **state)
 {
     (void)state;
@@ -466,6 +483,12 @@ static void test_an_epoch_of_an_earlier_agent_is_failed_and_not_formed_again(voi
     assign(&world, 11, 1, 1, "a");
     expect(&world, AGENT_BEGIN);
     expect(&world, AGENT_SPAWN);
+    /* An emptied store counts from 1 again; its plans are of a higher incarnation. */
+    agent_plan_t plan = plan_of(2, 1, 1, "a");
+    plan.incarnation = 1;
+    assert_int_equal(agent_core_assign(world.core, &plan, world.now), STATUS_OK);
+    skip_to(&world, AGENT_BEGIN);
+    assert_int_equal(world.action.epoch, 2);
     agent_core_free(world.core);
 }
 
@@ -548,6 +571,7 @@ int main(void)
         cmocka_unit_test(test_the_leaders_account_that_comes_first_waits_for_the_death),
         cmocka_unit_test(test_a_dead_link_is_reported_as_a_pair_of_hosts),
         cmocka_unit_test(test_a_rank_without_beats_is_killed_after_600_ms_and_its_epoch_failed),
+        cmocka_unit_test(test_a_rank_that_its_peers_find_silent_is_killed_before_the_next_epoch),
         cmocka_unit_test(test_an_agent_that_was_stopped_itself_takes_nobody_for_silent),
         cmocka_unit_test(test_a_rank_that_beats_but_stands_still_at_work_is_killed),
         cmocka_unit_test(test_a_formation_that_does_not_end_names_who_is_missing),

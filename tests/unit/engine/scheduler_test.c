@@ -126,6 +126,35 @@ static void test_the_youngest_is_preempted_the_oldest_never_and_no_text_changes(
     rig_free(rig);
 }
 
+static void forty_blocks(scheduler_config_t *config)
+{
+    config->n_blocks = 40;
+}
+
+/* It needs 14 blocks now and 30 for its next 256 tokens; after b's end 25 are free. */
+static void test_a_preempted_one_returns_when_its_next_256_tokens_have_blocks(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(forty_blocks);
+    scheduler_load_t load = {0};
+    rig_admit(rig, "a", 100, 0, 300, NULL);
+    rig_admit(rig, "b", 100, 1, 130, NULL);
+    rig_admit(rig, "c", 100, 2, 400, NULL);
+    while (load.preemptions == 0) {
+        assert_true(rig_step(rig));
+        scheduler_load(rig->s, &load);
+    }
+    while (rig_find(rig, "a")->n_ends == 0) {
+        assert_true(rig_step(rig));
+        assert_false(rig_planned(rig, "c"));
+    }
+    assert_int_equal(rig_find(rig, "b")->n_ends, 1);
+    rig_run(rig);
+    for (uint32_t i = 0; i < 3; i++)
+        rig_check_text(&rig->sequences[i]);
+    rig_free(rig);
+}
+
 static void pipeline(scheduler_config_t *config)
 {
     config->stages = 3;
@@ -194,6 +223,31 @@ static void test_a_request_too_big_is_passed_at_most_8_times(void **state)
     rig_run(rig);
     for (uint32_t i = 0; i < rig->n_sequences; i++)
         rig_check_text(&rig->sequences[i]);
+    rig_free(rig);
+}
+
+static void two_stages_small_chunks(scheduler_config_t *config)
+{
+    config->stages = 2;
+    config->step_tokens_max = 40;
+}
+
+/* While the first chunk of a prompt is in flight, its third block is half written. */
+static void test_a_block_is_shared_only_when_all_of_it_was_planned(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(two_stages_small_chunks);
+    rig_admit(rig, "first", 100, 0, 5, NULL);
+    rig_admit(rig, "second", 100, 0, 5, NULL);
+    assert_true(rig_plan(rig));
+    assert_int_equal(rig->entries[0].n_tokens, 40);
+    assert_true(rig_plan(rig));
+    assert_true(rig_planned(rig, "second"));
+    assert_int_equal(rig->entries[0].position, 32);
+    rig_return(rig);
+    rig_run(rig);
+    rig_check_text(rig_find(rig, "first"));
+    rig_check_text(rig_find(rig, "second"));
     rig_free(rig);
 }
 
@@ -336,8 +390,10 @@ int main(void)
         cmocka_unit_test(test_a_long_prompt_is_cut_and_decoding_goes_on_beside_it),
         cmocka_unit_test(test_an_equal_prefix_is_not_computed_again),
         cmocka_unit_test(test_the_youngest_is_preempted_the_oldest_never_and_no_text_changes),
+        cmocka_unit_test(test_a_preempted_one_returns_when_its_next_256_tokens_have_blocks),
         cmocka_unit_test(test_with_stages_a_sequence_is_in_one_flight_and_texts_stay),
         cmocka_unit_test(test_a_request_too_big_is_passed_at_most_8_times),
+        cmocka_unit_test(test_a_block_is_shared_only_when_all_of_it_was_planned),
         cmocka_unit_test(test_a_higher_priority_starts_first),
         cmocka_unit_test(test_tenants_take_turns_by_tokens_served),
         cmocka_unit_test(test_a_solo_sequence_is_alone_in_its_steps_and_in_flight),

@@ -51,7 +51,8 @@ jobs_store_t *store_open(const server_t *server, uint64_t jobs_bytes_max, uint64
 /* Waits for a state of health; fails the test after 15 s. */
 void store_wait(jobs_store_t *store, bool connected, bool durable);
 
-/* A command on a redis client of its own; the integer or 0, and the text in `text` (may be NULL). */
+/* A command on a redis client of its own; the integer or 0, and the text in `text` (may be
+ * NULL). */
 long long ask_redis(const server_t *server, char *text, size_t text_bytes, size_t n,
                     const char *const *args);
 #define REDIS(server, ...)                                                                         \

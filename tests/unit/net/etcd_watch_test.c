@@ -174,7 +174,8 @@ static void open_cut(cut_t *cut, const char *prefix)
 {
     tcp_proxy_open(&cut->proxy, server.client_port);
     char *endpoint = mem_format("127.0.0.1:%u", cut->proxy.port);
-    etcd_options_t options = {.endpoints = endpoint};
+    /* No comparison in between: what is told comes from the stream alone. */
+    etcd_options_t options = {.endpoints = endpoint, .reconcile_ms = 600000};
     cut->direct = etcd_server_client(&server, io, NULL);
     cut->behind = etcd_server_client(&server, io, &options);
     cut->watch = open_watch(cut->behind, prefix, &cut->seen_keys);
@@ -284,12 +285,12 @@ static void test_a_killed_and_a_stopped_etcd_leave_the_watch_working(void **stat
     etcd_server_restart(&server);
     assert_int_equal(etcd_wait_ready(etcd, 20000), STATUS_OK);
     must_put(etcd, "/w5/a", "1", 0);
-    wait_for(told(seen_keys, "+a=1 "));
+    wait_for(holds(seen_keys, "a", "1"));
     etcd_server_stop(&server);
     usleep(300000);
     etcd_server_continue(&server);
     must_put(etcd, "/w5/a", "2", 0);
-    wait_for(told(seen_keys, "+a=1 +a=2 "));
+    wait_for(holds(seen_keys, "a", "2"));
     assert_int_equal(seen_keys->regressed, 0);
     etcd_close(etcd);
     free_seen(seen_keys);
@@ -372,9 +373,10 @@ static int start_all(void **state)
 static int end_all(void **state)
 {
     (void)state;
-    rpc_io_close(io);
     etcd_server_end(&server);
+    alarm(20); /* a test that failed left its client open, which this would wait for */
     unlink(failpoint_file);
+    rpc_io_close(io);
     return 0;
 }
 

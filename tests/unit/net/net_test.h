@@ -44,8 +44,8 @@ extern seen_t seen;
 
 /* Unary echoes; Silent never answers; Fail answers STATUS_EXHAUSTED with retry-after-ms 250 and the
  * request as words; Lose answers STATUS_REPLICA_LOST; Count is a server stream of "<messages>
- * <bytes each>"; Sum a client stream that answers the number of bytes; Chat echoes each message of both streams; Meta answers the metadata
- * "x-test" and the peer. */
+ * <bytes each>"; Sum a client stream that answers the number of bytes; Chat echoes each message of
+ * both streams; Meta answers the metadata "x-test", the peer, the method and the time left. */
 rpc_io_t *net_test_io(void);
 rpc_server_t *net_test_server(rpc_io_t *io, const rpc_server_options_t *options);
 rpc_channel_t *net_test_channel(rpc_io_t *io, const rpc_server_t *server);
