@@ -64,6 +64,18 @@ static void on_assign_events(void *context, const etcd_event_t *events, size_t n
     hear_events(context, HEARD_ASSIGN, events, n);
 }
 
+static void on_assign_regressed(void *context, int64_t revision_seen, int64_t revision_now)
+{
+    (void)revision_seen;
+    (void)revision_now;
+    agent_store_post(context, agent_store_hear(HEARD_REGRESSED, NULL));
+}
+
+static void on_meta_events(void *context, const etcd_event_t *events, size_t n)
+{
+    hear_events(context, HEARD_META, events, n);
+}
+
 static void on_rank_events(void *context, const etcd_event_t *events, size_t n)
 {
     hear_events(context, HEARD_RANK, events, n);
@@ -222,11 +234,63 @@ static void take_rank(agent_store_t *store, heard_t *heard)
     rpc_message_free(message);
 }
 
-static void take(agent_store_t *store, heard_t *heard, uint64_t now_ms)
+/* Keeps a vanished assignment aside, or forgets one that stands again. Returns true when `heard` was
+ * taken over. */
+static bool hold_back(agent_store_t *store, heard_t *heard)
+{
+    for (heard_t **at = &store->held_back; *at; at = &(*at)->next)
+        if (strcmp((*at)->key, heard->key) == 0) {
+            heard_t *old = *at;
+            *at = old->next;
+            free(old);
+            break;
+        }
+    if (!heard->deleted)
+        return false;
+    heard->next = store->held_back;
+    store->held_back = heard;
+    return true;
+}
+
+/* A raised incarnation is an operator's word that this etcd counts: what vanished is gone. */
+static void take_meta(agent_store_t *store, const heard_t *heard)
+{
+    ProtobufCMessage *message;
+    if (heard->deleted || rpc_unpack(&shoal__cluster__v1__cluster_meta__descriptor, heard->value,
+                                     heard->value_bytes, NULL, &message) != STATUS_OK)
+        return;
+    uint64_t incarnation = ((const Shoal__Cluster__V1__ClusterMeta *)(const void *)message)->incarnation;
+    rpc_message_free(message);
+    bool adopted = store->held && incarnation > store->incarnation;
+    if (incarnation > store->incarnation)
+        store->incarnation = incarnation;
+    if (!adopted)
+        return;
+    store->held = false;
+    while (store->held_back) {
+        heard_t *gone = store->held_back;
+        store->held_back = gone->next;
+        take_assign(store, gone);
+        free(gone);
+    }
+}
+
+/* Returns true when `heard` was taken over. */
+static bool take(agent_store_t *store, heard_t *heard, uint64_t now_ms)
 {
     switch (heard->kind) {
     case HEARD_ASSIGN:
+        if (store->held && hold_back(store, heard))
+            return true;
         take_assign(store, heard);
+        break;
+    case HEARD_REGRESSED:
+        if (!store->held)
+            log_warn("etcd was emptied or restored: ranks serve on until it is adopted");
+        store->held = true;
+        break;
+    case HEARD_META:
+        take_meta(store, heard);
         break;
     case HEARD_RANK:
         take_rank(store, heard);
@@ -244,6 +308,7 @@ static void take(agent_store_t *store, heard_t *heard, uint64_t now_ms)
         agent_store_written(store, heard, now_ms);
         break;
     }
+    return false;
 }
 
 void agent_store_poll(agent_store_t *store, uint64_t now_ms)
@@ -259,8 +324,8 @@ void agent_store_poll(agent_store_t *store, uint64_t now_ms)
     while (first) {
         heard_t *heard = first;
         first = heard->next;
-        take(store, heard, now_ms);
-        free(heard);
+        if (!take(store, heard, now_ms))
+            free(heard);
     }
     agent_store_retry(store, now_ms);
 }
@@ -328,7 +393,11 @@ status_t agent_store_open(const char *endpoints, const char *cluster, const agen
     const etcd_options_t options = {.endpoints = endpoints};
     const etcd_watch_handlers_t watch = {.on_events = on_assign_events,
                                          .on_synced = on_synced,
+                                         .on_regressed = on_assign_regressed,
                                          .context = store};
+    const etcd_watch_handlers_t meta = {.on_events = on_meta_events,
+                                        .on_synced = on_synced,
+                                        .context = store};
     store->host = host;
     store->handlers = *handlers;
     store->heard_end = &store->heard;
@@ -347,6 +416,9 @@ status_t agent_store_open(const char *endpoints, const char *cluster, const agen
         return status;
     }
     open_lease(store);
+    char *meta_key = mem_format("%smeta", store->prefix);
+    store->meta = etcd_watch_open(store->etcd, meta_key, &meta);
+    free(meta_key);
     store->assigns = etcd_watch_open(store->etcd, store->assign_prefix, &watch);
     *own_out = store;
     return STATUS_OK;
@@ -355,6 +427,15 @@ status_t agent_store_open(const char *endpoints, const char *cluster, const agen
 int agent_store_fd(const agent_store_t *store)
 {
     return store->event;
+}
+
+static void free_list(heard_t *list)
+{
+    while (list) {
+        heard_t *next = list->next;
+        free(list);
+        list = next;
+    }
 }
 
 void agent_store_close(agent_store_t *take_store)
@@ -366,17 +447,16 @@ void agent_store_close(agent_store_t *take_store)
         agent_store_unwatch_ranks(store, store->watches->deployment, store->watches->ordinal);
     if (store->assigns)
         etcd_watch_close(store->assigns);
+    if (store->meta)
+        etcd_watch_close(store->meta);
     if (store->lease)
         agent_store_revoke(store);
     if (store->etcd)
         etcd_close(store->etcd);
     if (store->io)
         rpc_io_close(store->io);
-    while (store->heard) {
-        heard_t *heard = store->heard;
-        store->heard = heard->next;
-        free(heard);
-    }
+    free_list(store->heard);
+    free_list(store->held_back);
     agent_store_drop_writes(store);
     if (store->event >= 0)
         close(store->event);

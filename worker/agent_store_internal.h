@@ -12,6 +12,8 @@ typedef enum {
     HEARD_LEASE,
     HEARD_LEASE_LOST,
     HEARD_WRITTEN, /* a write's answer */
+    HEARD_REGRESSED, /* etcd went back: it was emptied or restored */
+    HEARD_META,      /* the cluster's meta: its incarnation says whether etcd was adopted */
 } heard_kind_t;
 
 /* Something that etcd's thread heard, copied. */
@@ -66,7 +68,12 @@ struct agent_store {
     etcd_t *etcd;
     etcd_lease_t *lease;
     int64_t lease_id;
-    etcd_watch_t *assigns;
+    etcd_watch_t *assigns, *meta;
+    /* While etcd is not adopted after it went back, assignments that vanished are kept aside: ranks
+     * serve on, and end only when an operator has accepted that store. */
+    bool held;
+    heard_t *held_back;
+    uint64_t incarnation; /* highest seen */
     rank_watch_t *watches;
     const agent_host_t *host;
     agent_store_handlers_t handlers;

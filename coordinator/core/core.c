@@ -160,7 +160,8 @@ static void check_drained(core_t *core)
     size_t n_live = 0;
     i = 0;
     for (session_t *s; (s = table_next(&core->sessions, &i));)
-        n_live += s->n_choices == 0 || s->n_ended < s->n_choices || s->client;
+        n_live += !s->superseded &&
+                  (s->n_choices == 0 || s->n_ended < s->n_choices || s->client);
     if (n_live || (core->items.n && !late)) {
         core_wake(core, &core->drain_wake, TIMER_DRAIN, core, core->now_ms + 50);
         return;

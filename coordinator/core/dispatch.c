@@ -427,6 +427,18 @@ static bool hold_death(core_t *core, sequence_t *s, uint64_t epoch, bool alone)
     return false;
 }
 
+/* Nobody has said why the replica is gone. Once that may be a cut stream; twice in a row without
+ * getting on, or with etcd away (so that nobody can say, and no replica is formed anew), what may
+ * have been the cause must not meet the others again. */
+static void unexplained(core_t *core, sequence_t *s)
+{
+    bool again = s->unexplained && s->log.n < s->n_at_death + PASSED_IDS;
+    if (again || core->etcd != CORE_STORE_UP)
+        s->suspect = true;
+    s->unexplained = true;
+    s->n_at_death = s->log.n;
+}
+
 static void go_on(core_t *core, sequence_t *s)
 {
     slot_t *slot = s->lost_slot;
@@ -443,6 +455,8 @@ static void go_on(core_t *core, sequence_t *s)
         if (!hold_death(core, s, s->lost_epoch, alone))
             return;
         s->suspect = true;
+    } else if (!slot->failure || slot->failure->epoch != s->lost_epoch) {
+        unexplained(core, s);
     }
     dispatch_enqueue(core, s);
 }

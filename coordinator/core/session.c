@@ -432,6 +432,8 @@ static void earlier(uint64_t *next, uint64_t at_ms)
 
 void session_rearm(core_t *core, session_t *session)
 {
+    if (session->dead)
+        return;
     uint64_t next = UINT64_MAX;
     earlier(&next, session->deadline_at_ms);
     earlier(&next, session->wait_until_ms);

@@ -181,7 +181,8 @@ struct sequence { /* dispatch.c; the log by session.c */
     bool suspect;    /* was in flight when a rank died by its own doing */
     uint32_t deaths; /* held against it */
     uint32_t n_alone; /* of them, when nothing else was seen beside it */
-    size_t n_at_death;
+    bool unexplained;  /* it was lost, and no record said why */
+    size_t n_at_death; /* ids it had when it was lost */
     slot_t *lost_slot;   /* where it was lost last, and in which epoch */
     uint64_t lost_epoch;
     loss_t losses[LOSSES_MAX]; /* whose failure records may still come; epoch 0: free */

@@ -65,15 +65,14 @@ static void happen(sim_t *sim, uint32_t fault)
         redis_crash(sim, 200 + sim_below(sim, 6000), false);
         break;
     case FAULT_LINK:
-        if (c->alive && c->n_links) {
+        if (c->alive && c->n_links && c->paused_until_ms <= sim->now_ms) {
             uint64_t link = c->links[sim_below(sim, c->n_links)].link;
             core_event_t event = {.kind = CORE_EVENT_LINK_BROKEN};
             event.link_broken.link = link;
             event.link_broken.text = "cut";
             sim_trace(sim, "a link of %s is cut", c->id);
             leader_stream_broken(sim, coordinator, c->life, link);
-            if (c->paused_until_ms <= sim->now_ms)
-                coordinator_event(sim, coordinator, c->life, &event);
+            coordinator_event(sim, coordinator, c->life, &event);
         }
         break;
     case FAULT_CLIENT:

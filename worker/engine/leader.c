@@ -200,6 +200,14 @@ void leader_stop(leader_t *leader)
     ring_bell(leader);
 }
 
+uint32_t leader_flying(leader_t *leader, char (*sessions_out)[SESSION_BYTES], uint32_t max)
+{
+    pthread_mutex_lock(&leader->lock);
+    uint32_t n = leader->scheduler ? scheduler_flying(leader->scheduler, sessions_out, max) : 0;
+    pthread_mutex_unlock(&leader->lock);
+    return n;
+}
+
 uint32_t leader_suspects(leader_t *leader, char (*sessions_out)[SESSION_BYTES], uint32_t max)
 {
     pthread_mutex_lock(&leader->lock);

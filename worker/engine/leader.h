@@ -50,6 +50,9 @@ void leader_load(leader_t *leader, scheduler_load_t *out);
  * come back, all ranks are told, rank_run() returns STATUS_OK. */
 void leader_stop(leader_t *leader);
 
+/* Sessions of the steps that are in flight now, at most max; returns how many. */
+uint32_t leader_flying(leader_t *leader, char (*sessions_out)[SESSION_BYTES], uint32_t max);
+
 /* After rank_run() failed: sessions that were in a step in flight, at most max; returns how many.
  */
 uint32_t leader_suspects(leader_t *leader, char (*sessions_out)[SESSION_BYTES], uint32_t max);

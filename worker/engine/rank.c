@@ -35,6 +35,7 @@ struct rank {
     step_limits_t limits;
     uint64_t last_step;
     uint32_t sampling_rank;
+    char flying[STEP_ENTRIES_MAX][SESSION_BYTES];
     arena_t arena;
     buffer_t plan_bytes, result_bytes, row_bytes;
 };
@@ -352,6 +353,11 @@ static status_t lead_step(rank_t *rank)
 {
     step_plan_t plan;
     step_result_t result;
+    if (rank->callbacks->planned) {
+        uint32_t n = leader_flying(rank->leader, rank->flying, STEP_ENTRIES_MAX);
+        rank->callbacks->planned(rank->callbacks->context, rank->last_step + 1, n,
+                                 (const char(*)[SESSION_BYTES])rank->flying);
+    }
     if (FAILPOINT("leader.step"))
         return fail(STATUS_INTERNAL, "fail point leader.step");
     if (rank->fabric)
@@ -434,6 +440,8 @@ status_t rank_run(rank_t *rank, fabric_t *fabric, leader_t *leader,
                     "rank %u of %u × %u: the first rank has a leader and only a "
                     "single one needs no fabric",
                     rank->config.rank, rank->config.tp, rank->config.stages);
+    if (rank->config.tp * rank->config.stages == 1)
+        fabric = NULL; /* there is nobody to talk to */
     rank->fabric = fabric;
     rank->leader = leader;
     rank->callbacks = callbacks ? callbacks : &none;

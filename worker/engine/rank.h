@@ -54,6 +54,11 @@ typedef struct {
      * from here. May be NULL. */
     void (*active)(void *context, const char *text_identity, uint64_t kv_tokens,
                    uint32_t context_max);
+    /* On the leader's rank, before each step: the sessions of all steps in flight, this one's
+     * included. Whoever keeps them outside this process knows the suspects when the leader itself
+     * dies. Valid for the call; it must not block. May be NULL. */
+    void (*planned)(void *context, uint64_t step, uint32_t n,
+                    const char (*sessions)[SESSION_BYTES]);
     /* On every rank, once, when it is prepared (before go). May be NULL. */
     void (*prepared)(void *context, uint64_t kv_tokens);
     /* On the leader's rank: rows of logits that an admission asked for (logits_from), in the order

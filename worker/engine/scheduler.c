@@ -134,6 +134,8 @@ void scheduler_add(scheduler_t *s, sequence_t *q)
     s->all_last = q;
     s->n_known++;
     s->n_waiting++;
+    s->n_solo += q->solo;
+    s->tick_due_ms = 0;
     s->tokens_committed += sequence_committed(q);
 }
 
@@ -184,6 +186,8 @@ void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t fin
         s->slot_closing[q->slot] = true;
         q->slot = SLOT_NONE;
     }
+    s->n_solo -= q->solo;
+    s->tick_due_ms = 0;
     q->state = SEQUENCE_ENDED;
     q->end = end;
     q->finish = finish;
@@ -246,6 +250,7 @@ uint64_t scheduler_tick(scheduler_t *s, uint64_t now_ms)
         if (s->n_known == before)
             break;
     }
+    s->tick_due_ms = next_ms;
     return next_ms;
 }
 
@@ -313,18 +318,27 @@ uint32_t scheduler_in_flight(const scheduler_t *s)
     return s->n_flights;
 }
 
+uint32_t scheduler_flying(const scheduler_t *s, char (*sessions_out)[SESSION_BYTES], uint32_t max)
+{
+    uint32_t n = 0;
+    for (uint32_t f = 0; f < s->n_flights; f++) {
+        const flight_t *flight = &s->flights[(s->flight_first + f) % s->config.stages];
+        for (uint32_t i = 0; i < flight->n && n < max; i++)
+            memcpy(sessions_out[n++], flight->sequences[i]->session, SESSION_BYTES);
+    }
+    return n;
+}
+
 uint32_t scheduler_lose(scheduler_t *s, const char *why, uint64_t now_ms,
                         char (*suspects_out)[SESSION_BYTES], uint32_t max)
 {
-    uint32_t n = 0;
+    uint32_t n = scheduler_flying(s, suspects_out, max);
     s->now_ms = now_ms;
     for (uint32_t f = 0; f < s->n_flights; f++) {
-        const flight_t *flight = &s->flights[(s->flight_first + f) % s->config.stages];
-        for (uint32_t i = 0; i < flight->n; i++) {
+        flight_t *flight = &s->flights[(s->flight_first + f) % s->config.stages];
+        for (uint32_t i = 0; i < flight->n; i++)
             flight->sequences[i]->n_in_flight--;
-            if (n < max)
-                memcpy(suspects_out[n++], flight->sequences[i]->session, SESSION_BYTES);
-        }
+        flight->n = 0;
     }
     s->n_flights = 0;
     s->lost = true;

@@ -152,6 +152,9 @@ bool scheduler_plan(scheduler_t *s, uint64_t now_ms, step_plan_t *plan_out);
 status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64_t now_ms) MUST_USE;
 uint32_t scheduler_in_flight(const scheduler_t *s);
 
+/* Sessions of the steps that are in flight now; at most max are written, returns how many. */
+uint32_t scheduler_flying(const scheduler_t *s, char (*sessions_out)[SESSION_BYTES], uint32_t max);
+
 /* The replica is lost: every attached sequence ends with END_REPLICA_LOST and these words. Sessions
  * that were in a step in flight are written to `suspects_out` (at most max); returns how many. */
 uint32_t scheduler_lose(scheduler_t *s, const char *why, uint64_t now_ms,

@@ -106,6 +106,8 @@ struct scheduler {
     sequence_t **running; /* ascending serial */
     uint32_t n_running, running_max;
     uint32_t n_waiting;
+    uint32_t n_solo;      /* of those that have not ended */
+    uint64_t tick_due_ms; /* planning need not look at the time before; 0 when something changed */
     sequence_t *slots[STEP_SLOTS_MAX];
     bool slot_closing[STEP_SLOTS_MAX]; /* free, but the last stage was not told yet */
     uint64_t tokens_committed;         /* prompt + max_tokens of all that have not ended */

@@ -333,19 +333,11 @@ static void list_closes(scheduler_t *s)
         }
 }
 
-static bool has_solo(const scheduler_t *s)
-{
-    for (const sequence_t *q = s->all; q; q = q->all_next)
-        if (q->solo && q->state != SEQUENCE_ENDED)
-            return true;
-    return false;
-}
-
 /* Fills the flight; what it holds stays empty when nothing can run now. */
 static void fill(planning_t *p)
 {
     scheduler_t *s = p->s;
-    bool solo_exists = has_solo(s);
+    bool solo_exists = s->n_solo > 0;
     bool solo_turn = solo_exists && !s->solo_ran_last;
     if (!solo_turn)
         plan_together(p);
@@ -368,7 +360,9 @@ static void fill(planning_t *p)
 
 bool scheduler_plan(scheduler_t *s, uint64_t now_ms, step_plan_t *plan_out)
 {
-    scheduler_tick(s, now_ms);
+    s->now_ms = now_ms;
+    if (now_ms >= s->tick_due_ms)
+        scheduler_tick(s, now_ms);
     if (s->lost || s->n_flights == s->config.stages)
         return false;
     for (uint32_t i = 0; i < s->n_flights; i++)

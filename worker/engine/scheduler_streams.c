@@ -59,6 +59,7 @@ void scheduler_detach(scheduler_t *s, sequence_t *q)
     q->stream = 0;
     q->end_owed = false;
     q->detached_at_ms = s->now_ms;
+    s->tick_due_ms = 0;
 }
 
 static void attach(scheduler_t *s, sequence_t *q, uint32_t stream, uint32_t from_n)

@@ -33,6 +33,8 @@ static pid_t spawn_worker(const char *const *arguments, const char *failpoints, 
         setenv("SHOAL_FAILPOINTS", failpoints, 1);
     else
         unsetenv("SHOAL_FAILPOINTS");
+    /* A sanitized rank dies of its crash as a plain one does, instead of exiting. */
+    setenv("ASAN_OPTIONS", "abort_on_error=1", 0);
     pid_t pid;
     assert_int_equal(
         posix_spawnp(&pid, argv[0], &files, NULL, (char **)(uintptr_t)argv, environ), 0);

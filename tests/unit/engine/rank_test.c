@@ -40,10 +40,21 @@ static void on_active(void *context, const char *identity, uint64_t kv_tokens, u
     pthread_mutex_unlock(&epoch->lock);
 }
 
+static uint32_t n_flying_most;
+
+static void on_planned(void *context, uint64_t step, uint32_t n,
+                       const char (*sessions)[SESSION_BYTES])
+{
+    (void)context;
+    assert_true(step > 0 && n > 0 && sessions[n - 1][0] != 0);
+    n_flying_most = n > n_flying_most ? n : n_flying_most;
+}
+
 static void *run_epoch(void *argument)
 {
     epoch_t *epoch = argument;
-    rank_callbacks_t callbacks = {.context = epoch, .active = on_active, .pulse = &epoch->pulse};
+    rank_callbacks_t callbacks = {
+        .context = epoch, .active = on_active, .planned = on_planned, .pulse = &epoch->pulse};
     epoch->status = rank_run(rank, NULL, epoch->leader, &callbacks);
     snprintf(epoch->text, sizeof epoch->text, "%s", status_text());
     return NULL;
@@ -256,6 +267,7 @@ static void test_many_streams_at_once_each_get_their_texts(void **state)
     scheduler_load_t load;
     leader_load(epoch.leader, &load);
     assert_true(load.sequences_max_in_step > 1);
+    assert_int_equal(n_flying_most, load.sequences_max_in_step);
     end_epoch(&epoch);
     for (uint32_t i = 1; i < N_CLIENTS; i++)
         assert_memory_equal(workers[i].texts, workers[0].texts, sizeof workers[0].texts);

@@ -307,8 +307,10 @@ static void test_a_leader_whose_key_was_deleted_stands_again_with_a_new_fence(vo
     int64_t fence = candidate.elected;
     char *key = mem_format("/e3/coordinator/%016llx",
                            (unsigned long long)candidate.holder.granted);
+    uint64_t start = clock_ms();
     must_delete(etcd, key);
     wait_for(candidate.terms == 2);
+    assert_in_range(clock_ms() - start, 0, 10000); /* by the event, not by a later comparison */
     assert_int_equal(candidate.deposed, 1);
     assert_true(candidate.elected > fence);
     assert_false(write_guarded(etcd, &candidate, fence));
