@@ -236,7 +236,7 @@ static void on_watched(void *user, const jobs_reply_t *reply)
             watch->seen = job->version;
     }
     /* A job that has ended changes no more; a watcher that has seen it all ends at once. */
-    if (0)
+    if (job->state >= JOBS_STATE_SUCCEEDED && watch->seen >= job->version)
         finish(watch);
     shell_post(watch->ask->shell, schedule, watch);
 }

@@ -10,7 +10,7 @@
 
 #define SILENT_TICKS (CONTROL_SILENCE_MS / AGENT_TICK_MS)
 #define FORMATION_DEFAULT_MS 60000u
-#define DEATH_HOLD_BACK_MS 400u
+#define DEATH_HOLD_BACK_MS 200u
 /* A draining leader that says so often in a row that it has no sequence is done. */
 #define DRAIN_IDLE_BEATS 3u
 

@@ -6,7 +6,7 @@
 
 /* A rank that was aborted by others waits with its account for theirs; a dead rank's waits for the
  * leader to say whose sequences were in the step. */
-#define HOLD_BACK_MS 400u
+#define HOLD_BACK_MS 200u
 /* Without a plan's word: KV for a rank when the plan names no number of tokens. */
 #define KV_BYTES_DEFAULT ((uint64_t)1 << 30)
 
@@ -228,7 +228,10 @@ void agent_fail(agent_core_t *core, uint32_t slot, const agent_failure_t *failur
         replica->failure_told = false;
         replica->failure_ms = now_ms + wait_ms;
     } else if (!merge_failure(replica, failure, wait_ms == 0)) {
-        return;
+        /* Nothing new, but perhaps the one that would have named sessions is dead as well. */
+        if (wait_ms > 0 || !replica->failure_waits)
+            return;
+        replica->failure_ms = now_ms;
     } else {
         replica->failure_waits = true;
         if (wait_ms == 0 || replica->failure_told || replica->failure.n_sessions > 0)

@@ -139,16 +139,19 @@ class Clients(unittest.TestCase):
         self.assertIsNotNone(database.FindFileContainingSymbol("shoal.v1.Jobs"))
 
     def test_a_request_joins_a_running_batch(self):
-        long = generate(self.channel, "Count to a thousand:", max_tokens=512, ignore_eos=True)
-        next(long)
-        next(long)
+        """With two stages two batches are in flight, so the third sequence shares a step with another."""
+        long = [generate(self.channel, f"Count to a thousand{'.' * i}:", max_tokens=512, ignore_eos=True) for i in range(2)]
+        for stream in long:
+            next(stream)
+            next(stream)
         _, ids, _, _ = collect(generate(self.channel, "Hi", max_tokens=5))
         self.assertEqual(len(ids), 5)
         replica = admin_pb2_grpc.AdminStub(self.channel).ListReplicas(admin_pb2.ListReplicasRequest(), timeout=5).replicas[0]
         self.assertGreaterEqual(replica.sequences_max_in_step, 2)
-        self.assertEqual(replica.running, 1, "the long request still runs")
-        long.cancel()
-        wait_for(lambda: self.cluster.running() == 0, 15, "the detached session to be cancelled")
+        self.assertEqual(replica.running, 2, "the long requests still run")
+        for stream in long:
+            stream.cancel()
+        wait_for(lambda: self.cluster.running() == 0, 15, "the detached sessions to be cancelled")
 
     def test_equal_prefixes_meet_through_two_coordinators(self):
         prefix = "A long shared beginning that fills several blocks of sixteen tokens each. " * 6

@@ -158,10 +158,18 @@ class Kills(unittest.TestCase):
                               input=json.dumps({"text": text}) + "\n", capture_output=True, check=True).stdout
 
     def count_deaths(self):
-        """Formations that ended by a crash. Both slices of a stage see the same token, so one crash of
-        a replica may be two dead processes."""
+        """Deaths of a replica by the armed point. All its ranks see the same token in the same step, so
+        processes of one replica that die within 100 ms are one death."""
+        deaths, last = 0, {}
         with open(os.path.join(self.cluster.dir, "logs", "worker.log"), encoding="utf-8", errors="replace") as log:
-            return len({match for line in log if "(crashed)" in line for match in re.findall(r"(\S+): epoch (\d+) failed", line)})
+            for line in log:
+                found = re.match(r"(\d+):(\d+):([\d.]+) .*? (\S+/\d+) rank \d+\[\d+\] fail point rank.token", line)
+                if not found:
+                    continue
+                at = int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+                deaths += at - last.get(found[4], -1) > 0.1
+                last[found[4]] = at
+        return deaths
 
 
 class EmptiedStores(unittest.TestCase):

@@ -30,14 +30,6 @@ static void need_hosts(void)
         skip();
 }
 
-static bool is_in(const char *text, const char *words)
-{
-    if (strstr(text, words))
-        return true;
-    fprintf(stderr, "\"%s\" is not in \"%s\"\n", words, text);
-    return false;
-}
-
 /* ---- two ranks on each host; the exchange group spans both ---- */
 
 static int traffic(fabric_t *fabric)
@@ -176,6 +168,25 @@ static void test_a_stopped_rank_is_found_silent_on_both_hosts(void **state)
     ranks_wait_ready(&ranks, 4);
     usleep(120000);
     ranks_signal(&ranks, 2, SIGSTOP);
+    assert_int_equal(ranks_finish(&ranks, 1u << 2), 0);
+}
+
+/* Rank 2 lives and beats, only its own agent knows that it is lost. */
+static int told_rank(host_rank_t *rank)
+{
+    return lost_rank(rank, "rank 2 (host b) is lost: killed by its cgroup", 200 * SLACK);
+}
+
+static void test_what_an_agent_says_of_its_rank_reaches_the_other_host(void **state)
+{
+    (void)state;
+    need_hosts();
+    ranks_t ranks;
+    hosts_start(&ranks, 4, 2, 2, 30000, told_rank);
+    ranks_wait_ready(&ranks, 4);
+    usleep(20000);
+    atomic_store(&ranks.shared->killed_ns, clock_ns());
+    fabric_shm_rank_died(ranks.shm, 2, "killed by its cgroup");
     assert_int_equal(ranks_finish(&ranks, 1u << 2), 0);
 }
 
@@ -435,6 +446,7 @@ int main(void)
         cmocka_unit_test(test_messages_and_exchanges_cross_hosts_whole),
         cmocka_unit_test(test_a_killed_rank_is_named_on_both_hosts_at_once),
         cmocka_unit_test(test_a_stopped_rank_is_found_silent_on_both_hosts),
+        cmocka_unit_test(test_what_an_agent_says_of_its_rank_reaches_the_other_host),
         cmocka_unit_test(test_a_cut_link_is_named_within_two_seconds),
         cmocka_unit_test(test_an_abort_reaches_the_ranks_of_the_other_host),
         cmocka_unit_test(test_frames_of_a_newer_epoch_are_held_and_an_epoch_ends_in_order),

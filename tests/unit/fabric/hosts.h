@@ -22,7 +22,7 @@ typedef struct {
 typedef int (*host_rank_fn)(host_rank_t *rank);
 
 /* Starts n ranks; the first `n_a` live on host "a", the others on host "b". Each has an endpoint and
- * everybody's address; config is of epoch 7 with groups of group_n. shm of both hosts are made. */
+ * everybody's address; config is of epoch 7 with groups of group_n. ranks->shm is host b's. */
 void hosts_start(ranks_t *ranks, uint32_t n, uint32_t n_a, uint32_t group_n,
                  uint32_t step_timeout_ms, host_rank_fn function);
 

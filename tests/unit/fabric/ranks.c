@@ -12,6 +12,14 @@
 
 #include "common/base/clock.h"
 
+bool is_in(const char *text, const char *words)
+{
+    if (strstr(text, words))
+        return true;
+    fprintf(stderr, "\"%s\" is not in \"%s\"\n", words, text);
+    return false;
+}
+
 shared_t *shared_new(void)
 {
     void *map = mmap(NULL, sizeof(shared_t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,

@@ -4,6 +4,7 @@
 #define SHOAL_TESTS_UNIT_FABRIC_RANKS_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <sys/types.h>
@@ -37,6 +38,9 @@ typedef struct {
             return 1;                                                                              \
         }                                                                                          \
     } while (0)
+
+/* Whether the words are in the text; prints both when not. */
+bool is_in(const char *text, const char *words);
 
 shared_t *shared_new(void);
 /* Starts n ranks of one host, groups of `group_n`, epoch 7. */

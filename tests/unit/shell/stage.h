@@ -1,5 +1,5 @@
-/* Real processes for the shell's tests: an etcd, a Redis, coordinators, each in a private folder and
- * on ports picked by the kernel; all die with the test. */
+/* Real processes for the shell's tests: an etcd, a Redis, coordinators, each in a private folder
+ * and on ports picked by the kernel; all die with the test. */
 #ifndef SHOAL_TESTS_UNIT_SHELL_STAGE_H
 #define SHOAL_TESTS_UNIT_SHELL_STAGE_H
 

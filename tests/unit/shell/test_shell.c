@@ -1,5 +1,5 @@
-/* The coordinator program without any host: intake and its refusals, jobs as a whole, which cluster,
- * start without stores, drain. What needs hosts is in tests/cluster. */
+/* The coordinator program without any host: intake and its refusals, jobs as a whole, which
+ * cluster, start without stores, drain. What needs hosts is in tests/cluster. */
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -16,106 +16,16 @@
 #include "shoal/v1/admin.pb-c.h"
 #include "shoal/v1/inference.pb-c.h"
 #include "shoal/v1/jobs.pb-c.h"
-#include "tests/unit/shell/stage.h"
+#include "tests/unit/shell/client.h"
 
 #include <cmocka.h>
 
-static stage_t stage;
-static rpc_io_t *io;
-static rpc_channel_t *channel;
-static pid_t coordinator;
-static int port;
-
-static status_t call(const char *method, const void *request,
-                     const ProtobufCMessageDescriptor *reply, ProtobufCMessage **own_out)
+static rpc_stream_t *open_stream(const char *method)
 {
-    return rpc_unary_message_wait(channel, method, request, reply, 20000, own_out);
+    rpc_stream_t *stream;
+    assert_int_equal(rpc_stream_open(client_channel, method, 30000, &stream), STATUS_OK);
+    return stream;
 }
-
-static void nap(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 30000000}, NULL);
-}
-
-static Shoal__V1__StatusResponse *get_status(void)
-{
-    Shoal__V1__StatusRequest request = SHOAL__V1__STATUS_REQUEST__INIT;
-    ProtobufCMessage *reply = NULL;
-    uint64_t until = clock_ms() + 20000;
-    while (call("/shoal.v1.Admin/Status", &request, &shoal__v1__status_response__descriptor,
-                &reply) != STATUS_OK) {
-        assert_true(clock_ms() < until);
-        nap();
-    }
-    return (Shoal__V1__StatusResponse *)reply;
-}
-
-/* Waits until the named store's state contains `words`. */
-static void await_store(bool redis, const char *words)
-{
-    uint64_t until = clock_ms() + 20000;
-    for (;;) {
-        Shoal__V1__StatusResponse *status = get_status();
-        bool found = strstr(redis ? status->redis : status->etcd, words) != NULL;
-        if (!found && clock_ms() > until)
-            fail_msg("never \"%s\": %s", words, redis ? status->redis : status->etcd);
-        rpc_message_free(status);
-        if (found)
-            return;
-        nap();
-    }
-}
-
-/* Creates a job of n lines; on failure status_text() has the words. */
-static status_t create(const char *const *lines, size_t n, const char *key, char id_out[33])
-{
-    Shoal__V1__JobHeader header = SHOAL__V1__JOB_HEADER__INIT;
-    Shoal__V1__CreateJobRequest request = SHOAL__V1__CREATE_JOB_REQUEST__INIT;
-    Shoal__V1__Item items[8], *list[8];
-    char key_copy[32];
-    snprintf(key_copy, sizeof key_copy, "%s", key);
-    header.idempotency_key = key_copy;
-    request.header = &header;
-    request.items = list;
-    request.n_items = n;
-    for (size_t i = 0; i < n; i++) {
-        shoal__v1__item__init(&items[i]);
-        items[i].input_case = SHOAL__V1__ITEM__INPUT_BODY_JSON;
-        union {
-            const char *from;
-            uint8_t *to;
-        } body = {lines[i]};
-        items[i].body_json = (ProtobufCBinaryData){strlen(lines[i]), body.to};
-        list[i] = &items[i];
-    }
-    ProtobufCMessage *reply;
-    status_t status =
-        call("/shoal.v1.Jobs/Create", &request, &shoal__v1__job__descriptor, &reply);
-    if (status == STATUS_OK && id_out)
-        snprintf(id_out, 33, "%s", ((Shoal__V1__Job *)reply)->id);
-    if (status == STATUS_OK)
-        rpc_message_free(reply);
-    return status;
-}
-
-static status_t job_call(const char *method, const char *id, Shoal__V1__Job **own_out)
-{
-    Shoal__V1__GetJobRequest request = SHOAL__V1__GET_JOB_REQUEST__INIT; /* Cancel's looks alike */
-    char copy[64];
-    snprintf(copy, sizeof copy, "%s", id);
-    request.id = copy;
-    ProtobufCMessage *reply;
-    status_t status = call(method, &request, &shoal__v1__job__descriptor, &reply);
-    if (status == STATUS_OK && own_out)
-        *own_out = (Shoal__V1__Job *)reply;
-    else if (status == STATUS_OK)
-        rpc_message_free(reply);
-    return status;
-}
-
-static const char *const good[] = {"{\"custom_id\":\"a\",\"prompt\":\"x\"}",
-                                   "{\"custom_id\":\"b\",\"prompt\":\"y\",\"max_tokens\":5}",
-                                   "{\"prompt\":\"z\"}"};
 
 /* ---- intake ---- */
 
@@ -123,29 +33,29 @@ static void test_a_job_is_taken_listed_and_the_same_for_the_same_key(void **stat
 {
     (void)state;
     char first[33], again[33];
-    assert_int_equal(create(good, 3, "k", first), STATUS_OK);
-    assert_int_equal(create(good, 3, "k", again), STATUS_OK);
+    assert_int_equal(client_create(client_lines, 3, "k", first), STATUS_OK);
+    assert_int_equal(client_create(client_lines, 3, "k", again), STATUS_OK);
     assert_string_equal(first, again);
-    assert_int_equal(create(good, 2, "k", again), STATUS_CONFLICT);
+    assert_int_equal(client_create(client_lines, 2, "k", again), STATUS_CONFLICT);
     Shoal__V1__Job *job;
-    assert_int_equal(job_call("/shoal.v1.Jobs/Get", first, &job), STATUS_OK);
+    assert_int_equal(client_job_call("/shoal.v1.Jobs/Get", first, &job), STATUS_OK);
     assert_string_equal(job->model, "smol");
     assert_int_equal(job->state, SHOAL__V1__JOB__STATE__QUEUED);
     assert_int_equal(job->counts->total, 3);
     rpc_message_free(job);
     char second[33];
-    assert_int_equal(create(good, 1, "", second), STATUS_OK);
+    assert_int_equal(client_create(client_lines, 1, "", second), STATUS_OK);
     Shoal__V1__ListJobsRequest request = SHOAL__V1__LIST_JOBS_REQUEST__INIT;
     request.page_size = 1;
     ProtobufCMessage *page;
-    assert_int_equal(call("/shoal.v1.Jobs/List", &request,
+    assert_int_equal(client_call("/shoal.v1.Jobs/List", &request,
                           &shoal__v1__list_jobs_response__descriptor, &page),
                      STATUS_OK);
     Shoal__V1__ListJobsResponse *list = (Shoal__V1__ListJobsResponse *)page;
     assert_string_equal(list->jobs[0]->id, second);
     request.page_token = list->next_page_token;
     ProtobufCMessage *next;
-    assert_int_equal(call("/shoal.v1.Jobs/List", &request,
+    assert_int_equal(client_call("/shoal.v1.Jobs/List", &request,
                           &shoal__v1__list_jobs_response__descriptor, &next),
                      STATUS_OK);
     assert_string_equal(((Shoal__V1__ListJobsResponse *)next)->jobs[0]->id, first);
@@ -168,12 +78,12 @@ static void test_a_wrong_line_refuses_the_job_and_names_itself(void **state)
         {"{\"prompt\":\"x\",\"model\":\"other\"}", "model"},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
-        const char *const lines[] = {good[0], wrong[i].line};
-        assert_int_equal(create(lines, 2, "", NULL), STATUS_INVALID);
+        const char *const lines[] = {client_lines[0], wrong[i].line};
+        assert_int_equal(client_create(lines, 2, "", NULL), STATUS_INVALID);
         if (!strstr(status_text(), wrong[i].words))
             fail_msg("\"%s\" does not say \"%s\"", status_text(), wrong[i].words);
     }
-    assert_int_equal(create(good, 0, "", NULL), STATUS_INVALID);
+    assert_int_equal(client_create(client_lines, 0, "", NULL), STATUS_INVALID);
 }
 
 /* Sends one message of a Submit stream: the header when `lines` is 0, else so many items. */
@@ -230,7 +140,7 @@ static void test_a_stream_of_chunks_becomes_one_job_or_none(void **state)
     (void)state;
     rpc_stream_t *stream;
     uint64_t total = 0;
-    assert_int_equal(rpc_stream_open(channel, "/shoal.v1.Jobs/Submit", 30000, &stream), STATUS_OK);
+    stream = open_stream("/shoal.v1.Jobs/Submit");
     assert_int_equal(submit_send(stream, 0, 0), STATUS_OK);
     assert_int_equal(submit_send(stream, 0, 1000), STATUS_OK);
     assert_int_equal(submit_send(stream, 1000, 1000), STATUS_OK);
@@ -240,8 +150,7 @@ static void test_a_stream_of_chunks_becomes_one_job_or_none(void **state)
     rpc_stream_close(stream);
     /* A chunk before the header, one that is too large, a custom_id of an earlier chunk. */
     for (int wrong = 0; wrong < 3; wrong++) {
-        assert_int_equal(rpc_stream_open(channel, "/shoal.v1.Jobs/Submit", 30000, &stream),
-                         STATUS_OK);
+        stream = open_stream("/shoal.v1.Jobs/Submit");
         status_t status = STATUS_OK;
         if (wrong > 0)
             status = submit_send(stream, 0, 0);
@@ -260,7 +169,7 @@ static void test_a_client_that_leaves_amid_its_stream_leaves_no_upload(void **st
 {
     (void)state;
     rpc_stream_t *stream;
-    assert_int_equal(rpc_stream_open(channel, "/shoal.v1.Jobs/Submit", 30000, &stream), STATUS_OK);
+    stream = open_stream("/shoal.v1.Jobs/Submit");
     assert_int_equal(submit_send(stream, 0, 0), STATUS_OK);
     assert_int_equal(submit_send(stream, 0, 1000), STATUS_OK);
     char script[512];
@@ -268,10 +177,10 @@ static void test_a_client_that_leaves_amid_its_stream_leaves_no_upload(void **st
     const char *const check = "redis-cli -s '%s' zcard 'shoal:{test}:uploads' | grep -qx '%d'";
     uint64_t until = clock_ms() + 10000;
     for (int n = 1; n >= 0; n--) {
-        snprintf(script, sizeof script, check, stage.redis + 5, n);
+        snprintf(script, sizeof script, check, client_stage.redis + 5, n);
         while (system(script) != 0) {
             assert_true(clock_ms() < until);
-            nap();
+            client_nap();
         }
         if (n == 1)
             rpc_stream_close(stream);
@@ -291,8 +200,7 @@ static size_t read_results(const char *id, uint64_t after, bool follow, unsigned
     buffer_t bytes = {0};
     rpc_pack(&request, &bytes);
     rpc_stream_t *stream;
-    assert_int_equal(rpc_stream_open(channel, "/shoal.v1.Jobs/StreamResults", 20000, &stream),
-                     STATUS_OK);
+    stream = open_stream("/shoal.v1.Jobs/StreamResults");
     assert_int_equal(rpc_stream_send(stream, bytes.data, bytes.size), STATUS_OK);
     rpc_stream_half_close(stream);
     size_t n = 0;
@@ -322,21 +230,21 @@ static void test_a_cancelled_job_ends_its_watchers_and_has_a_result_an_item(void
     (void)state;
     char id[33];
     unsigned cancelled;
-    assert_int_equal(create(good, 3, "", id), STATUS_OK);
+    assert_int_equal(client_create(client_lines, 3, "", id), STATUS_OK);
     assert_int_equal(read_results(id, 0, false, &cancelled), 0);
     Shoal__V1__WatchJobRequest request = SHOAL__V1__WATCH_JOB_REQUEST__INIT;
     request.id = id;
     buffer_t bytes = {0};
     rpc_pack(&request, &bytes);
     rpc_stream_t *stream;
-    assert_int_equal(rpc_stream_open(channel, "/shoal.v1.Jobs/Watch", 20000, &stream), STATUS_OK);
+    stream = open_stream("/shoal.v1.Jobs/Watch");
     assert_int_equal(rpc_stream_send(stream, bytes.data, bytes.size), STATUS_OK);
     rpc_stream_half_close(stream);
     bool ended = false;
     assert_int_equal(rpc_stream_read(stream, 10000, &bytes, &ended), STATUS_OK);
     assert_false(ended);
     Shoal__V1__Job *job;
-    assert_int_equal(job_call("/shoal.v1.Jobs/Cancel", id, &job), STATUS_OK);
+    assert_int_equal(client_job_call("/shoal.v1.Jobs/Cancel", id, &job), STATUS_OK);
     assert_int_equal(job->state, SHOAL__V1__JOB__STATE__CANCELLED);
     assert_int_equal(job->counts->cancelled, 3);
     rpc_message_free(job);
@@ -350,12 +258,12 @@ static void test_a_cancelled_job_ends_its_watchers_and_has_a_result_an_item(void
     Shoal__V1__DeleteJobRequest delete = SHOAL__V1__DELETE_JOB_REQUEST__INIT;
     delete.id = id;
     ProtobufCMessage *reply;
-    assert_int_equal(call("/shoal.v1.Jobs/Delete", &delete,
+    assert_int_equal(client_call("/shoal.v1.Jobs/Delete", &delete,
                           &shoal__v1__delete_job_response__descriptor, &reply),
                      STATUS_OK);
     rpc_message_free(reply);
-    assert_int_equal(job_call("/shoal.v1.Jobs/Get", id, NULL), STATUS_NOT_FOUND);
-    assert_int_equal(job_call("/shoal.v1.Jobs/Get", "nonsense", NULL), STATUS_INVALID);
+    assert_int_equal(client_job_call("/shoal.v1.Jobs/Get", id, NULL), STATUS_NOT_FOUND);
+    assert_int_equal(client_job_call("/shoal.v1.Jobs/Get", "nonsense", NULL), STATUS_INVALID);
 }
 
 /* ---- requests ---- */
@@ -371,8 +279,7 @@ static void test_a_request_without_a_replica_is_refused_with_a_retry_time(void *
     bool ended;
     rpc_pack(&request, &bytes);
     rpc_stream_t *stream;
-    assert_int_equal(rpc_stream_open(channel, "/shoal.v1.Inference/Generate", 20000, &stream),
-                     STATUS_OK);
+    stream = open_stream("/shoal.v1.Inference/Generate");
     assert_int_equal(rpc_stream_send(stream, bytes.data, bytes.size), STATUS_OK);
     assert_int_equal(rpc_stream_read(stream, 15000, &bytes, &ended), STATUS_EXHAUSTED);
     rpc_stream_close(stream);
@@ -381,7 +288,7 @@ static void test_a_request_without_a_replica_is_refused_with_a_retry_time(void *
     static char id[] = "0123456789abcdef0123456789abcdef";
     cancel.id = id;
     ProtobufCMessage *reply;
-    assert_int_equal(call("/shoal.v1.Inference/Cancel", &cancel,
+    assert_int_equal(client_call("/shoal.v1.Inference/Cancel", &cancel,
                           &shoal__v1__cancel_response__descriptor, &reply),
                      STATUS_NOT_FOUND);
 }
@@ -395,18 +302,19 @@ static void test_text_goes_to_ids_and_back(void **state)
     request.text = text;
     ProtobufCMessage *there, *back;
     const ProtobufCMessageDescriptor *type = &shoal__v1__tokenize_response__descriptor;
-    assert_int_equal(call("/shoal.v1.Inference/Tokenize", &request, type, &there), STATUS_OK);
+    const char *const method = "/shoal.v1.Inference/Tokenize";
+    assert_int_equal(client_call(method, &request, type, &there), STATUS_OK);
     Shoal__V1__TokenIds ids = SHOAL__V1__TOKEN_IDS__INIT;
     ids.ids = ((Shoal__V1__TokenizeResponse *)there)->ids;
     ids.n_ids = ((Shoal__V1__TokenizeResponse *)there)->n_ids;
     assert_true(ids.n_ids > 5);
     request.input_case = SHOAL__V1__TOKENIZE_REQUEST__INPUT_IDS;
     request.ids = &ids;
-    assert_int_equal(call("/shoal.v1.Inference/Tokenize", &request, type, &back), STATUS_OK);
+    assert_int_equal(client_call(method, &request, type, &back), STATUS_OK);
     assert_string_equal(((Shoal__V1__TokenizeResponse *)back)->text, text);
     rpc_message_free(back);
     ids.ids[0] = 1u << 30;
-    assert_int_equal(call("/shoal.v1.Inference/Tokenize", &request, type, &back), STATUS_INVALID);
+    assert_int_equal(client_call(method, &request, type, &back), STATUS_INVALID);
     rpc_message_free(there);
 }
 
@@ -415,136 +323,74 @@ static void test_text_goes_to_ids_and_back(void **state)
 static void test_a_redis_that_may_lose_jobs_and_an_emptied_one_are_named(void **state)
 {
     (void)state;
-    stage_restart_redis(&stage, false); /* the gate is looked at again on each connection */
-    await_store(true, "ok");
-    stage_redis(&stage, "config set appendfsync everysec");
-    stage_redis(&stage, "client kill type normal");
-    await_store(true, "appendfsync");
-    assert_int_equal(create(good, 1, "", NULL), STATUS_UNREACHABLE);
+    stage_restart_redis(&client_stage, false); /* the gate is looked at again on each connection */
+    client_await_store(true, "ok");
+    stage_redis(&client_stage, "config set appendfsync everysec");
+    stage_redis(&client_stage, "client kill type normal");
+    client_await_store(true, "appendfsync");
+    assert_int_equal(client_create(client_lines, 1, "", NULL), STATUS_UNREACHABLE);
     assert_non_null(strstr(status_text(), "appendfsync"));
-    stage_redis(&stage, "config set appendfsync always");
-    await_store(true, "ok");
+    stage_redis(&client_stage, "config set appendfsync always");
+    client_await_store(true, "ok");
     Shoal__V1__AdoptRequest adopt = SHOAL__V1__ADOPT_REQUEST__INIT;
     static char name[] = "redis";
     adopt.store = name;
     ProtobufCMessage *reply;
     const ProtobufCMessageDescriptor *type = &shoal__v1__adopt_response__descriptor;
-    assert_int_equal(call("/shoal.v1.Admin/Adopt", &adopt, type, &reply), STATUS_REFUSED);
-    stage_restart_redis(&stage, true);
-    await_store(true, "shoal adopt redis");
-    assert_int_equal(create(good, 1, "", NULL), STATUS_UNREACHABLE);
+    assert_int_equal(client_call("/shoal.v1.Admin/Adopt", &adopt, type, &reply), STATUS_REFUSED);
+    stage_restart_redis(&client_stage, true);
+    client_await_store(true, "shoal adopt redis");
+    assert_int_equal(client_create(client_lines, 1, "", NULL), STATUS_UNREACHABLE);
     assert_non_null(strstr(status_text(), "adopt redis"));
-    assert_int_equal(call("/shoal.v1.Admin/Adopt", &adopt, type, &reply), STATUS_OK);
+    assert_int_equal(client_call("/shoal.v1.Admin/Adopt", &adopt, type, &reply), STATUS_OK);
     assert_int_equal(((Shoal__V1__AdoptResponse *)reply)->incarnation, 2);
     rpc_message_free(reply);
-    await_store(true, "ok");
-    assert_int_equal(create(good, 1, "", NULL), STATUS_OK);
+    client_await_store(true, "ok");
+    assert_int_equal(client_create(client_lines, 1, "", NULL), STATUS_OK);
 }
 
 static void test_a_coordinator_without_its_stores_says_so_and_exits_6(void **state)
 {
     (void)state;
-    stage_t nowhere = stage;
-    snprintf(nowhere.redis, sizeof nowhere.redis, "unix:%s/none", stage.dir);
+    stage_t nowhere = client_stage;
+    snprintf(nowhere.redis, sizeof nowhere.redis, "unix:%s/none", client_stage.dir);
     const char *const options[] = {"--store-wait", "400ms", NULL};
     pid_t pid = stage_coordinator(&nowhere, "lonely", stage_port(), options);
     assert_int_equal(stage_wait_exit(pid, 10000), 6);
-    snprintf(nowhere.redis, sizeof nowhere.redis, "%s", stage.redis);
+    snprintf(nowhere.redis, sizeof nowhere.redis, "%s", client_stage.redis);
     snprintf(nowhere.etcd, sizeof nowhere.etcd, "127.0.0.1:1");
     pid = stage_coordinator(&nowhere, "lonely", stage_port(), options);
     assert_int_equal(stage_wait_exit(pid, 10000), 6);
     char script[128];
-    snprintf(script, sizeof script, "grep -q 'waiting for redis' %s/lonely.log", stage.dir);
+    snprintf(script, sizeof script, "grep -q 'waiting for redis' %s/lonely.log", client_stage.dir);
     assert_int_equal(system(script), 0);
-    snprintf(script, sizeof script, "grep -q 'waiting for etcd' %s/lonely.log", stage.dir);
+    snprintf(script, sizeof script, "grep -q 'waiting for etcd' %s/lonely.log", client_stage.dir);
     assert_int_equal(system(script), 0);
 }
 
 static void test_sigterm_drains_a_coordinator_and_another_is_elected_at_once(void **state)
 {
     (void)state;
-    pid_t other = stage_coordinator(&stage, "other", stage_port(), NULL);
+    pid_t other = stage_coordinator(&client_stage, "other", stage_port(), NULL);
     Shoal__V1__StatusResponse *status;
     uint64_t until = clock_ms() + 15000;
-    for (size_t n = 0; n != 2; nap()) {
-        status = get_status();
+    for (size_t n = 0; n != 2; client_nap()) {
+        status = client_status();
         n = status->n_coordinators;
         rpc_message_free(status);
         assert_true(clock_ms() < until);
     }
-    kill(coordinator, SIGTERM);
-    assert_int_equal(stage_wait_exit(coordinator, 10000), 0);
+    kill(client_coordinator, SIGTERM);
+    assert_int_equal(stage_wait_exit(client_coordinator, 10000), 0);
     char script[128];
-    snprintf(script, sizeof script, "grep -q 'elected: this' %s/other.log", stage.dir);
+    snprintf(script, sizeof script, "grep -q 'elected: this' %s/other.log", client_stage.dir);
     until = clock_ms() + 3000; /* its lease was revoked, so well within its 5 s */
     while (system(script) != 0) {
         assert_true(clock_ms() < until);
-        nap();
+        client_nap();
     }
     kill(other, SIGTERM);
     assert_int_equal(stage_wait_exit(other, 10000), 0);
-}
-
-/* ---- the group ---- */
-
-static void deploy(void)
-{
-    Shoal__V1__Deployment deployment = SHOAL__V1__DEPLOYMENT__INIT;
-    static char name[] = "smol", path[4096];
-    snprintf(path, sizeof path, "%s", stage_model());
-    deployment.name = name;
-    deployment.model_path = path;
-    deployment.replicas = 1;
-    deployment.tp = 1;
-    deployment.stages = 1;
-    Shoal__V1__DeployRequest request = SHOAL__V1__DEPLOY_REQUEST__INIT;
-    request.deployment = &deployment;
-    ProtobufCMessage *reply;
-    uint64_t until = clock_ms() + 20000;
-    while (call("/shoal.v1.Admin/Deploy", &request, &shoal__v1__deployment__descriptor, &reply) !=
-           STATUS_OK) {
-        if (clock_ms() > until)
-            fail_msg("Deploy: %s", status_text());
-        nap();
-    }
-    assert_int_equal(((Shoal__V1__Deployment *)reply)->context_max, 4096);
-    rpc_message_free(reply);
-    /* Until the tokenizer is open, requests are unavailable. */
-    Shoal__V1__TokenizeRequest tokenize = SHOAL__V1__TOKENIZE_REQUEST__INIT;
-    static char text[] = "x";
-    tokenize.input_case = SHOAL__V1__TOKENIZE_REQUEST__INPUT_TEXT;
-    tokenize.text = text;
-    while (call("/shoal.v1.Inference/Tokenize", &tokenize,
-                &shoal__v1__tokenize_response__descriptor, &reply) != STATUS_OK) {
-        assert_true(clock_ms() < until);
-        nap();
-    }
-    rpc_message_free(reply);
-}
-
-static int group_begin(void **state)
-{
-    (void)state;
-    stage_begin(&stage);
-    port = stage_port();
-    const char *const options[] = {"--queue-wait", "300ms", NULL};
-    coordinator = stage_coordinator(&stage, "first", port, options);
-    assert_int_equal(rpc_io_open(2, &io), STATUS_OK);
-    char endpoint[48];
-    snprintf(endpoint, sizeof endpoint, "127.0.0.1:%d", port);
-    rpc_channel_options_t channel_options = {.endpoint = endpoint};
-    assert_int_equal(rpc_channel_open(io, &channel_options, &channel), STATUS_OK);
-    deploy();
-    return 0;
-}
-
-static int group_end(void **state)
-{
-    (void)state;
-    rpc_channel_close(channel);
-    rpc_io_close(io);
-    stage_end(&stage);
-    return 0;
 }
 
 int main(void)
@@ -561,5 +407,5 @@ int main(void)
         cmocka_unit_test(test_a_coordinator_without_its_stores_says_so_and_exits_6),
         cmocka_unit_test(test_sigterm_drains_a_coordinator_and_another_is_elected_at_once),
     };
-    return cmocka_run_group_tests(tests, group_begin, group_end);
+    return cmocka_run_group_tests(tests, client_begin, client_end);
 }

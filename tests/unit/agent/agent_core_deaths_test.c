@@ -1,0 +1,166 @@
+/* What an agent makes of ranks that die, fall silent or stand still. */
+#include "agent_world.h"
+
+static void test_a_crash_is_told_with_the_sessions_that_the_leader_names(void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    agent_core_died(world.core, 2, true, "killed by signal 11", world.now);
+    expect(&world, AGENT_RELEASE);
+    expect(&world, AGENT_MARK_DEAD);
+    assert_int_equal(world.action.rank, 1);
+    expect(&world, AGENT_ABORT);
+    expect(&world, AGENT_END);
+    expect_nothing(&world); /* held back for the leader's account */
+    world.now += 20;
+    failed(&world, 1, 10, STATUS_PEER_LOST, 1, false, "0123456789abcdef0123456789abcdef");
+    expect(&world, AGENT_PUBLISH_FAILED);
+    const agent_failure_t *failure = world.action.failed;
+    assert_true(failure->crashed);
+    assert_int_equal(failure->rank, 1);
+    assert_int_equal(failure->n_sessions, 1);
+    assert_non_null(strstr(failure->text, "rank 1 (host a): killed by signal 11"));
+    assert_string_equal(failure->other_host, "");
+    tick(&world, 5);
+    beat(&world, 1, 1, false, 0);
+    expect_nothing(&world);
+    agent_core_free(world.core);
+}
+
+static void test_a_crash_is_told_without_the_leaders_account_when_none_comes(void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    agent_core_died(world.core, 2, true, "killed by signal 11", world.now);
+    skip_to(&world, AGENT_END);
+    tick(&world, 3);
+    beat(&world, 1, 1, false, 0);
+    expect_nothing(&world);
+    tick(&world, 1);
+    expect(&world, AGENT_PUBLISH_FAILED);
+    assert_true(world.action.failed->crashed);
+    agent_core_free(world.core);
+}
+
+static void test_the_leaders_account_that_comes_first_waits_for_the_death(void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    failed(&world, 1, 10, STATUS_PEER_LOST, 1, false, "0123456789abcdef0123456789abcdef");
+    skip_to(&world, AGENT_END);
+    expect_nothing(&world);
+    agent_core_died(world.core, 2, true, "killed by signal 11", world.now);
+    skip_to(&world, AGENT_PUBLISH_FAILED);
+    assert_true(world.action.failed->crashed);
+    assert_int_equal(world.action.failed->n_sessions, 1);
+    agent_core_free(world.core);
+}
+
+static void test_a_dead_link_is_reported_as_a_pair_of_hosts(void **state)
+{
+    (void)state;
+    world_t world = world_new(0);
+    assign(&world, 10, 1, 2, "ab");
+    skip_to(&world, AGENT_SPAWN);
+    hello(&world, 1, "mine");
+    agent_core_peer(world.core, "smol", 0, 10, 1, (const uint8_t *)"peer", 4, world.now);
+    active(&world, 1, 10);
+    skip_to(&world, AGENT_PUBLISH_ACTIVE);
+    failed(&world, 1, 10, STATUS_PEER_LOST, 1, true, NULL);
+    skip_to(&world, AGENT_END);
+    tick(&world, 3);
+    beat(&world, 1, 1, false, 0);
+    tick(&world, 2);
+    expect(&world, AGENT_PUBLISH_FAILED);
+    assert_string_equal(world.action.failed->host, "a");
+    assert_string_equal(world.action.failed->other_host, "b");
+    assert_int_equal(world.action.failed->rank, 1);
+    agent_core_free(world.core);
+}
+
+static void test_a_rank_without_beats_is_killed_after_600_ms_and_its_epoch_failed(void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    beat(&world, 1, 1, false, 0);
+    beat(&world, 2, 1, false, 0);
+    for (int i = 0; i < 6; i++) {
+        tick(&world, 1);
+        beat(&world, 1, 1, false, 0);
+        expect_nothing(&world);
+    }
+    tick(&world, 1);
+    expect(&world, AGENT_KILL);
+    assert_int_equal(world.action.rank_id, 2);
+    expect_nothing(&world);
+    agent_core_died(world.core, 2, false, "killed by signal 9", world.now);
+    skip_to(&world, AGENT_END);
+    tick(&world, 4);
+    skip_to(&world, AGENT_PUBLISH_FAILED);
+    assert_false(world.action.failed->crashed);
+    assert_non_null(strstr(world.action.failed->text, "no progress beat for 600 ms"));
+    agent_core_free(world.core);
+}
+
+static void test_a_rank_that_its_peers_find_silent_is_killed_before_the_next_epoch(void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    failed(&world, 1, 10, STATUS_PEER_LOST, 1, true, NULL);
+    expect(&world, AGENT_KILL);
+    assert_int_equal(world.action.rank_id, 2);
+    skip_to(&world, AGENT_END);
+    assign(&world, 20, 2, 1, "aa");
+    skip_to(&world, AGENT_PUBLISH_RANK);
+    expect_nothing(&world); /* its successor waits for its death */
+    agent_core_died(world.core, 2, false, "killed by signal 9", world.now);
+    skip_to(&world, AGENT_SPAWN);
+    assert_int_equal(world.action.rank, 1);
+    agent_core_free(world.core);
+}
+
+static void test_an_agent_that_was_stopped_itself_takes_nobody_for_silent(void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    beat(&world, 1, 1, false, 0);
+    beat(&world, 2, 1, false, 0);
+    world.now += 10000; /* no tick meanwhile: the whole machine slept */
+    tick(&world, 2);
+    expect_nothing(&world);
+    agent_core_free(world.core);
+}
+
+static void test_a_rank_that_beats_but_stands_still_at_work_is_killed(void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    for (uint32_t i = 0; i < AGENT_STUCK_MS / AGENT_TICK_MS; i++) {
+        beat(&world, 1, i, true, 0);  /* works */
+        beat(&world, 2, 7, true, 0);  /* is busy and does not get on */
+        tick(&world, 1);
+        expect_nothing(&world);
+    }
+    beat(&world, 1, 1, true, 0);
+    beat(&world, 2, 7, true, 0);
+    tick(&world, 1);
+    expect(&world, AGENT_KILL);
+    assert_int_equal(world.action.rank_id, 2);
+    expect_nothing(&world);
+    agent_core_free(world.core);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_crash_is_told_with_the_sessions_that_the_leader_names),
+        cmocka_unit_test(test_a_crash_is_told_without_the_leaders_account_when_none_comes),
+        cmocka_unit_test(test_the_leaders_account_that_comes_first_waits_for_the_death),
+        cmocka_unit_test(test_a_dead_link_is_reported_as_a_pair_of_hosts),
+        cmocka_unit_test(test_a_rank_without_beats_is_killed_after_600_ms_and_its_epoch_failed),
+        cmocka_unit_test(test_a_rank_that_its_peers_find_silent_is_killed_before_the_next_epoch),
+        cmocka_unit_test(test_an_agent_that_was_stopped_itself_takes_nobody_for_silent),
+        cmocka_unit_test(test_a_rank_that_beats_but_stands_still_at_work_is_killed),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
