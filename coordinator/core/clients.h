@@ -1,5 +1,5 @@
-/* What goes to a client's stream: Started, outputs from the position that it has, the end. Output is
- * state: one message is under way at a time and the next one carries all that came since. */
+/* What goes to a client's stream: Started, outputs from the position that it has, the end. Output
+ * is state: one message is under way at a time and the next one carries all that came since. */
 #ifndef SHOAL_COORDINATOR_CORE_CLIENTS_H
 #define SHOAL_COORDINATOR_CORE_CLIENTS_H
 

@@ -1,6 +1,6 @@
 /* What stands in etcd, as this coordinator knows it: deployments, slots with their plans and active
- * records, coordinators. Values are unpacked and checked here; a value that is not what it should be
- * is left out with a log line, because one bad key must not stop the rest. */
+ * records, coordinators. Values are unpacked and checked here; a value that is not what it should
+ * be is left out with a log line, because one bad key must not stop the rest. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,8 +37,9 @@ static deployment_t *find_or_make(core_t *core, const char *name)
     if (deployment)
         return deployment;
     if (core->n_deployments == CORE_DEPLOYMENTS_MAX || strlen(name) >= CORE_NAME_SIZE) {
-        core_log(core, LOG_ERROR, "deployment \"%.64s\" is left out: at most %d, with names below %d bytes",
-                 name, CORE_DEPLOYMENTS_MAX, CORE_NAME_SIZE);
+        core_log(core, LOG_ERROR,
+                 "deployment \"%.64s\" is left out: at most %d, with names below %d bytes", name,
+                 CORE_DEPLOYMENTS_MAX, CORE_NAME_SIZE);
         return NULL;
     }
     deployment = MEM_NEW(deployment_t);
@@ -56,8 +57,8 @@ slot_t *cluster_make_slot(core_t *core, deployment_t *deployment, uint32_t ordin
     if (slot)
         return slot;
     if (ordinal >= CORE_SLOTS_MAX || core->n_slots == CORE_SLOTS_MAX) {
-        core_log(core, LOG_ERROR, "replica %s/%u is left out: at most %d", deployment->name, ordinal,
-                 CORE_SLOTS_MAX);
+        core_log(core, LOG_ERROR, "replica %s/%u is left out: at most %d", deployment->name,
+                 ordinal, CORE_SLOTS_MAX);
         return NULL;
     }
     size_t old = deployment->slots_capacity;
@@ -96,14 +97,16 @@ void cluster_load_models(core_t *core)
 void cluster_model(core_t *core, const core_event_t *event)
 {
     deployment_t *d = cluster_find(core, event->model.deployment);
-    if (!d || d->model != MODEL_LOADING || !d->digest || strcmp(d->digest, event->model.digest) != 0)
+    if (!d || d->model != MODEL_LOADING || !d->digest ||
+        strcmp(d->digest, event->model.digest) != 0)
         return;
     if (!event->model.tokenizer) {
         d->model = MODEL_FAILED;
         d->model_retry_at_ms = core->now_ms + MODEL_RETRY_MS;
         free(d->message);
         d->message = mem_strdup(text_or_empty(event->model.text));
-        core_log(core, LOG_ERROR, "the model of deployment %s cannot be read: %s", d->name, d->message);
+        core_log(core, LOG_ERROR, "the model of deployment %s cannot be read: %s", d->name,
+                 d->message);
         return;
     }
     d->model = MODEL_READY;
@@ -230,8 +233,8 @@ static void failed_key(core_t *core, slot_t *slot, const core_key_t *key)
     bool current = slot->plan && failure->epoch == slot->epoch;
     if (current) {
         slot->failed = true;
-        core_log(core, LOG_WARN, "replica %s/%u, epoch %llu: %s", slot->deployment->name, slot->ordinal,
-                 (unsigned long long)failure->epoch, failure->message);
+        core_log(core, LOG_WARN, "replica %s/%u, epoch %llu: %s", slot->deployment->name,
+                 slot->ordinal, (unsigned long long)failure->epoch, failure->message);
     }
     /* Suspects first: dispatch_slot_lost then finds the record in place. */
     dispatch_failure(core, slot);

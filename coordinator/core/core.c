@@ -225,7 +225,8 @@ static void store_event(core_t *core, const core_event_t *event)
     if (adopted && core->elected)
         rollout_elected(core, true);
     if (event->store.state == CORE_STORE_FOREIGN)
-        core_log(core, LOG_ERROR, "jobs and plans are refused: %s", text_or_empty(event->store.text));
+        core_log(core, LOG_ERROR, "jobs and plans are refused: %s",
+                 text_or_empty(event->store.text));
     if (event->store.store == CORE_STORE_REDIS)
         claims_store_changed(core);
     rollout_changed(core);
@@ -254,30 +255,50 @@ static void elected_event(core_t *core, const core_event_t *event)
     rollout_elected(core, elected);
 }
 
-static void handle(core_t *core, const core_event_t *event)
+/* Clients, links and time. */
+static bool handle_serving(core_t *core, const core_event_t *event)
 {
     switch (event->kind) {
     case CORE_EVENT_TICK:
-        break;
+        return true;
     case CORE_EVENT_DRAIN:
         start_drain(core);
-        break;
+        return true;
     case CORE_EVENT_GENERATE:
         session_generate(core, event->generate.client, &event->generate.request);
-        break;
+        return true;
     case CORE_EVENT_RESUME:
         session_resume(core, event->resume.client, event->resume.id, event->resume.n,
                        event->resume.n_choices);
-        break;
+        return true;
     case CORE_EVENT_CANCEL:
         session_cancel(core, event->cancel.client, event->cancel.id);
-        break;
+        return true;
     case CORE_EVENT_CLIENT_WRITABLE:
         clients_writable(core, event->client.client);
-        break;
+        return true;
     case CORE_EVENT_CLIENT_GONE:
         session_client_gone(core, event->client.client);
-        break;
+        return true;
+    case CORE_EVENT_LINK_MESSAGE:
+        leaders_message(core, event->link_message.link, event->link_message.bytes,
+                        event->link_message.size);
+        return true;
+    case CORE_EVENT_LINK_BROKEN:
+        leaders_broken(core, event->link_broken.link, event->link_broken.text);
+        return true;
+    case CORE_EVENT_MODEL:
+        cluster_model(core, event);
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* etcd and Redis. */
+static void handle_stores(core_t *core, const core_event_t *event)
+{
+    switch (event->kind) {
     case CORE_EVENT_STORE:
         store_event(core, event);
         break;
@@ -299,16 +320,6 @@ static void handle(core_t *core, const core_event_t *event)
     case CORE_EVENT_ELECTED:
     case CORE_EVENT_DEPOSED:
         elected_event(core, event);
-        break;
-    case CORE_EVENT_MODEL:
-        cluster_model(core, event);
-        break;
-    case CORE_EVENT_LINK_MESSAGE:
-        leaders_message(core, event->link_message.link, event->link_message.bytes,
-                      event->link_message.size);
-        break;
-    case CORE_EVENT_LINK_BROKEN:
-        leaders_broken(core, event->link_broken.link, event->link_broken.text);
         break;
     case CORE_EVENT_CLAIMED:
         claims_claimed(core, event);
@@ -332,6 +343,8 @@ static void handle(core_t *core, const core_event_t *event)
     case CORE_EVENT_POINTER_DONE:
         takeover_pointer(core, event);
         break;
+    default:
+        break;
     }
 }
 
@@ -342,7 +355,8 @@ void core_step(core_t *core, uint64_t now_ms, const core_event_t *event, core_ac
         core->now_ms = now_ms;
     if (!core->begun)
         begin(core);
-    handle(core, event);
+    if (!handle_serving(core, event))
+        handle_stores(core, event);
     run_timers(core);
     session_bury(core);
     core->out = NULL;

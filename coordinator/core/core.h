@@ -15,9 +15,9 @@
  *   ends in exactly one event that carries it, also when the store cannot be reached.
  * - Links, ops and clients that the core no longer knows are ignored, so late events do no harm.
  * - Values of etcd and messages of leaders come and go as bytes: the core packs and checks them.
- * - After each (re)connect the shell compares both stores' cluster records and gives the STORE event
- *   before it passes on anything else of that connection. While etcd is FOREIGN its keys are not
- *   taken; when it is UP again (adopted) the core gives up its watches and asks for new ones.
+ * - After each (re)connect the shell compares both stores' cluster records and gives the STORE
+ * event before it passes on anything else of that connection. While etcd is FOREIGN its keys are
+ * not taken; when it is UP again (adopted) the core gives up its watches and asks for new ones.
  * - Keys of etcd come and go without "/shoal/<cluster>/": "deployments/smol". The election key too.
  *
  * Source of the rules: docs/design.md, sections 3 and 4. */
@@ -231,20 +231,20 @@ typedef struct {
 /* ---- actions ---- */
 typedef enum {
     /* To a client's stream: STARTED first, END last and exactly once. After an OUTPUT the core
-     * waits for CLIENT_WRITABLE: output is state, not a queue, so a slow reader costs nothing. After
-     * END or CLIENT_GONE the client's number is forgotten. */
+     * waits for CLIENT_WRITABLE: output is state, not a queue, so a slow reader costs nothing.
+     * After END or CLIENT_GONE the client's number is forgotten. */
     CORE_ACTION_STARTED = 1,
     CORE_ACTION_OUTPUT,
     CORE_ACTION_END,
 
-    CORE_ACTION_WATCH,      /* list, then watch a prefix: KEY and LISTED follow */
-    CORE_ACTION_UNWATCH,    /* without effect where nothing is watched */
-    CORE_ACTION_TXN,        /* compares and writes, all or nothing */
-    CORE_ACTION_RANGE,      /* all keys below a prefix, once */
+    CORE_ACTION_WATCH, /* list, then watch a prefix: KEY and LISTED follow */
+    CORE_ACTION_UNWATCH, /* without effect where nothing is watched */
+    CORE_ACTION_TXN, /* compares and writes, all or nothing */
+    CORE_ACTION_RANGE, /* all keys below a prefix, once */
     CORE_ACTION_LOAD_MODEL, /* open a deployment's model for tokenizer and sizes */
 
-    CORE_ACTION_LINK_OPEN,  /* open shoal.worker.v1.Engine/Attach at an endpoint */
-    CORE_ACTION_LINK_SEND,  /* one packed shoal.worker.v1.CoordinatorMessage, in order */
+    CORE_ACTION_LINK_OPEN, /* open shoal.worker.v1.Engine/Attach at an endpoint */
+    CORE_ACTION_LINK_SEND, /* one packed shoal.worker.v1.CoordinatorMessage, in order */
     CORE_ACTION_LINK_CLOSE, /* no event of this link is wanted any more */
 
     /* The calls of common/net/jobs_store.h, by name. */
@@ -264,7 +264,7 @@ typedef enum {
     CORE_ACTION_POINTER_TAKE,
     CORE_ACTION_POINTER_DROP, /* op 0: nothing is answered */
 
-    CORE_ACTION_LOG,     /* a line for people */
+    CORE_ACTION_LOG, /* a line for people */
     CORE_ACTION_DRAINED, /* nothing is left to do: the process may end */
 } core_action_kind_t;
 

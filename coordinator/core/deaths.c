@@ -1,5 +1,5 @@
-/* Who is dead. A host's vanished key alone dissolves nothing: it says as much about etcd as about the
- * host. It counts only together with a broken stream to the leader of a replica that has a rank
+/* Who is dead. A host's vanished key alone dissolves nothing: it says as much about etcd as about
+ * the host. It counts only together with a broken stream to the leader of a replica that has a rank
  * there. When more than a third of the hosts vanish within 5 s, even that is not believed for a
  * while: the plans are frozen and an alarm is written. */
 #include <stdio.h>
@@ -47,9 +47,10 @@ void deaths_host_gone(core_t *core, host_t *host)
     if (vanished < 2 || vanished * 3 <= present + vanished)
         return;
     if (core->frozen_until_ms <= core->now_ms)
-        core_log(core, LOG_ERROR, "ALARM: %zu of %zu hosts vanished from etcd within 5 s; that is taken "
-                 "as a fault of etcd: plans are frozen until they are back, at most %d s", vanished,
-                 present + vanished, FREEZE_MS / 1000);
+        core_log(core, LOG_ERROR,
+                 "ALARM: %zu of %zu hosts vanished from etcd within 5 s; that is taken "
+                 "as a fault of etcd: plans are frozen until they are back, at most %d s",
+                 vanished, present + vanished, FREEZE_MS / 1000);
     core->frozen_until_ms = core->now_ms + FREEZE_MS;
 }
 

@@ -1,170 +1,20 @@
-/* See dispatch.h. */
+/* See dispatch.h. Where a sequence may be is places.c; what a lost replica means is losses.c. */
 #include "coordinator/core/dispatch.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/base/log.h"
-#include "coordinator/core/jobs.h"
 #include "coordinator/core/leaders.h"
+#include "coordinator/core/places.h"
 #include "coordinator/core/session.h"
 
-enum { POOLS_TICK_MS = 200, SUSPECT_WAIT_MS = 2000, SOLO_STAGGER_MS = 500,
-       LEADER_IDLE_WAIT_MS = 30000, PRIORITY_BIAS = 1000 };
-
-/* ---- places ---- */
-
-static void list_add(sequence_t **head, sequence_t *s)
-{
-    s->previous = NULL;
-    s->next = *head;
-    if (*head)
-        (*head)->previous = s;
-    *head = s;
-}
-
-static void list_remove(sequence_t **head, sequence_t *s)
-{
-    if (s->previous)
-        s->previous->next = s->next;
-    else
-        *head = s->next;
-    if (s->next)
-        s->next->previous = s->previous;
-    s->next = s->previous = NULL;
-}
-
-static pool_t *find_pool(deployment_t *d, const char *identity, bool make)
-{
-    for (size_t i = 0; i < d->n_pools; i++)
-        if (strcmp(d->pools[i]->identity, identity) == 0)
-            return d->pools[i];
-    pool_t *pool = NULL;
-    for (size_t i = 0; make && i < d->n_pools && d->n_pools == POOLS_MAX; i++)
-        if (!d->pools[i]->waiting.n && !d->pools[i]->suspects.n && !d->pools[i]->solo)
-            pool = d->pools[i];
-    if (!pool && make) {
-        CHECK(d->n_pools < POOLS_MAX);
-        pool = d->pools[d->n_pools++] = MEM_NEW(pool_t);
-    }
-    if (pool) {
-        snprintf(pool->identity, sizeof pool->identity, "%s", identity);
-        pool->orphan_since_ms = 0;
-    }
-    return pool;
-}
-
-static void enter_room(core_t *core, sequence_t *s)
-{
-    deployment_t *d = s->session->deployment;
-    heap_t *room = &d->waiting;
-    if (*s->session->identity) {
-        pool_t *pool = find_pool(d, s->session->identity, true);
-        room = s->suspect ? &pool->suspects : &pool->waiting;
-        if (s->suspect && !pool->suspects_since_ms)
-            pool->suspects_since_ms = core->now_ms;
-    }
-    s->state = SEQUENCE_WAITING;
-    s->room = room;
-    s->place.owner = s;
-    int64_t rank = PRIORITY_BIAS - s->session->priority;
-    heap_push(room, &s->place, ((uint64_t)s->class << 32) + (uint64_t)rank, s->arrival);
-    core->n_waiting++;
-    s->counted = s->class == CLASS_INTERACTIVE && !s->session->admitted;
-    if (s->counted)
-        d->waiting_tokens += s->need;
-    if (!core->pools_wake.node.place)
-        core_wake(core, &core->pools_wake, TIMER_POOLS, core, core->now_ms + POOLS_TICK_MS);
-}
-
-static void leave_room(core_t *core, sequence_t *s)
-{
-    heap_remove(s->room, &s->place);
-    s->room = NULL;
-    core->n_waiting--;
-    if (s->counted)
-        s->session->deployment->waiting_tokens -= s->need;
-}
-
-/* The slot is for this suspect alone: it runs there, or will when the slot is empty. */
-static void begin_solo(pool_t *pool, slot_t *slot, sequence_t *s)
-{
-    slot->solo = s;
-    pool->solo = s;
-    pool->solo_slot = slot;
-}
-
-/* The end of a turn alone, however it came. */
-static void end_solo(core_t *core, sequence_t *s)
-{
-    pool_t *pool = find_pool(s->session->deployment, s->session->identity, false);
-    if (pool && pool->solo == s) {
-        pool->solo_slot->solo = NULL;
-        pool->solo = NULL;
-        pool->solo_slot = NULL;
-        pool->suspects_since_ms = core->now_ms;
-    }
-}
-
-static void leave_slot(core_t *core, sequence_t *s)
-{
-    slot_t *slot = s->slot;
-    list_remove(&slot->running, s);
-    slot->n_running--;
-    slot->committed -= s->need;
-    if (s->recovering)
-        slot->n_recovering--;
-    s->recovering = false;
-    end_solo(core, s);
-    s->slot = NULL;
-}
-
-void dispatch_leave(core_t *core, sequence_t *s)
-{
-    slot_t *slot = s->slot;
-    switch (s->state) {
-    case SEQUENCE_WAITING:
-        leave_room(core, s);
-        end_solo(core, s);
-        break;
-    case SEQUENCE_PARKED:
-        list_remove(&slot->parked, s);
-        s->slot = NULL;
-        break;
-    case SEQUENCE_DELAYED:
-        core_wake_off(core, &s->wake);
-        if (slot)
-            list_remove(&slot->parked, s);
-        s->slot = NULL;
-        break;
-    case SEQUENCE_RUNNING:
-        leave_slot(core, s);
-        break;
-    case SEQUENCE_NEW:
-    case SEQUENCE_ENDED:
-        return;
-    }
-    bool ran = s->state == SEQUENCE_RUNNING;
-    s->state = SEQUENCE_NEW;
-    if (ran)
-        dispatch_pump(core, slot);
-}
-
-void dispatch_cancel(core_t *core, sequence_t *s)
-{
-    if (s->state == SEQUENCE_RUNNING)
-        leaders_send_cancel(core, s);
-    dispatch_leave(core, s);
-}
-
-void dispatch_delay(core_t *core, sequence_t *s, uint64_t delay_ms)
-{
-    CHECK(s->state == SEQUENCE_NEW);
-    s->state = SEQUENCE_DELAYED;
-    s->slot = NULL;
-    core_wake(core, &s->wake, TIMER_SEQUENCE, s, core->now_ms + delay_ms);
-}
+enum {
+    POOLS_TICK_MS = 200,
+    SUSPECT_WAIT_MS = 2000,      /* then a slot is kept free for the suspect */
+    SOLO_STAGGER_MS = 500,       /* between coordinators that want to begin one */
+    LEADER_IDLE_WAIT_MS = 30000, /* then a suspect runs though others' sequences are there */
+};
 
 /* ---- choice of a slot ---- */
 
@@ -228,7 +78,7 @@ static void admit(core_t *core, sequence_t *s, slot_t *slot)
     s->state = SEQUENCE_RUNNING;
     s->slot = slot;
     s->epoch = slot->epoch;
-    list_add(&slot->running, s);
+    places_list_add(&slot->running, s);
     slot->n_running++;
     slot->committed += s->need;
     if (s->class == CLASS_CONTINUATION) {
@@ -237,7 +87,8 @@ static void admit(core_t *core, sequence_t *s, slot_t *slot)
     }
     slot->solo_alone = s->suspect && leader_idle(core, slot);
     if (s->suspect)
-        begin_solo(find_pool(slot->deployment, slot->active->text_identity, true), slot, s);
+        places_begin_solo(places_pool(slot->deployment, slot->active->text_identity, true), slot,
+                          s);
     session_t *session = s->session;
     bool first = !session->admitted;
     if (first)
@@ -271,7 +122,7 @@ static bool route(core_t *core, sequence_t *s)
         if (slot->link && slot->link->state == LINK_OPENING) {
             s->state = SEQUENCE_PARKED;
             s->slot = slot;
-            list_add(&slot->parked, s);
+            places_list_add(&slot->parked, s);
             return true;
         }
         if (fits(slot, s)) {
@@ -289,19 +140,18 @@ void dispatch_enqueue(core_t *core, sequence_t *s)
     if (!s->arrival)
         s->arrival = core_number(core);
     if (s->suspect) {
-        enter_room(core, s);
+        places_enter_room(core, s);
         for (size_t i = 0; i < d->n_slots && s->state == SEQUENCE_WAITING; i++)
             if (d->slots[i] && d->slots[i]->active)
                 dispatch_pump(core, d->slots[i]);
         return;
     }
     const pool_t *pool =
-        *s->session->identity ? find_pool(d, s->session->identity, false) : NULL;
-    const heap_node_t *head = heap_top(*s->session->identity ? (pool ? &pool->waiting : &(heap_t){0})
-                                                             : &d->waiting);
-    uint64_t major = ((uint64_t)s->class << 32) + (uint64_t)(PRIORITY_BIAS - s->session->priority);
-    if ((head && head->major <= major) || !route(core, s))
-        enter_room(core, s);
+        *s->session->identity ? places_pool(d, s->session->identity, false) : NULL;
+    const heap_node_t *head =
+        heap_top(*s->session->identity ? (pool ? &pool->waiting : &(heap_t){0}) : &d->waiting);
+    if ((head && head->major <= places_rank(s)) || !route(core, s))
+        places_enter_room(core, s);
 }
 
 void dispatch_unpark(core_t *core, slot_t *slot)
@@ -312,7 +162,7 @@ void dispatch_unpark(core_t *core, slot_t *slot)
         next = s->next;
         if (s->state != SEQUENCE_PARKED)
             continue;
-        list_remove(&slot->parked, s);
+        places_list_remove(&slot->parked, s);
         s->slot = NULL;
         s->state = SEQUENCE_NEW;
         s->next = moving;
@@ -331,7 +181,7 @@ void dispatch_unpark(core_t *core, slot_t *slot)
 static sequence_t *next_for(core_t *core, slot_t *slot)
 {
     deployment_t *d = slot->deployment;
-    pool_t *pool = find_pool(d, slot->active->text_identity, false);
+    pool_t *pool = places_pool(d, slot->active->text_identity, false);
     if (pool && pool->suspects.n && !pool->solo) {
         sequence_t *suspect = heap_top(&pool->suspects)->owner;
         uint64_t waited = core->now_ms - pool->suspects_since_ms;
@@ -340,7 +190,7 @@ static sequence_t *next_for(core_t *core, slot_t *slot)
             return suspect;
         /* No slot became empty by itself: this one is kept free until it is. */
         if (!slot->solo && (empty || waited >= SUSPECT_WAIT_MS))
-            begin_solo(pool, slot, suspect);
+            places_begin_solo(pool, slot, suspect);
     }
     if (pool && pool->solo && slot->solo == pool->solo && pool->solo->state == SEQUENCE_WAITING) {
         uint64_t waited = core->now_ms - pool->suspects_since_ms;
@@ -362,15 +212,15 @@ void dispatch_pump(core_t *core, slot_t *slot)
             return;
         if (s->suspect && !*s->session->identity) {
             /* Its deaths were counted by another coordinator; any identity will do for it. */
-            leave_room(core, s);
+            places_leave_room(core, s);
             snprintf(s->session->identity, sizeof s->session->identity, "%s",
                      slot->active->text_identity);
-            enter_room(core, s);
+            places_enter_room(core, s);
             continue;
         }
         if (!fits(slot, s))
             return;
-        leave_room(core, s);
+        places_leave_room(core, s);
         admit(core, s, slot);
     }
 }
@@ -378,180 +228,9 @@ void dispatch_pump(core_t *core, slot_t *slot)
 void dispatch_slot_active(core_t *core, slot_t *slot)
 {
     slot->link_retry_at_ms = slot->link_retry_ms = slot->link_broken_at_ms = 0;
-    pool_t *pool = find_pool(slot->deployment, slot->active->text_identity, false);
+    pool_t *pool = places_pool(slot->deployment, slot->active->text_identity, false);
     if (core->n_waiting || core->elected || (pool && pool->waiting.n))
         leaders_open(core, slot);
-    dispatch_pump(core, slot);
-}
-
-/* ---- losses ---- */
-
-static bool names(const Shoal__Cluster__V1__FailureRecord *failure, const sequence_t *s)
-{
-    for (size_t i = 0; i < failure->n_sessions; i++)
-        if (strcmp(failure->sessions[i], s->session->id) == 0)
-            return true;
-    return failure->n_sessions == 0;
-}
-
-static void note_loss(sequence_t *s, slot_t *slot, uint64_t epoch)
-{
-    memmove(s->losses + 1, s->losses, (LOSSES_MAX - 1) * sizeof *s->losses);
-    s->losses[0] = (loss_t){slot, epoch};
-}
-
-/* Whether the slot's failure record is about one of its losses; each counts once. */
-static bool take_loss(sequence_t *s, const slot_t *slot)
-{
-    const Shoal__Cluster__V1__FailureRecord *failure = slot->failure;
-    for (size_t i = 0; failure && i < LOSSES_MAX; i++)
-        if (s->losses[i].slot == slot && s->losses[i].epoch == failure->epoch) {
-            s->losses[i] = (loss_t){0};
-            return failure->crashed && names(failure, s);
-        }
-    return false;
-}
-
-/* Holds a death against the sequence; false when that ended it. `alone`: nothing else can have
- * caused it. */
-static bool hold_death(core_t *core, sequence_t *s, uint64_t epoch, bool alone)
-{
-    s->deaths++;
-    s->n_at_death = s->log.n;
-    if (s->session->item)
-        items_note_death(core, s->session->item, epoch);
-    if (!alone && s->deaths < DEATHS_MAX)
-        return true;
-    session_finish(core, s, SHOAL__V1__FINISH_REASON__FINISH_REASON_ERROR, "poisoned",
-                   "ranks die when they compute this request; it is not tried again");
-    return false;
-}
-
-/* Nobody has said why the replica is gone. Once that may be a cut stream; twice in a row without
- * getting on, or with etcd away (so that nobody can say, and no replica is formed anew), what may
- * have been the cause must not meet the others again. */
-static void unexplained(core_t *core, sequence_t *s)
-{
-    bool again = s->unexplained && s->log.n < s->n_at_death + PASSED_IDS;
-    if (again || core->etcd != CORE_STORE_UP)
-        s->suspect = true;
-    s->unexplained = true;
-    s->n_at_death = s->log.n;
-}
-
-static void go_on(core_t *core, sequence_t *s)
-{
-    slot_t *slot = s->lost_slot;
-    if (s->session->taking) { /* there is no log yet to go on from */
-        takeover_again(core, s->session);
-        return;
-    }
-    s->class = CLASS_CONTINUATION;
-    if (slot->failure && slot->failure->epoch == s->lost_epoch && take_loss(s, slot)) {
-        /* A record that names it alone is proof. Without names another coordinator's sequence may
-         * have been there unseen: only the second such death is held to be its own. */
-        s->n_alone += s->lost_solo && s->lost_alone;
-        bool alone = s->lost_solo && (slot->failure->n_sessions == 1 || s->n_alone >= 2);
-        if (!hold_death(core, s, s->lost_epoch, alone))
-            return;
-        s->suspect = true;
-    } else if (!slot->failure || slot->failure->epoch != s->lost_epoch) {
-        unexplained(core, s);
-    }
-    dispatch_enqueue(core, s);
-}
-
-static void lose(core_t *core, sequence_t *s)
-{
-    slot_t *slot = s->slot;
-    s->lost_solo = slot->solo == s;
-    s->lost_alone = s->lost_solo && slot->solo_alone;
-    s->lost_slot = slot;
-    s->lost_epoch = s->epoch;
-    note_loss(s, slot, s->epoch);
-    leave_slot(core, s);
-    s->state = SEQUENCE_DELAYED;
-    s->slot = slot;
-    list_add(&slot->parked, s);
-    bool known = slot->failure && slot->failure->epoch == s->lost_epoch;
-    core_wake(core, &s->wake, TIMER_SEQUENCE, s, core->now_ms + (known ? 0 : FAILURE_WAIT_MS));
-}
-
-void dispatch_lost(core_t *core, sequence_t *s)
-{
-    if (s->state == SEQUENCE_RUNNING)
-        lose(core, s);
-}
-
-void dispatch_slot_lost(core_t *core, slot_t *slot)
-{
-    leaders_close(core, slot);
-    while (slot->running)
-        lose(core, slot->running);
-    if (slot->solo) /* it only waited for the slot to be empty */
-        end_solo(core, slot->solo);
-    dispatch_unpark(core, slot);
-}
-
-/* The record came after the sequence had gone on elsewhere: one that runs runs on, one that waits
- * waits for its turn alone. */
-static void late_record(core_t *core, sequence_t *s, slot_t *slot)
-{
-    if (!take_loss(s, slot) || !hold_death(core, s, slot->failure->epoch, false))
-        return;
-    if (s->suspect || s->state == SEQUENCE_RUNNING)
-        return;
-    dispatch_leave(core, s);
-    s->suspect = true;
-    dispatch_enqueue(core, s);
-}
-
-void dispatch_failure(core_t *core, slot_t *slot)
-{
-    const Shoal__Cluster__V1__FailureRecord *failure = slot->failure;
-    sequence_t *next;
-    for (sequence_t *s = slot->parked; s; s = next) {
-        next = s->next;
-        if (s->state == SEQUENCE_DELAYED && s->lost_epoch == failure->epoch)
-            core_wake(core, &s->wake, TIMER_SEQUENCE, s, core->now_ms);
-    }
-    if (!failure->crashed)
-        return;
-    size_t i = 0;
-    for (session_t *session; (session = table_next(&core->sessions, &i));) {
-        for (uint32_t c = 0; c < session->n_choices && !session->dead; c++)
-            if (session->choices[c].state != SEQUENCE_ENDED &&
-                session->choices[c].state != SEQUENCE_DELAYED)
-                late_record(core, &session->choices[c], slot);
-        if (session->dead)
-            i = 0; /* the table has changed; a loss that was taken is not found again */
-    }
-}
-
-void dispatch_timer(core_t *core, sequence_t *s)
-{
-    if (s->state != SEQUENCE_DELAYED)
-        return;
-    bool lost = s->slot != NULL;
-    dispatch_leave(core, s);
-    if (lost)
-        go_on(core, s);
-    else
-        dispatch_enqueue(core, s);
-}
-
-void dispatch_progress(core_t *core, sequence_t *s)
-{
-    if (s->recovering) {
-        s->recovering = false;
-        s->slot->n_recovering--;
-    }
-    if (!s->suspect || s->log.n < s->n_at_death + PASSED_IDS)
-        return;
-    s->suspect = false;
-    slot_t *slot = s->slot;
-    end_solo(core, s);
-    leaders_send_admit(core, s, false); /* attaches; the leader may run others beside it again */
     dispatch_pump(core, slot);
 }
 
@@ -587,10 +266,10 @@ static void serve_room(core_t *core, heap_t *room)
     heap_node_t *top;
     while ((top = heap_top(room))) {
         sequence_t *s = top->owner;
-        leave_room(core, s);
+        places_leave_room(core, s);
         s->state = SEQUENCE_NEW;
         if (s->suspect || !route(core, s)) {
-            enter_room(core, s);
+            places_enter_room(core, s);
             return;
         }
     }

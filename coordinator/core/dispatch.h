@@ -1,11 +1,11 @@
-/* Where sequences run: the ring's choice, credits, the waiting rooms, solo runs of suspects, and what
- * happens to a sequence whose replica was lost.
+/* Where sequences run: the ring's choice, credits, the waiting rooms, solo runs of suspects, and
+ * what happens to a sequence whose replica was lost.
  *
- * A sequence is in one place at a time: in a waiting room, parked at a slot whose link opens, delayed,
- * running at a slot, or ended. Order of service: continuations after a loss (RECOVERING_MAX at once a
- * slot), then interactive ones by priority, then items; within these by arrival. The head of a room
- * is not passed by others, so nothing starves; a slot that runs nothing of ours takes the head
- * whatever its credit says. Per request O(log n). */
+ * A sequence is in one place at a time: in a waiting room, parked at a slot whose link opens,
+ * delayed, running at a slot, or ended. Order of service: continuations after a loss
+ * (RECOVERING_MAX at once a slot), then interactive ones by priority, then items; within these by
+ * arrival. The head of a room is not passed by others, so nothing starves; a slot that runs nothing
+ * of ours takes the head whatever its credit says. Per request O(log n). */
 #ifndef SHOAL_COORDINATOR_CORE_DISPATCH_H
 #define SHOAL_COORDINATOR_CORE_DISPATCH_H
 

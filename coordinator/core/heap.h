@@ -1,6 +1,6 @@
-/* A binary heap of things that carry their own node: the earliest timer, the next of a waiting room.
- * Smaller (major, minor) comes first. Push, remove and pop are O(log n); a node knows its place, so
- * removal needs no search. Not thread-safe. */
+/* A binary heap of things that carry their own node: the earliest timer, the next of a waiting
+ * room. Smaller (major, minor) comes first. Push, remove and pop are O(log n); a node knows its
+ * place, so removal needs no search. Not thread-safe. */
 #ifndef SHOAL_COORDINATOR_CORE_HEAP_H
 #define SHOAL_COORDINATOR_CORE_HEAP_H
 

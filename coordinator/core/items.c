@@ -147,7 +147,8 @@ void items_start(core_t *core, deployment_t *deployment, const core_claimed_t *c
         return;
     }
     if (claimed->deaths >= DEATHS_MAX) {
-        set_failed(item, "poisoned", "ranks die when they compute this item; it is not tried again");
+        set_failed(item, "poisoned",
+                   "ranks die when they compute this item; it is not tried again");
         commit(core, item);
         return;
     }

@@ -1,5 +1,5 @@
-/* See jobs.h, first half. Reading `mine` and claiming never overlap: an item just claimed would look
- * like one that nobody here knows, and would be given back. */
+/* See jobs.h, first half. Reading `mine` and claiming never overlap: an item just claimed would
+ * look like one that nobody here knows, and would be given back. */
 #include "coordinator/core/jobs.h"
 
 #include <stdlib.h>

@@ -1,8 +1,8 @@
 /* Jobs: claims items against credit that nobody waits for, runs them as sessions, commits their
  * results until the store has answered, and keeps what it holds equal to what Redis says it holds.
  *
- * With Redis away running items go on and their results wait here; an operation without an answer is
- * repeated, which its function in Redis makes harmless. */
+ * With Redis away running items go on and their results wait here; an operation without an answer
+ * is repeated, which its function in Redis makes harmless. */
 #ifndef SHOAL_COORDINATOR_CORE_JOBS_H
 #define SHOAL_COORDINATOR_CORE_JOBS_H
 

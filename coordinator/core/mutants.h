@@ -1,7 +1,8 @@
 /* Faults that the simulator plants to prove that it would see them. Each stands for a mistake that
  * systems of this kind have made; production leaves core_config_t.mutant at 0. Two of the five live
- * in the simulator's stores and shell instead (tests/sim/sim.h): an acknowledgement before fsync, and
- * the create-revision as a process number, of which only the elected coordinator's half is here. */
+ * in the simulator's stores and shell instead (tests/sim/sim.h): an acknowledgement before fsync,
+ * and the create-revision as a process number, of which only the elected coordinator's half is
+ * here. */
 #ifndef SHOAL_COORDINATOR_CORE_MUTANTS_H
 #define SHOAL_COORDINATOR_CORE_MUTANTS_H
 

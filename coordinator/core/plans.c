@@ -228,7 +228,8 @@ static void fill_ranks(core_t *core, const plan_placement_t *placed,
     plan->ranks = ARENA_NEW_ARRAY(arena, Shoal__Cluster__V1__RankPlan *, placed->n_ranks);
     for (uint32_t i = 0; i < placed->n_ranks; i++) {
         const plan_rank_t *from = &placed->ranks[i];
-        Shoal__Cluster__V1__RankPlan *rank = ARENA_NEW_ARRAY(arena, Shoal__Cluster__V1__RankPlan, 1);
+        Shoal__Cluster__V1__RankPlan *rank =
+            ARENA_NEW_ARRAY(arena, Shoal__Cluster__V1__RankPlan, 1);
         shoal__cluster__v1__rank_plan__init(rank);
         rank->rank = from->stage * tp + from->slice;
         rank->stage = from->stage;
@@ -257,7 +258,8 @@ static void write_plan(core_t *core, slot_t *slot, const plan_placement_t *place
     plan.kv_tokens_max = placed->kv_tokens;
     plan.prefill_tokens_max = d->record->prefill_tokens_max;
     plan.incarnation = core->process.incarnation;
-    plan.formation_deadline_ms = core->config.formation_ms + d->sizes->file_bytes / LOAD_BYTES_PER_MS;
+    plan.formation_deadline_ms =
+        core->config.formation_ms + d->sizes->file_bytes / LOAD_BYTES_PER_MS;
     fill_ranks(core, placed, &plan, shape->tp);
     size_t size = shoal__cluster__v1__replica_plan__get_packed_size(&plan);
     uint8_t *bytes = ARENA_NEW_ARRAY(&core->out->arena, uint8_t, size + 1);
@@ -301,7 +303,8 @@ void plans_remove(core_t *core, slot_t *slot)
     char key[CORE_NAME_SIZE * 2];
     static const char *const names[] = {"active", "failed", "plan"};
     for (size_t i = 0; i < 3; i++) {
-        snprintf(key, sizeof key, "replicas/%s/%u/%s", slot->deployment->name, slot->ordinal, names[i]);
+        snprintf(key, sizeof key, "replicas/%s/%u/%s", slot->deployment->name, slot->ordinal,
+                 names[i]);
         add_write(core, &w, key, NULL, 0);
     }
     add_removals(core, slot, &w);

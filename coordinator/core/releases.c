@@ -1,5 +1,6 @@
 /* The elected coordinator's duties towards Redis: a dead process's claims are given back release_ms
- * after its key is gone, unless it adopted them under a new number; jobs past their deadline end. */
+ * after its key is gone, unless it adopted them under a new number; jobs past their deadline end.
+ */
 #include "coordinator/core/rollout.h"
 
 #include "common/base/log.h"

@@ -4,7 +4,8 @@
  * slots finds the same one. Adding or removing one of n slots moves about 1/n of the keys.
  *
  * Load is bounded by whoever walks: the nodes after the first are where a key goes when the first
- * has no credit (bounded loads). Lookup is O(log points); a change is O(points). Not thread-safe. */
+ * has no credit (bounded loads). Lookup is O(log points); a change is O(points). Not thread-safe.
+ */
 #ifndef SHOAL_COORDINATOR_CORE_RING_H
 #define SHOAL_COORDINATOR_CORE_RING_H
 

@@ -126,7 +126,8 @@ void rollout_failure(core_t *core, slot_t *slot)
     slot->n_failures++;
     /* The first two are answered at once; a replica that dies again and again must not keep the
      * hosts busy with loading. */
-    uint64_t wait = slot->n_failures <= 2 ? 0 : 100u << (slot->n_failures < 8 ? slot->n_failures : 8);
+    uint64_t wait =
+        slot->n_failures <= 2 ? 0 : 100u << (slot->n_failures < 8 ? slot->n_failures : 8);
     slot->plan_at_ms = core->now_ms + (wait < FAILURE_WAIT_MAX_MS ? wait : FAILURE_WAIT_MAX_MS);
     rollout_changed(core);
 }

@@ -1,6 +1,6 @@
 /* Rollout, while this coordinator is elected: makes the replicas that stand in etcd those that the
- * deployments want. It decides which ranks form which replica, in which epoch, on which hosts; who is
- * dead; and which claims of dead coordinators are given back.
+ * deployments want. It decides which ranks form which replica, in which epoch, on which hosts; who
+ * is dead; and which claims of dead coordinators are given back.
  *
  * Every write is one transaction that compares the election key's create-revision and the plan's
  * mod-revision, so a coordinator that is elected no more, or has old knowledge, changes nothing. */

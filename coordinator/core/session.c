@@ -254,7 +254,8 @@ static void keep_logprobs(sequence_t *s, Shoal__V1__Logprobs *from)
 }
 
 /* Whether by the request's own rules no id follows this one. It is decided here, from ids and
- * parameters alone, so that the text after n ids does not depend on when the leader says "ended". */
+ * parameters alone, so that the text after n ids does not depend on when the leader says "ended".
+ */
 static bool is_last(const session_t *session, size_t n, uint32_t id)
 {
     const Shoal__V1__Sampling *p = session->sampling;

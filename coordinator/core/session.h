@@ -21,8 +21,8 @@ session_t *session_make(core_t *core, const char *id, deployment_t *deployment);
 void session_set_request(session_t *session, const core_request_t *request, uint64_t now_ms);
 
 session_t *session_find(const core_t *core, const char *id);
-/* Ends every choice that runs (saying so to leaders when `tell`) and forgets the session. Its client
- * must have been ended before. */
+/* Ends every choice that runs (saying so to leaders when `tell`) and forgets the session. Its
+ * client must have been ended before. */
 void session_drop(core_t *core, session_t *session, bool tell);
 /* Ends the client with a status, the rest as session_drop. */
 void session_fail(core_t *core, session_t *session, status_t status, const char *text,

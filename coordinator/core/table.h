@@ -1,5 +1,6 @@
 /* A hash table from bytes to pointers, by linear probing. Keys are borrowed: they live inside the
- * value, so a value is removed before it is freed. Lookup, put and remove are O(1). Not thread-safe. */
+ * value, so a value is removed before it is freed. Lookup, put and remove are O(1). Not
+ * thread-safe. */
 #ifndef SHOAL_COORDINATOR_CORE_TABLE_H
 #define SHOAL_COORDINATOR_CORE_TABLE_H
 

@@ -1,10 +1,10 @@
 /* Taking a session over from a coordinator that is gone (or that the client cannot reach).
  *
  * The pointer in Redis says which replica computes the request. This coordinator raises the owner
- * number there, attaches at the leader with attach_only, and gets the whole token log back: what the
- * sequence was admitted with and its ids from 0. The text is computed anew from these, so the client
- * goes on from its n without a gap or a repeat. The coordinator of before, if it lives, is told
- * `superseded` by the leader.
+ * number there, attaches at the leader with attach_only, and gets the whole token log back: what
+ * the sequence was admitted with and its ids from 0. The text is computed anew from these, so the
+ * client goes on from its n without a gap or a repeat. The coordinator of before, if it lives, is
+ * told `superseded` by the leader.
  *
  * The replica that the pointer names may be gone while the old coordinator lives and moves the
  * sequence; so the pointer is read again, each RETRY_MS, until TAKE_WAIT_MS are over. */
@@ -120,7 +120,8 @@ void takeover_start(core_t *core, uint64_t client, const char *id, const uint32_
     }
     if (core->redis != CORE_STORE_UP || core->sessions.n >= CORE_SESSIONS_MAX || core->draining) {
         clients_end(core, client, STATUS_UNREACHABLE,
-                    "the request is not of this coordinator, and its pointer cannot be read now", 0);
+                    "the request is not of this coordinator, and its pointer cannot be read now",
+                    0);
         return;
     }
     session_t *session = session_make(core, id, NULL);
@@ -162,7 +163,8 @@ static void back_pointer(core_t *core, session_t *session, const core_event_t *e
         return;
     }
     session->superseded = false;
-    session->forget_at_ms = session->n_ended == session->n_choices ? core->now_ms + KEEP_ENDED_MS : 0;
+    session->forget_at_ms =
+        session->n_ended == session->n_choices ? core->now_ms + KEEP_ENDED_MS : 0;
     if (!session->client)
         session->detach_at_ms = core->now_ms + core->config.detach_ms;
     session_rearm(core, session);

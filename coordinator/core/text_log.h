@@ -2,8 +2,8 @@
  * with what might become a stop string or a character held back.
  *
  * After each id the log knows how many bytes of text are released, and keeps that number for every
- * n, so a client may resume from any n and gets neither a gap nor a repeat. Feeding the same ids to a
- * fresh log gives the same log: that is how a coordinator takes a session over. */
+ * n, so a client may resume from any n and gets neither a gap nor a repeat. Feeding the same ids to
+ * a fresh log gives the same log: that is how a coordinator takes a session over. */
 #ifndef SHOAL_COORDINATOR_CORE_TEXT_LOG_H
 #define SHOAL_COORDINATOR_CORE_TEXT_LOG_H
 
@@ -31,8 +31,8 @@ typedef struct {
 } text_stops_t;
 
 void text_log_start(text_log_t *log);
-/* Appends one id unless the text has stopped or ended. `last`: by the request's own rules (an end id,
- * a stop id, max_tokens) no id follows, so nothing is held back any more. An id out of the
+/* Appends one id unless the text has stopped or ended. `last`: by the request's own rules (an end
+ * id, a stop id, max_tokens) no id follows, so nothing is held back any more. An id out of the
  * vocabulary is STATUS_INVALID and changes nothing. */
 status_t text_log_push(text_log_t *log, const tokenizer_t *tokenizer, const text_stops_t *stops,
                        uint32_t id, bool last) MUST_USE;

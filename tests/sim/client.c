@@ -1,6 +1,7 @@
 /* Clients: each makes one interactive request, reads its stream at its own pace, loses it now and
  * then, and goes on reading at any coordinator from the n it was given. Every id and every byte of
- * text is held against the oracle when it arrives. Job submitters repeat until they are acknowledged. */
+ * text is held against the oracle when it arrives. Job submitters repeat until they are
+ * acknowledged. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +32,8 @@ static void lose(sim_t *sim, sim_client_t *c, const char *why)
     c->lost = true;
     sim_trace(sim, "client %zu is lost: %s", (size_t)(c - sim->clients), why);
     if (!sim->disturbed)
-        sim_violate(sim, "request %.8s was lost though no coordinator or store died: %s", c->id, why);
+        sim_violate(sim, "request %.8s was lost though no coordinator or store died: %s", c->id,
+                    why);
 }
 
 static void begin(sim_t *sim, sim_client_t *c, uint32_t coordinator)
@@ -126,7 +128,8 @@ static step_t *step(const sim_client_t *c)
 
 /* ---- what arrives ---- */
 
-static void take_text(sim_t *sim, sim_client_t *c, const core_action_t *a, const oracle_text_t *want)
+static void take_text(sim_t *sim, sim_client_t *c, const core_action_t *a,
+                      const oracle_text_t *want)
 {
     uint32_t choice = a->output.choice;
     char *have = c->text[choice];
@@ -154,7 +157,8 @@ static void take_end(sim_t *sim, sim_client_t *c, const core_action_t *a, const 
     if (error)
         sim_violate(sim, "request %.8s choice %u ended with the error %s", c->id, choice, error);
     else if (c->n_ids[choice] != want->n || strcmp(c->text[choice], want->text) != 0)
-        sim_violate(sim, "request %.8s choice %u ended with %u ids and \"%s\" instead of %u and \"%s\"",
+        sim_violate(sim,
+                    "request %.8s choice %u ended with %u ids and \"%s\" instead of %u and \"%s\"",
                     c->id, choice, c->n_ids[choice], c->text[choice], want->n, want->text);
 }
 

@@ -1,5 +1,5 @@
-/* The shell of a simulated coordinator: carries the core's actions out over the simulated network and
- * stores, keeps its lease, registers and stands for election. */
+/* The shell of a simulated coordinator: carries the core's actions out over the simulated network
+ * and stores, keeps its lease, registers and stands for election. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -242,7 +242,8 @@ static sim_link_t *find_link(sim_coordinator_t *c, uint64_t link)
     return NULL;
 }
 
-static void send_letter(sim_t *sim, uint32_t index, uint64_t link, const uint8_t *bytes, size_t size)
+static void send_letter(sim_t *sim, uint32_t index, uint64_t link, const uint8_t *bytes,
+                        size_t size)
 {
     sim_coordinator_t *c = &sim->coordinators[index];
     sim_link_t *k = find_link(c, link);
@@ -333,77 +334,7 @@ static void run_actions(sim_t *sim, uint32_t index)
     core_actions_reset(&c->actions);
 }
 
-/* ---- lease, registration, election ---- */
-
-static void judge_election(sim_t *sim, uint32_t index)
-{
-    sim_coordinator_t *c = &sim->coordinators[index];
-    const sim_key_t *lowest = NULL;
-    for (size_t i = 0; i < sim->etcd.n_keys; i++) {
-        const sim_key_t *k = &sim->etcd.keys[i];
-        if (strncmp(k->key, "election/", 9) == 0 && (!lowest || k->create < lowest->create))
-            lowest = k;
-    }
-    bool ours = lowest && c->lease && lowest->lease == c->lease;
-    if (ours == c->elected)
-        return;
-    c->elected = ours;
-    core_event_t event = {.kind = ours ? CORE_EVENT_ELECTED : CORE_EVENT_DEPOSED};
-    if (ours) {
-        event.elected.key = lowest->key;
-        event.elected.create_revision = lowest->create;
-    }
-    sim_trace(sim, "%s is %s", c->id, ours ? "elected" : "deposed");
-    coordinator_event(sim, index, c->life, &event);
-}
-
-static void on_election_key(sim_t *sim, uint32_t index, const core_key_t *key)
-{
-    (void)key;
-    judge_election(sim, index);
-}
-
-static void enter(sim_t *sim, uint32_t index)
-{
-    sim_coordinator_t *c = &sim->coordinators[index];
-    c->lease = etcd_lease(sim);
-    Shoal__Cluster__V1__CoordinatorRecord r = SHOAL__CLUSTER__V1__COORDINATOR_RECORD__INIT;
-    r.id = c->id;
-    r.endpoint = c->id;
-    uint8_t bytes[64];
-    size_t n = shoal__cluster__v1__coordinator_record__pack(&r, bytes);
-    char key[64];
-    snprintf(key, sizeof key, "coordinators/%s", c->id);
-    etcd_put(sim, key, bytes, n, c->lease);
-    const sim_key_t *put = etcd_get(sim, key);
-    core_event_t event = {.kind = CORE_EVENT_REGISTERED};
-    event.registered.incarnation = sim->incarnation;
-    event.registered.revision = sim->mutant == CORE_MUTANT_CREATE_REVISION ? put->create : put->mod;
-    coordinator_event(sim, index, c->life, &event);
-    snprintf(key, sizeof key, "election/coordinator/%llu", (unsigned long long)c->lease);
-    etcd_put(sim, key, &index, sizeof index, c->lease);
-}
-
-static void beat(sim_t *sim, void *argument)
-{
-    turn_t *t = argument;
-    if (coordinator_put_off(sim, t->index, beat, t, free))
-        return;
-    sim_coordinator_t *c = &sim->coordinators[t->index];
-    if (!c->alive || c->life != t->life) {
-        free(t);
-        return;
-    }
-    if (sim->etcd.up && !sim->etcd.foreign && !etcd_renew(sim, c->lease)) {
-        if (c->elected) {
-            core_event_t event = {.kind = CORE_EVENT_DEPOSED};
-            c->elected = false;
-            coordinator_event(sim, t->index, t->life, &event);
-        }
-        enter(sim, t->index);
-    }
-    sim_after(sim, 900 + sim_below(sim, 200), beat, t);
-}
+/* ---- news of the stores ---- */
 
 typedef struct {
     uint32_t index;
@@ -462,11 +393,14 @@ void coordinator_start(sim_t *sim, uint32_t index)
     c->tick_at_ms = UINT64_MAX;
     c->paused_until_ms = 0;
     store_news(sim, index, CORE_STORE_ETCD,
-               !sim->etcd.up ? CORE_STORE_DOWN : sim->etcd.foreign ? CORE_STORE_FOREIGN : CORE_STORE_UP);
+               !sim->etcd.up       ? CORE_STORE_DOWN
+               : sim->etcd.foreign ? CORE_STORE_FOREIGN
+                                   : CORE_STORE_UP);
     store_news(sim, index, CORE_STORE_REDIS,
-               !sim->redis.up ? CORE_STORE_DOWN : sim->redis.foreign ? CORE_STORE_FOREIGN : CORE_STORE_UP);
-    etcd_watch(sim, party_of(sim, index), "election/", on_election_key, NULL);
-    sim_after(sim, 1 + sim_below(sim, 100), beat, turn(sim, index, 0));
+               !sim->redis.up       ? CORE_STORE_DOWN
+               : sim->redis.foreign ? CORE_STORE_FOREIGN
+                                    : CORE_STORE_UP);
+    member_start(sim, index);
 }
 
 static void start_again(sim_t *sim, void *argument)

@@ -17,18 +17,20 @@ static void dump_core(sim_t *sim, const core_t *core)
         for (size_t n = 0; n < core->deployments[k]->n_slots; n++) {
             const slot_t *t = core->deployments[k]->slots[n];
             if (t)
-                sim_trace(sim, "%s slot %u: epoch %llu active %d failed %d running %u committed %llu "
-                          "solo %d link %d credit %llu", core->config.id, t->ordinal,
-                          (unsigned long long)t->epoch, t->active != NULL, t->failed, t->n_running,
+                sim_trace(sim,
+                          "%s slot %u: epoch %llu active %d failed %d running %u committed %llu "
+                          "solo %d link %d credit %llu",
+                          core->config.id, t->ordinal, (unsigned long long)t->epoch,
+                          t->active != NULL, t->failed, t->n_running,
                           (unsigned long long)t->committed, t->solo != NULL,
                           t->link ? (int)t->link->state : -1,
                           (unsigned long long)(t->link ? t->link->credit : 0));
         }
     i = 0;
     for (const item_t *t; (t = table_next(&core->items, &i));)
-        sim_trace(sim, "%s item %.8s %llu attempt %llu state %d op %llu", core->config.id, t->job->id,
-                  (unsigned long long)t->index, (unsigned long long)t->attempt, t->state,
-                  (unsigned long long)t->op);
+        sim_trace(sim, "%s item %.8s %llu attempt %llu state %d op %llu", core->config.id,
+                  t->job->id, (unsigned long long)t->index, (unsigned long long)t->attempt,
+                  t->state, (unsigned long long)t->op);
     sim_trace(sim, "%s: etcd %d redis %d process %llu former %zu waiting %zu mine_op %llu",
               core->config.id, core->etcd, core->redis, (unsigned long long)core->process.revision,
               core->n_former, core->n_waiting, (unsigned long long)core->mine_op);

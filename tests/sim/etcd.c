@@ -317,7 +317,8 @@ void etcd_expire_all(sim_t *sim)
 static void look_at_leases(sim_t *sim, void *argument)
 {
     (void)argument;
-    for (size_t i = 0; sim->etcd.up && i < sizeof sim->etcd.leases / sizeof *sim->etcd.leases; i++) {
+    for (size_t i = 0; sim->etcd.up && i < sizeof sim->etcd.leases / sizeof *sim->etcd.leases;
+         i++) {
         sim_lease_t *l = &sim->etcd.leases[i];
         if (l->alive && sim->now_ms - l->last_ms >= SIM_LEASE_MS)
             expire(sim, l);
@@ -372,7 +373,8 @@ void etcd_crash(sim_t *sim, uint64_t down_ms, bool emptied)
 {
     if (!sim->etcd.up || sim->etcd.foreign)
         return;
-    sim_trace(sim, "etcd dies for %llu ms%s", (unsigned long long)down_ms, emptied ? ", loses all" : "");
+    sim_trace(sim, "etcd dies for %llu ms%s", (unsigned long long)down_ms,
+              emptied ? ", loses all" : "");
     sim->etcd.up = false;
     sim->etcd.generation++;
     if (emptied) {

@@ -24,7 +24,8 @@ static void scale(sim_t *sim)
     sim->tp = 1 + (uint32_t)sim_below(sim, 2);
     sim->stages = 1 + (uint32_t)sim_below(sim, 3);
     sim->replicas = 1 + (uint32_t)sim_below(sim, SIM_SLOTS);
-    sim_trace(sim, "scaled to %u replicas of tp %u x stages %u", sim->replicas, sim->tp, sim->stages);
+    sim_trace(sim, "scaled to %u replicas of tp %u x stages %u", sim->replicas, sim->tp,
+              sim->stages);
     if (sim->etcd.up && !sim->etcd.foreign)
         sim_deploy(sim);
 }
@@ -44,7 +45,8 @@ static void happen(sim_t *sim, uint32_t fault)
             host_rank_failed(sim, leader, false, NULL, 0);
         break;
     case FAULT_COORDINATOR:
-        coordinator_crash(sim, coordinator, sim_chance(sim, 500) ? 100 : 500 + sim_below(sim, 15000));
+        coordinator_crash(sim, coordinator,
+                          sim_chance(sim, 500) ? 100 : 500 + sim_below(sim, 15000));
         break;
     case FAULT_PAUSE:
         if (c->paused_until_ms > sim->now_ms)

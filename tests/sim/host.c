@@ -1,7 +1,7 @@
-/* Hosts: a small model of what an agent does, after docs/design.md "Formation" and "Agent and ranks".
- * It takes assignments, loads for a while, writes its rank records, and when every host of the plan
- * has prepared this epoch, the leader's host makes the leader and writes `active`, if the plan still
- * stands. A host without etcd, or with an emptied one, serves on. */
+/* Hosts: a small model of what an agent does, after docs/design.md "Formation" and "Agent and
+ * ranks". It takes assignments, loads for a while, writes its rank records, and when every host of
+ * the plan has prepared this epoch, the leader's host makes the leader and writes `active`, if the
+ * plan still stands. A host without etcd, or with an emptied one, serves on. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -68,7 +68,8 @@ int main(int argc, char **argv)
         } else if (value && i + 1 < argc) {
             *value = strtoull(argv[++i], NULL, 10);
         } else {
-            fprintf(stderr, "sim: unknown argument %s; see the head of tests/sim/main.c\n", argv[i]);
+            fprintf(stderr, "sim: unknown argument %s; see the head of tests/sim/main.c\n",
+                    argv[i]);
             return 2;
         }
     }

@@ -1,6 +1,6 @@
 /* What must come out: ids as a hash, text by plain concatenation and strstr, written without the
- * code under test. The vocabulary has letters, pieces of "STOP!", and an emoji cut into four tokens,
- * so that stop strings and characters straddle tokens. */
+ * code under test. The vocabulary has letters, pieces of "STOP!", and an emoji cut into four
+ * tokens, so that stop strings and characters straddle tokens. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

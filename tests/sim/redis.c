@@ -1,343 +1,24 @@
 /* Redis with the job functions of common/net/jobs_store.h, as they are promised there: each call is
- * one atomic change at the server's time, on its way there and back things are late or lost. What is
- * acknowledged was written to disk before, unless the mutant says otherwise. */
+ * one atomic change at the server's time, on its way there and back things are late or lost. What
+ * is acknowledged was written to disk before, unless the mutant says otherwise. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/sim/sim.h"
+#include "tests/sim/redis_call.h"
 
 enum { LOST_MS = 1000, FSYNC_MS = 400 };
 
-typedef struct {
-    core_action_kind_t kind;
-    uint32_t coordinator;
-    uint64_t life, op, generation;
-    bool lose_reply;
-    char id[CORE_ID_SIZE]; /* job or session */
-    uint64_t index, attempt, process, to, epoch, n, nonce, fence, owner;
-    bool complete;
-    char error[16], text[SIM_TEXT_MAX];
-    uint32_t n_ids;
-    char jobs[SIM_JOBS][CORE_ID_SIZE];
-    uint64_t versions[SIM_JOBS];
-    size_t n_jobs;
-    uint8_t pointer[JOBS_POINTER_BYTES_MAX];
-    size_t pointer_bytes;
-    /* the answer */
-    jobs_code_t code;
-    uint64_t number;
-    struct { char job[CORE_ID_SIZE]; uint64_t index, attempt, deaths; } refs[CORE_CLAIM_MAX];
-    size_t n_refs;
-    struct { char job[CORE_ID_SIZE]; jobs_state_t state; uint64_t version; } states[SIM_JOBS];
-    size_t n_states;
-    uint64_t processes[128];
-    size_t n_processes;
-} call_t;
-
-uint64_t sim_process(jobs_process_t process)
-{
-    return process.incarnation * 1000000000u + process.revision;
-}
-
-static sim_job_t *find_job(sim_t *sim, const char *id)
-{
-    for (size_t i = 0; i < SIM_JOBS; i++)
-        if (sim->redis.data.jobs[i].used && strcmp(sim->redis.data.jobs[i].id, id) == 0)
-            return &sim->redis.data.jobs[i];
-    return NULL;
-}
-
-static sim_process_t *find_process(sim_t *sim, uint64_t number)
-{
-    sim_redis_data_t *d = &sim->redis.data;
-    for (size_t i = 0; i < d->n_processes; i++)
-        if (d->processes[i].number == number)
-            return &d->processes[i];
-    if (d->n_processes == sizeof d->processes / sizeof *d->processes)
-        abort();
-    d->processes[d->n_processes] = (sim_process_t){.number = number};
-    return &d->processes[d->n_processes++];
-}
-
-static void end_item(sim_t *sim, sim_job_t *job, sim_item_t *item, jobs_end_t end)
-{
-    item->state = ITEM_STATE_ENDED;
-    item->end = end;
-    item->n_records++;
-    job->n_ended++;
-    job->version++;
-    if (item->n_records > 1)
-        sim_violate(sim, "an item of job %.8s got a second record", job->id);
-    if (job->n_ended == job->n_items && job->state == JOBS_STATE_RUNNING)
-        job->state = JOBS_STATE_SUCCEEDED;
-}
-
-/* ---- the functions ---- */
-
-static void do_claim(sim_t *sim, call_t *c)
-{
-    sim_process_t *p = find_process(sim, c->process);
-    uint64_t holder = c->coordinator * 1000000 + c->life;
-    if (p->holder && p->holder != holder)
-        sim_violate(sim, "process number %llu is used by two lives", (unsigned long long)c->process);
-    p->holder = holder;
-    if (p->dead || c->nonce < p->nonce) {
-        c->code = JOBS_STALE;
-        return;
-    }
-    bool repeat = c->nonce == p->nonce;
-    p->nonce = c->nonce;
-    for (size_t j = 0; j < SIM_JOBS; j++) {
-        sim_job_t *job = &sim->redis.data.jobs[j];
-        if (!job->used || (job->state != JOBS_STATE_QUEUED && job->state != JOBS_STATE_RUNNING))
-            continue;
-        for (uint32_t i = 0; i < job->n_items && c->n_refs < c->n; i++) {
-            sim_item_t *item = &job->items[i];
-            if (repeat && !(item->state == ITEM_STATE_CLAIMED && item->process == c->process &&
-                            item->nonce == c->nonce))
-                continue;
-            if (!repeat) {
-                if (item->state != ITEM_STATE_WAITING)
-                    continue;
-                item->state = ITEM_STATE_CLAIMED;
-                item->process = c->process;
-                item->nonce = c->nonce;
-                item->attempt++;
-                job->state = JOBS_STATE_RUNNING;
-                job->version++;
-            }
-            memcpy(c->refs[c->n_refs].job, job->id, CORE_ID_SIZE);
-            c->refs[c->n_refs].index = i;
-            c->refs[c->n_refs].deaths = item->deaths;
-            c->refs[c->n_refs++].attempt = item->attempt;
-        }
-    }
-}
-
-static void do_mine(sim_t *sim, call_t *c)
-{
-    for (size_t j = 0; j < SIM_JOBS; j++) {
-        const sim_job_t *job = &sim->redis.data.jobs[j];
-        for (uint32_t i = 0; job->used && i < job->n_items && c->n_refs < CORE_CLAIM_MAX; i++) {
-            if (job->items[i].state != ITEM_STATE_CLAIMED || job->items[i].process != c->process)
-                continue;
-            memcpy(c->refs[c->n_refs].job, job->id, CORE_ID_SIZE);
-            c->refs[c->n_refs].index = i;
-            c->refs[c->n_refs++].attempt = job->items[i].attempt;
-        }
-    }
-}
-
-/* A process whose registration stands in etcd is alive: giving its claims away would make two
- * coordinators compute the same items for nothing, and stop it from claiming for ever. */
-static void check_release(sim_t *sim, const call_t *c)
-{
-    for (size_t i = 0; i < sim->etcd.n_keys; i++) {
-        const sim_key_t *k = &sim->etcd.keys[i];
-        if (strncmp(k->key, "coordinators/", 13) == 0 && !sim->etcd.foreign &&
-            sim_process((jobs_process_t){sim->incarnation, k->mod}) == c->process)
-            sim_violate(sim, "c%u releases the claims of %s, which is registered", c->coordinator,
-                        k->key);
-    }
-}
-
-static void do_move(sim_t *sim, call_t *c, bool release)
-{
-    if (release)
-        check_release(sim, c);
-    find_process(sim, c->process)->dead = true;
-    if (c->to)
-        find_process(sim, c->to);
-    sim_trace(sim, "redis: c%u %s process %llu", c->coordinator, release ? "releases" : "adopts",
-              (unsigned long long)c->process);
-    for (size_t j = 0; j < SIM_JOBS; j++) {
-        sim_job_t *job = &sim->redis.data.jobs[j];
-        for (uint32_t i = 0; job->used && i < job->n_items; i++) {
-            sim_item_t *item = &job->items[i];
-            if (item->state != ITEM_STATE_CLAIMED || item->process != c->process)
-                continue;
-            if (release)
-                item->state = ITEM_STATE_WAITING;
-            item->process = c->to;
-        }
-    }
-}
-
-/* The item of complete, fail, release and note_death; NULL with the code set. */
-static sim_item_t *current(sim_t *sim, call_t *c, sim_job_t **job_out)
-{
-    sim_job_t *job = *job_out = find_job(sim, c->id);
-    if (!job) {
-        c->code = JOBS_NOT_FOUND;
-        return NULL;
-    }
-    sim_item_t *item = &job->items[c->index];
-    if (item->state == ITEM_STATE_ENDED) {
-        c->code = JOBS_DUP;
-        return NULL;
-    }
-    if (item->state != ITEM_STATE_CLAIMED || item->process != c->process ||
-        item->attempt != c->attempt) {
-        bool gave_back = c->kind == CORE_ACTION_JOBS_RELEASE && item->state == ITEM_STATE_WAITING;
-        c->code = gave_back ? JOBS_OK : JOBS_STALE;
-        return NULL;
-    }
-    return item;
-}
-
-static void do_item(sim_t *sim, call_t *c)
-{
-    sim_job_t *job;
-    sim_item_t *item = current(sim, c, &job);
-    if (!item)
-        return;
-    switch (c->kind) {
-    case CORE_ACTION_JOBS_RELEASE:
-        item->state = ITEM_STATE_WAITING;
-        return;
-    case CORE_ACTION_JOBS_NOTE_DEATH:
-        if (item->death_epoch != c->epoch)
-            item->deaths++;
-        item->death_epoch = c->epoch;
-        c->number = item->deaths;
-        return;
-    default:
-        memcpy(item->text, c->text, sizeof item->text);
-        memcpy(item->error, c->error, sizeof item->error);
-        item->n_ids = c->n_ids;
-        end_item(sim, job, item,
-                 c->kind == CORE_ACTION_JOBS_COMPLETE ? JOBS_END_OK : JOBS_END_ERROR);
-    }
-}
-
-static void do_poll(sim_t *sim, call_t *c)
-{
-    for (size_t i = 0; i < c->n_jobs; i++) {
-        const sim_job_t *job = find_job(sim, c->jobs[i]);
-        if (job && job->version <= c->versions[i])
-            continue;
-        memcpy(c->states[c->n_states].job, c->jobs[i], CORE_ID_SIZE);
-        c->states[c->n_states].state = job ? job->state : JOBS_STATE_NONE;
-        c->states[c->n_states++].version = job ? job->version : 0;
-    }
-}
-
-static void do_processes(sim_t *sim, call_t *c)
-{
-    for (size_t i = 0; i < sim->redis.data.n_processes; i++) {
-        const sim_process_t *p = &sim->redis.data.processes[i];
-        bool holds = !p->dead;
-        for (size_t j = 0; j < SIM_JOBS; j++)
-            for (uint32_t k = 0; k < sim->redis.data.jobs[j].n_items; k++)
-                holds = holds || (sim->redis.data.jobs[j].items[k].state == ITEM_STATE_CLAIMED &&
-                                  sim->redis.data.jobs[j].items[k].process == p->number);
-        if (holds)
-            c->processes[c->n_processes++] = p->number;
-    }
-}
-
-static void do_pointer(sim_t *sim, call_t *c)
-{
-    sim_redis_data_t *d = &sim->redis.data;
-    size_t i = 0;
-    while (i < d->n_pointers && strcmp(d->pointers[i].id, c->id) != 0)
-        i++;
-    bool found = i < d->n_pointers;
-    sim_pointer_t *p = &d->pointers[i];
-    if (c->kind == CORE_ACTION_POINTER_DROP) {
-        if (found && p->owner == c->owner)
-            *p = d->pointers[--d->n_pointers];
-        return;
-    }
-    if (c->kind == CORE_ACTION_POINTER_PUT) {
-        if (found && p->owner > c->owner) {
-            c->code = JOBS_STALE;
-            c->number = p->owner;
-            return;
-        }
-        if (!found && d->n_pointers == sizeof d->pointers / sizeof *d->pointers)
-            abort();
-        d->n_pointers += !found;
-        memcpy(p->id, c->id, CORE_ID_SIZE);
-        p->owner = c->owner;
-        memcpy(p->bytes, c->pointer, c->pointer_bytes);
-        p->n = c->pointer_bytes;
-        return;
-    }
-    if (!found) {
-        c->code = JOBS_NOT_FOUND;
-        return;
-    }
-    if (c->kind == CORE_ACTION_POINTER_TAKE) {
-        if (p->owner != c->owner)
-            c->code = JOBS_CONFLICT;
-        else
-            p->owner++;
-    }
-    c->number = p->owner;
-    memcpy(c->pointer, p->bytes, p->n);
-    c->pointer_bytes = p->n;
-}
-
-static void apply(sim_t *sim, call_t *c)
-{
-    c->code = JOBS_OK;
-    if (sim->redis.foreign) {
-        c->code = JOBS_WRONG_STORE;
-        return;
-    }
-    switch (c->kind) {
-    case CORE_ACTION_JOBS_CLAIM:
-        do_claim(sim, c);
-        break;
-    case CORE_ACTION_JOBS_MINE:
-        do_mine(sim, c);
-        break;
-    case CORE_ACTION_JOBS_ADOPT:
-        do_move(sim, c, false);
-        break;
-    case CORE_ACTION_JOBS_RELEASE_PROCESS:
-        if (c->fence < sim->redis.data.fence) {
-            c->code = JOBS_FENCED;
-            break;
-        }
-        sim->redis.data.fence = c->fence;
-        do_move(sim, c, true);
-        break;
-    case CORE_ACTION_JOBS_COMPLETE:
-    case CORE_ACTION_JOBS_FAIL:
-    case CORE_ACTION_JOBS_RELEASE:
-    case CORE_ACTION_JOBS_NOTE_DEATH:
-        do_item(sim, c);
-        break;
-    case CORE_ACTION_JOBS_POLL:
-        do_poll(sim, c);
-        break;
-    case CORE_ACTION_JOBS_PROCESSES:
-        do_processes(sim, c);
-        break;
-    case CORE_ACTION_POINTER_PUT:
-    case CORE_ACTION_POINTER_GET:
-    case CORE_ACTION_POINTER_TAKE:
-    case CORE_ACTION_POINTER_DROP:
-        do_pointer(sim, c);
-        break;
-    default:
-        break;
-    }
-}
-
 /* ---- the way there and back ---- */
 
-static void answer_claimed(sim_t *sim, call_t *c)
+static void answer_claimed(sim_t *sim, redis_call_t *c)
 {
     static core_claimed_t items[CORE_CLAIM_MAX];
     static request_t requests[CORE_CLAIM_MAX];
     static Shoal__V1__Sampling samplings[CORE_CLAIM_MAX];
     static char *stops[CORE_CLAIM_MAX];
     for (size_t i = 0; i < c->n_refs; i++) {
-        const sim_job_t *job = find_job(sim, c->refs[i].job);
+        const sim_job_t *job = redis_find_job(sim, c->refs[i].job);
         request_draw(sim_mix(job ? job->seed : 1, c->refs[i].index),
                      job && job->poison && c->refs[i].index == 0, &requests[i]);
         requests[i].choices = 1;
@@ -354,7 +35,7 @@ static void answer_claimed(sim_t *sim, call_t *c)
     coordinator_event(sim, c->coordinator, c->life, &event);
 }
 
-static void answer_claims(sim_t *sim, call_t *c)
+static void answer_claims(sim_t *sim, redis_call_t *c)
 {
     core_item_ref_t refs[CORE_CLAIM_MAX];
     for (size_t i = 0; i < c->n_refs; i++)
@@ -367,14 +48,15 @@ static void answer_claims(sim_t *sim, call_t *c)
     coordinator_event(sim, c->coordinator, c->life, &event);
 }
 
-static void answer_lists(sim_t *sim, call_t *c)
+static void answer_lists(sim_t *sim, redis_call_t *c)
 {
     core_job_state_t states[SIM_JOBS];
     jobs_process_t processes[128];
     core_event_t event = {.kind = CORE_EVENT_JOB_STATES};
     if (c->kind == CORE_ACTION_JOBS_POLL) {
         for (size_t i = 0; i < c->n_states; i++)
-            states[i] = (core_job_state_t){c->states[i].job, c->states[i].state, c->states[i].version};
+            states[i] =
+                (core_job_state_t){c->states[i].job, c->states[i].state, c->states[i].version};
         event.job_states.op = c->op;
         event.job_states.code = c->code;
         event.job_states.states = states;
@@ -382,7 +64,8 @@ static void answer_lists(sim_t *sim, call_t *c)
     } else {
         event.kind = CORE_EVENT_JOB_PROCESSES;
         for (size_t i = 0; i < c->n_processes; i++)
-            processes[i] = (jobs_process_t){c->processes[i] / 1000000000u, c->processes[i] % 1000000000u};
+            processes[i] =
+                (jobs_process_t){c->processes[i] / 1000000000u, c->processes[i] % 1000000000u};
         event.job_processes.op = c->op;
         event.job_processes.code = c->code;
         event.job_processes.processes = processes;
@@ -393,7 +76,7 @@ static void answer_lists(sim_t *sim, call_t *c)
 
 static void answer(sim_t *sim, void *argument)
 {
-    call_t *c = argument;
+    redis_call_t *c = argument;
     if (coordinator_put_off(sim, c->coordinator, answer, c, free))
         return;
     core_event_t event = {.kind = CORE_EVENT_JOBS_DONE};
@@ -431,7 +114,7 @@ static void answer(sim_t *sim, void *argument)
     free(c);
 }
 
-static void answer_unreachable(sim_t *sim, call_t *c)
+static void answer_unreachable(sim_t *sim, redis_call_t *c)
 {
     c->code = JOBS_UNREACHABLE;
     c->n_refs = c->n_states = c->n_processes = c->pointer_bytes = 0;
@@ -441,19 +124,19 @@ static void answer_unreachable(sim_t *sim, call_t *c)
 
 static void arrive(sim_t *sim, void *argument)
 {
-    call_t *c = argument;
+    redis_call_t *c = argument;
     if (!sim->redis.up || c->generation != sim->redis.generation) {
         answer_unreachable(sim, c);
         return;
     }
-    apply(sim, c);
+    redis_apply(sim, c);
     if (c->lose_reply)
         answer_unreachable(sim, c);
     else
         sim_after(sim, sim_delay(sim), answer, c);
 }
 
-static void copy_arguments(const sim_t *sim, call_t *c, const core_action_t *a)
+static void copy_arguments(const sim_t *sim, redis_call_t *c, const core_action_t *a)
 {
     switch (a->kind) {
     case CORE_ACTION_JOBS_CLAIM:
@@ -483,7 +166,8 @@ static void copy_arguments(const sim_t *sim, call_t *c, const core_action_t *a)
         c->epoch = a->item.epoch;
         c->n_ids = (uint32_t)a->item.result.n_ids;
         if (a->item.result.text)
-            snprintf(c->text, sizeof c->text, "%.*s", (int)a->item.result.text_size, a->item.result.text);
+            snprintf(c->text, sizeof c->text, "%.*s", (int)a->item.result.text_size,
+                     a->item.result.text);
         if (a->item.result.error_code)
             snprintf(c->error, sizeof c->error, "%s", a->item.result.error_code);
         break;
@@ -511,7 +195,7 @@ static void copy_arguments(const sim_t *sim, call_t *c, const core_action_t *a)
 
 void redis_call(sim_t *sim, uint32_t coordinator, const core_action_t *action)
 {
-    call_t *c = MEM_NEW(call_t);
+    redis_call_t *c = MEM_NEW(redis_call_t);
     c->kind = action->kind;
     c->coordinator = coordinator;
     c->life = sim->coordinators[coordinator].life;
@@ -584,7 +268,7 @@ void redis_cancel_job(sim_t *sim, uint32_t index)
     job->state = JOBS_STATE_CANCELLED;
     for (uint32_t i = 0; i < job->n_items; i++)
         if (job->items[i].state != ITEM_STATE_ENDED)
-            end_item(sim, job, &job->items[i], JOBS_END_CANCELLED);
+            redis_end_item(sim, job, &job->items[i], JOBS_END_CANCELLED);
 }
 
 /* ---- life of the server ---- */
@@ -633,7 +317,8 @@ void redis_crash(sim_t *sim, uint64_t down_ms, bool emptied)
 {
     if (!sim->redis.up || sim->redis.foreign)
         return;
-    sim_trace(sim, "redis dies for %llu ms%s", (unsigned long long)down_ms, emptied ? ", loses all" : "");
+    sim_trace(sim, "redis dies for %llu ms%s", (unsigned long long)down_ms,
+              emptied ? ", loses all" : "");
     sim->redis.up = false;
     sim->redis.generation++;
     sim->disturbed = true;

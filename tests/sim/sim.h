@@ -260,7 +260,8 @@ void host_crash(sim_t *sim, uint32_t host, uint64_t down_ms);
 void host_rank_failed(sim_t *sim, struct sim_leader *leader, bool crashed,
                       const char *const *sessions, size_t n);
 void host_report_failure(sim_t *sim, uint32_t reporter, uint32_t ordinal, uint64_t epoch,
-                         const char *lost_host, bool crashed, const char *const *sessions, size_t n);
+                         const char *lost_host, bool crashed, const char *const *sessions,
+                         size_t n);
 void host_free(sim_t *sim);
 
 sim_leader_t *leader_at(sim_t *sim, const char *endpoint);
@@ -307,6 +308,9 @@ bool coordinator_put_off(sim_t *sim, uint32_t index, sim_fn fn, void *argument,
                          sim_release_fn release);
 void coordinators_store(sim_t *sim, core_store_t store, core_store_state_t state);
 void coordinator_free(sim_t *sim);
+
+/* ---- member.c ---- */
+void member_start(sim_t *sim, uint32_t index); /* registers, stands for election, keeps its lease */
 
 /* ---- client.c ---- */
 typedef struct {
@@ -370,7 +374,8 @@ struct sim {
     uint64_t n_events;
 };
 
-/* Runs one seed; true when nothing was violated, else *violation_out (SIM text, static) says what. */
+/* Runs one seed; true when nothing was violated, else *violation_out (SIM text, static) says what.
+ */
 bool sim_run(uint64_t seed, uint32_t mutant, bool tracing, char violation_out[512]);
 
 #endif

@@ -3,20 +3,25 @@
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <ifaddrs.h>
+#include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 #include <xxhash.h>
 
+#include "common/base/clock.h"
 #include "common/base/memory.h"
 #include "worker/fabric/ucx.h"
+
+#define LINK_WAIT_MS 3000u
 
 static status_t ucx_failed(const char *what, ucs_status_t status)
 {
     return fail(STATUS_INTERNAL, "%s: %s", what, ucs_status_string(status));
 }
 
-/* The network interface that carries an IP address. */
-static status_t find_interface(const char *address, char *out, size_t n)
+/* The network interface that carries an IP address; *running_out: its link is up. */
+static status_t look_for_interface(const char *address, char *out, size_t n, bool *running_out)
 {
     struct ifaddrs *all;
     if (getifaddrs(&all) != 0)
@@ -34,6 +39,7 @@ static status_t find_interface(const char *address, char *out, size_t n)
                       sizeof text);
         if (strcmp(text, address) == 0) {
             snprintf(out, n, "%s", one->ifa_name);
+            *running_out = (one->ifa_flags & IFF_RUNNING) != 0;
             found = true;
         }
     }
@@ -42,6 +48,23 @@ static status_t find_interface(const char *address, char *out, size_t n)
         return fail(STATUS_INVALID, "no network interface of this host has the address %s",
                     address);
     return STATUS_OK;
+}
+
+/* UCX looks at the devices once, when it starts: an endpoint made while the link is down would stay
+ * without one for as long as the rank lives. So a link that is coming up is waited for. */
+static status_t find_interface(const char *address, char *out, size_t n)
+{
+    uint64_t end = clock_ms() + LINK_WAIT_MS;
+    for (;;) {
+        bool running = false;
+        TRY(look_for_interface(address, out, n, &running));
+        if (running)
+            return STATUS_OK;
+        if (clock_ms() >= end)
+            return fail(STATUS_UNREACHABLE, "network interface %s (%s) has no link", out, address);
+        struct timespec nap = {0, 20000000};
+        nanosleep(&nap, NULL);
+    }
 }
 
 /* UCX takes all interfaces by default, the loopback among them, and a peer on another host would be

@@ -175,7 +175,9 @@ static void take_credit(ucx_peer_t *peer, const frame_t *frame)
 static void take_lost(fabric_t *fabric, const frame_t *frame, const char *text)
 {
     if (frame->subject == fabric->rank) {
-        board_rank_died(fabric->board, frame->from, "it holds this rank for lost", true);
+        /* For this rank the other one is out of reach, but nobody else shall hear that from here:
+         * the others were told the cause and would take an echo of it for another one. */
+        fabric_fail(fabric, STATUS_PEER_LOST, frame->from, true, "it holds this rank for lost");
     } else if (frame->subject < fabric->n_ranks) {
         board_rank_died(fabric->board, frame->subject, text, frame->silent != 0);
     } else {

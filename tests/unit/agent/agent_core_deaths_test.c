@@ -33,9 +33,8 @@ static void test_a_crash_is_told_without_the_leaders_account_when_none_comes(voi
     world_t world = active_world();
     agent_core_died(world.core, 2, true, "killed by signal 11", world.now);
     skip_to(&world, AGENT_END);
-    tick(&world, 3);
-    beat(&world, 1, 1, false, 0);
-    expect_nothing(&world);
+    tick(&world, 1);
+    expect_nothing(&world); /* the leader may still name the sessions */
     tick(&world, 1);
     expect(&world, AGENT_PUBLISH_FAILED);
     assert_true(world.action.failed->crashed);

@@ -351,6 +351,8 @@ void admit(attached_t *attached, const char *session, uint32_t max_tokens, uint3
 
 static void take_output(const Shoal__Worker__V1__SequenceOutput *output, text_t *text)
 {
+    if (output->n_ids > 0 && text->joining && text->n == 0 && output->first_position > 0)
+        return;
     if (output->n_ids > 0) {
         assert_int_equal(output->first_position, text->n);
         assert_true(text->n + output->n_ids <= 4096);

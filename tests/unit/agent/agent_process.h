@@ -59,6 +59,7 @@ typedef struct {
     uint32_t ids[4096];
     uint32_t n;
     bool ended, has_admitted;
+    bool joining; /* outputs from before the attachment may still come in; they are passed over */
     int reason;
     char code[32];
     size_t n_admitted_prompt;

@@ -298,8 +298,8 @@ static void test_a_draining_agent_lets_its_sequences_end_and_takes_no_new_ones(v
     assert_int_equal(late.reason, SHOAL__WORKER__V1__SEQUENCE_ENDED__REASON__REFUSED);
     assert_string_equal(late.code, "draining");
     assert_int_equal(stream.credit, 0);
-    /* What ran when the refusal was read has been read past; attach from there on. */
-    text_t whole = {0};
+    /* What ran when the refusal was read has been read past; attach and read it all. */
+    text_t whole = {.joining = true};
     admit(&stream, SESSION_A, 0, 0, true);
     read_text(&stream, SESSION_A, 4096, &whole);
     assert_int_equal(whole.reason, SHOAL__WORKER__V1__SEQUENCE_ENDED__REASON__FINISHED);

@@ -365,7 +365,8 @@ void rig_generate(rig_t *rig, uint64_t client, char digit, uint32_t max_tokens, 
     generate(rig, client, digit, max_tokens, stop, 0);
 }
 
-void rig_generate_for(rig_t *rig, uint64_t client, char digit, uint32_t max_tokens, int32_t priority)
+void rig_generate_for(rig_t *rig, uint64_t client, char digit, uint32_t max_tokens,
+                      int32_t priority)
 {
     generate(rig, client, digit, max_tokens, "", priority);
 }

@@ -1,5 +1,5 @@
-/* A bench for one coordinator core: events in by hand, actions out to look at. The vocabulary is the
- * simulator's (tests/sim/oracle.c). */
+/* A bench for one coordinator core: events in by hand, actions out to look at. The vocabulary is
+ * the simulator's (tests/sim/oracle.c). */
 #ifndef SHOAL_TESTS_UNIT_COORDINATOR_CORE_RIG_H
 #define SHOAL_TESTS_UNIT_COORDINATOR_CORE_RIG_H
 
@@ -61,7 +61,8 @@ void rig_free(Shoal__Worker__V1__CoordinatorMessage *message);
 
 /* Asks for a text of at most max_tokens with the id 32 times the digit. */
 void rig_generate(rig_t *rig, uint64_t client, char digit, uint32_t max_tokens, const char *stop);
-void rig_generate_for(rig_t *rig, uint64_t client, char digit, uint32_t max_tokens, int32_t priority);
+void rig_generate_for(rig_t *rig, uint64_t client, char digit, uint32_t max_tokens,
+                      int32_t priority);
 const char *rig_id(char digit);
 void rig_client(rig_t *rig, core_event_kind_t kind, uint64_t client);
 void rig_resume(rig_t *rig, uint64_t client, char digit, uint32_t n);

@@ -432,6 +432,27 @@ static void test_malformed_frames_are_refused_and_counted(void **state)
     assert_int_equal(ranks_finish(&ranks, 0), 0);
 }
 
+static int no_link_rank(host_rank_t *rank)
+{
+    (void)rank;
+    fabric_endpoint_t *endpoint;
+    EXPECT(fabric_endpoint_open("10.211.7.1", &endpoint) == STATUS_UNREACHABLE);
+    EXPECT(is_in(status_text(), "vea (10.211.7.1) has no link"));
+    return 0;
+}
+
+static void test_an_endpoint_without_a_link_is_refused_by_name(void **state)
+{
+    (void)state;
+    need_hosts();
+    ranks_t ranks;
+    hosts_link(false);
+    hosts_start_bare(&ranks, no_link_rank);
+    int bad = ranks_finish(&ranks, 0);
+    hosts_link(true);
+    assert_int_equal(bad, 0);
+}
+
 static void test_an_address_that_no_interface_has_is_refused(void **state)
 {
     (void)state;
@@ -451,6 +472,7 @@ int main(void)
         cmocka_unit_test(test_an_abort_reaches_the_ranks_of_the_other_host),
         cmocka_unit_test(test_frames_of_a_newer_epoch_are_held_and_an_epoch_ends_in_order),
         cmocka_unit_test(test_malformed_frames_are_refused_and_counted),
+        cmocka_unit_test(test_an_endpoint_without_a_link_is_refused_by_name),
         cmocka_unit_test(test_an_address_that_no_interface_has_is_refused),
     };
     have_hosts = hosts_make();

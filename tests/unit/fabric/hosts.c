@@ -139,3 +139,18 @@ void hosts_start(ranks_t *ranks, uint32_t n, uint32_t n_a, uint32_t group_n,
     fabric_shm_release(shms[0]);
     ranks->shm = shms[1]; /* host b's, so that a test can play its agent */
 }
+
+void hosts_start_bare(ranks_t *ranks, host_rank_fn function)
+{
+    memset(ranks, 0, sizeof *ranks);
+    ranks->n = 1;
+    ranks->shared = shared_new();
+    fflush(NULL);
+    ranks->pids[0] = fork();
+    if (ranks->pids[0] != 0)
+        return;
+    host_rank_t rank = {.shared = ranks->shared};
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    enter(0);
+    exit(function(&rank));
+}

@@ -26,4 +26,7 @@ typedef int (*host_rank_fn)(host_rank_t *rank);
 void hosts_start(ranks_t *ranks, uint32_t n, uint32_t n_a, uint32_t group_n,
                  uint32_t step_timeout_ms, host_rank_fn function);
 
+/* One process on host "a" without endpoint or shared memory. */
+void hosts_start_bare(ranks_t *ranks, host_rank_fn function);
+
 #endif
