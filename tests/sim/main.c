@@ -1,4 +1,4 @@
-/* sim: runs seeds of the simulated cluster.
+/* sim (build/NAME/tests/sim/sim): runs seeds of the simulated cluster.
  *   sim --seed N [--mutant M] [--trace]   one seed, reproducing a failure
  *   sim --seeds N [--first F]             seeds F … F+N-1, each failure with its seed
  *   sim --mutants N                       each planted fault must be found within N seeds */
