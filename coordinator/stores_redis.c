@@ -77,6 +77,23 @@ static void tell_states(shell_t *shell, const pending_t *p)
     arena_release(&arena);
 }
 
+/* Whether the item's name is needed no more. After any other answer the core may write the same
+ * result again: under the number of an adopted claim, or as a failure. */
+static bool is_final(const pending_t *p)
+{
+    switch (p->reply.code) {
+    case JOBS_OK:
+    case JOBS_DUP:
+    case JOBS_NOT_FOUND:
+        return true;
+    case JOBS_UNREACHABLE:
+    case JOBS_WRONG_STORE:
+        return false;
+    default:
+        return p->kind == CORE_ACTION_JOBS_RELEASE;
+    }
+}
+
 static void on_answered(shell_t *shell, void *take_data)
 {
     pending_t *p = take_data;
@@ -113,7 +130,7 @@ static void on_answered(shell_t *shell, void *take_data)
     case CORE_ACTION_JOBS_RELEASE:
         if (p->reply.code == JOBS_OK && p->kind != CORE_ACTION_JOBS_RELEASE)
             (void)FAILPOINT("coordinator.after_commit");
-        if (p->reply.code != JOBS_UNREACHABLE && p->reply.code != JOBS_WRONG_STORE)
+        if (is_final(p))
             stores_forget_item(shell, p->job, p->index);
         shell_event(shell, &event);
         break;

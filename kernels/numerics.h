@@ -9,7 +9,7 @@
 
 enum {
     NUMERICS_LANES = 16,      /* row reductions and attention sums: lane = index mod 16 */
-    NUMERICS_GROUP = 256,     /* activation groups end at multiples of this of absolute K */
+    NUMERICS_GROUP = 32,      /* activation groups end at multiples of this of absolute K */
     NUMERICS_LEAVES_MAX = 16, /* leaves of one matmul */
     NUMERICS_KEY_TILE = 64,   /* attention: keys per running-maximum step */
     NUMERICS_KEY_CHUNK = 512, /* attention: keys per independently started partial */

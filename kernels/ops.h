@@ -12,8 +12,9 @@
  * is done. One thread at a time uses a device and its queues; other threads touch neither.
  *
  * Every op writes its output as docs/numerics.md says, to the bit. A row whose values are not
- * finite becomes a row error: its outputs turn to NaN, so that every rank and later stage sees it
- * too, no other row is touched, and batch_row_errors names it.
+ * finite (or, where they are quantized, reach 2^100) becomes a row error: its outputs turn to NaN,
+ * so that every rank and later stage sees it too, no other row is touched, and batch_row_errors
+ * names it.
  *
  * Shapes are row major; M is the batch's number of rows unless said otherwise; `ld` counts elements
  * from one row to the next. Matrices of floats start at offsets that are multiples of 4; 64 is

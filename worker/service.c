@@ -17,6 +17,8 @@
 
 #define ATTACH "/shoal.worker.v1.Engine/Attach"
 #define SEQUENCES_PER_MESSAGE 256u
+/* Admits that are given back make outputs large; a coordinator takes messages of 16 MiB. */
+#define ADMITTED_PER_MESSAGE ((size_t)4 << 20)
 
 void service_ring(service_t *service)
 {
@@ -76,6 +78,12 @@ static Shoal__Worker__V1__SequenceOutput *take_refusal(stream_t *stream, arena_t
     return out;
 }
 
+/* Superseded is the end of an admission; the sequence itself goes on for another coordinator. */
+static bool has_ended(const sequence_output_t *output)
+{
+    return output->end != END_NONE && output->end != END_SUPERSEDED;
+}
+
 static Shoal__Worker__V1__SequenceOutput *take_output(service_t *service, stream_t *stream)
 {
     static sequence_output_t output;
@@ -88,7 +96,7 @@ static Shoal__Worker__V1__SequenceOutput *take_output(service_t *service, stream
     Shoal__Worker__V1__SequenceOutput *out =
         service_write_output(&output, drawn, &service->arena);
     out->admitted = service_book_output(service->book, output.session, output.choice,
-                                        stream->leader_stream, output.end != END_NONE, clock_ms());
+                                        stream->leader_stream, has_ended(&output), clock_ms());
     return out;
 }
 
@@ -96,7 +104,8 @@ static Shoal__Worker__V1__SequenceOutput *take_output(service_t *service, stream
 static bool hand_out(service_t *service, stream_t *stream)
 {
     Shoal__Worker__V1__SequenceOutput *sequences[SEQUENCES_PER_MESSAGE];
-    size_t n = 0;
+    size_t n = 0, admitted = 0;
+    bool more = true;
     if (stream->unsent.size > 0) {
         status_t status =
             rpc_call_send(stream->call, stream->unsent.data, stream->unsent.size);
@@ -112,11 +121,13 @@ static bool hand_out(service_t *service, stream_t *stream)
         sequences[n++] = take_refusal(stream, &service->arena);
     if (!stream->refusals)
         stream->refusals_end = &stream->refusals;
-    while (n < SEQUENCES_PER_MESSAGE) {
+    while (more && n < SEQUENCES_PER_MESSAGE && admitted < ADMITTED_PER_MESSAGE) {
         Shoal__Worker__V1__SequenceOutput *one = take_output(service, stream);
-        if (!one)
-            break;
-        sequences[n++] = one;
+        more = one != NULL;
+        if (one && one->admitted)
+            admitted += shoal__worker__v1__admit__get_packed_size(one->admitted);
+        if (one)
+            sequences[n++] = one;
     }
     if (n > 0)
         send_step(service, stream, sequences, n);
@@ -125,7 +136,7 @@ static bool hand_out(service_t *service, stream_t *stream)
             shoal__worker__v1__admit__free_unpacked(sequences[i]->admitted, NULL);
     }
     arena_reset(&service->arena);
-    return n == SEQUENCES_PER_MESSAGE;
+    return more;
 }
 
 static void pass(service_t *service)

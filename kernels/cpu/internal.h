@@ -18,7 +18,7 @@
 enum {
     PANEL = 32,     /* output columns of a panel: two lines of 16 */
     LINE = 16,      /* columns of a line */
-    SEGMENT_K = 32, /* values of the longest segment */
+    SEGMENT_K = 32, /* values of the longest segment: one weight block, one group */
     PAIR_K = 8,     /* int8: k values of one pair of units; segments are padded to it */
     KEYS_TILE = NUMERICS_KEY_TILE,
     KEYS_CHUNK = NUMERICS_KEY_CHUNK,
@@ -33,22 +33,35 @@ enum {
 typedef enum { FORM_Q8, FORM_Q4, FORM_Q4M, FORM_BF16, FORM_F16, FORM_F32, N_FORMS } kform_t;
 
 typedef struct {
-    uint32_t k;        /* first value, counted in this rank's input */
-    uint8_t len;       /* 1…32 */
-    uint8_t pairs;     /* ceil(len / 8) */
-    uint8_t group_end; /* the last segment of its activation group */
+    uint32_t k;    /* first value, counted in this rank's input */
+    uint8_t len;   /* 1…32 */
+    uint8_t pairs; /* ceil(len / 8) */
 } kseg_t;
+_Static_assert((int)SEGMENT_K == (int)NUMERICS_GROUP, "a segment has one activation scale");
+
+/* One segment of an int8 input row, one cache line. Fast levels let the integer sum grow from
+ * SUM_START, which makes its bits the float SUM_ZERO + S (numbers.h); one fma with da and offset
+ * then is (float)S * da, rounded once, and takes the place of the conversion. |S| is at most 128 *
+ * 127 * 32, below the 2^22 that this needs. */
+typedef struct {
+    _Alignas(64) int8_t q[SEGMENT_K]; /* 0 from the segment's length on */
+    float da;
+    float offset;     /* -SUM_ZERO * da, exact; NaN where da is */
+    float sum;        /* (float)sum(q) * da */
+    int32_t start_q4; /* SUM_START - 8 sum(q) */
+    int32_t start_q8; /* SUM_START - 128 sum(q) */
+    int32_t zero[3];
+} kinput_seg_t;
+_Static_assert(sizeof(kinput_seg_t) == 64, "a segment of an input row is one cache line");
 
 typedef struct {
     uint32_t k, len;     /* in this rank's input */
-    uint32_t k_padded;   /* where its values start in the padded input row */
+    uint32_t k_padded;   /* where its values start in the padded K */
     uint32_t len_padded; /* BF16, F32, F16: to 2; int8: sum over its segments */
     uint32_t seg_first, seg_end;
-    uint32_t group_first, group_end;
 } kleaf_t;
 
-/* The layout of one input row. int8 rows are: padded int8 values; da F32 per group; per segment
- * -8 * sum(a) I32; per segment sum(a) F32. Every array starts on a 64-byte line. */
+/* The layout of one input row: int8 rows are n_segs kinput_seg_t, the others k_padded values. */
 typedef struct {
     kactivation_t kind;
     bool pair_order; /* F32 kind in native mode: within a pair the odd k comes first */
@@ -58,8 +71,7 @@ typedef struct {
     kleaf_t *leaves;
     uint32_t n_segs;
     kseg_t *segs;
-    uint32_t n_groups;
-    size_t da_offset, neg8_offset, sum_offset, row_bytes;
+    size_t row_bytes;
 } kinput_t;
 
 typedef struct {
@@ -127,7 +139,7 @@ typedef struct {
 typedef struct {
     const char *name;
     void (*rmsnorm)(const float *x, const float *weight, uint32_t n, float eps, float *out);
-    /* Writes one input row; true when the row holds values that are not finite. */
+    /* Writes one input row; true when the row is an error: not finite, or too large to quantize. */
     bool (*quantize)(const kinput_t *layout, const float *x, uint8_t *row_out);
     void (*matmul)(const kmatmul_t *job, uint32_t panel_first, uint32_t panel_end,
                    uint32_t row_first, uint32_t row_end);

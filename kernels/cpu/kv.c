@@ -28,6 +28,16 @@ size_t kv_block_bytes(kmode_t mode, const kkv_shape_t *shape)
     return (pages.k_bytes + pages.v_bytes) * shape->n_kv_heads * shape->n_layers;
 }
 
+/* Each layer's first block, the one that a replica's first sequence gets: a huge page for each layer
+ * is cleared here, while the rank loads, and not inside its first step. */
+static void touch_first_blocks(const kpages_t *pages)
+{
+    if (pages->n_blocks == 0 || pages->k_bytes + pages->v_bytes == 0)
+        return;
+    for (uint32_t layer = 0; layer < pages->n_layers && pages->data != NULL; layer++)
+        *(volatile uint8_t *)(pages->data + (kv_page(pages, layer, 0, 0) - pages->data)) = 0;
+}
+
 status_t kv_open(kdevice_t *device, const kkv_shape_t *shape, kkv_t **own_out)
 {
     if (shape->head_dim < 2 || shape->head_dim > KHEAD_DIM_MAX || shape->head_dim % 2 != 0)
@@ -48,6 +58,7 @@ status_t kv_open(kdevice_t *device, const kkv_shape_t *shape, kkv_t **own_out)
         return fail(STATUS_NO_MEMORY, "no memory for %u KV blocks of %zu bytes", shape->n_blocks,
                     kv_block_bytes(device->mode, shape));
     }
+    touch_first_blocks(&kv->pages);
     *own_out = kv;
     return STATUS_OK;
 }

@@ -1,6 +1,6 @@
-/* Cuts a matmul's input into leaves, activation groups and segments (docs/numerics.md, "Matmul")
- * and lays out one padded input row. Depends on nothing but the spec, so every part of a fused
- * weight, every level and every thread sees the same cuts. */
+/* Cuts a matmul's input into leaves and segments (docs/numerics.md, "Matmul") and lays out one
+ * padded input row. Depends on nothing but the spec, so every part of a fused weight, every level
+ * and every thread sees the same cuts. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -40,7 +40,7 @@ static uint32_t smaller(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-/* Appends the segments of one leaf; scale blocks and groups are cut at absolute multiples. */
+/* Appends the segments of one leaf; they end at absolute multiples, as blocks and groups do. */
 static void cut_leaf(kinput_t *input, kleaf_t *leaf, uint32_t absolute, uint32_t end, uint32_t base)
 {
     while (absolute < end) {
@@ -48,13 +48,9 @@ static void cut_leaf(kinput_t *input, kleaf_t *leaf, uint32_t absolute, uint32_t
         uint32_t next = smaller(block, end);
         uint32_t len = next - absolute;
         uint32_t pairs = (len + PAIR_K - 1) / PAIR_K;
-        bool group_end = next == end || next % NUMERICS_GROUP == 0;
-        input->segs[input->n_segs++] = (kseg_t){.k = absolute - base,
-                                                .len = (uint8_t)len,
-                                                .pairs = (uint8_t)pairs,
-                                                .group_end = group_end};
+        input->segs[input->n_segs++] =
+            (kseg_t){.k = absolute - base, .len = (uint8_t)len, .pairs = (uint8_t)pairs};
         leaf->len_padded += pairs * PAIR_K;
-        input->n_groups += group_end;
         absolute = next;
     }
 }
@@ -76,21 +72,16 @@ status_t input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_
         kleaf_t *leaf = &input.leaves[i];
         *leaf = (kleaf_t){.k = first - base, .len = end - first, .k_padded = input.k_padded};
         leaf->seg_first = input.n_segs;
-        leaf->group_first = input.n_groups;
         if (kind == KACTIVATION_INT8)
             cut_leaf(&input, leaf, first, end, base);
         else
             leaf->len_padded = (end - first + 1) / 2 * 2;
         leaf->seg_end = input.n_segs;
-        leaf->group_end = input.n_groups;
         input.k_padded += leaf->len_padded;
     }
-    static const size_t value_bytes[] = {
-        [KACTIVATION_INT8] = 1, [KACTIVATION_BF16] = 2, [KACTIVATION_F32] = 4};
-    input.da_offset = round_up(input.k_padded * value_bytes[kind], 64);
-    input.neg8_offset = input.da_offset + round_up(input.n_groups * sizeof(float), 64);
-    input.sum_offset = input.neg8_offset + round_up(input.n_segs * sizeof(int32_t), 64);
-    input.row_bytes = input.sum_offset + round_up(input.n_segs * sizeof(float), 64);
+    size_t value_bytes = kind == KACTIVATION_BF16 ? 2 : 4;
+    input.row_bytes = kind == KACTIVATION_INT8 ? input.n_segs * sizeof(kinput_seg_t)
+                                               : round_up(input.k_padded * value_bytes, 64);
     /* Rows a multiple of 4 KiB apart would share L1 sets. */
     if (input.row_bytes % 4096 == 0 && input.row_bytes != 0)
         input.row_bytes += 64;

@@ -85,7 +85,7 @@ static inline vf_t load_halves(const uint8_t *from)
 
 static inline vf_t line_floats(line_t line)
 {
-    return (vf_t){_mm256_cvtepi32_ps(line.low), _mm256_cvtepi32_ps(line.high)};
+    return (vf_t){_mm256_castsi256_ps(line.low), _mm256_castsi256_ps(line.high)};
 }
 
 static inline void put_line(bool add, float *tile, vf_t sum)
@@ -93,38 +93,29 @@ static inline void put_line(bool add, float *tile, vf_t sum)
     vf_store(tile, add ? vf_add(vf_load(tile), sum) : sum);
 }
 
-/* Where one row's numbers of a leaf stand, and its running sums. */
+/* Where one row's next segment stands, and the sum of its leaf. */
 typedef struct {
-    const int8_t *a;
-    const float *da;
-    const int32_t *neg8;
-    const float *sums;
-    vf_t acc, sum;
+    const kinput_seg_t *in;
+    vf_t sum;
 } int8_row_t;
 
-static inline int8_row_t open_row(const kinput_t *input, const kleaf_t *leaf, const uint8_t *row)
+static inline int8_row_t open_row(const kleaf_t *leaf, const uint8_t *row)
 {
-    return (int8_row_t){
-        .a = (const int8_t *)row + leaf->k_padded,
-        .da = (const float *)(const void *)(row + input->da_offset) + leaf->group_first,
-        .neg8 = (const int32_t *)(const void *)(row + input->neg8_offset),
-        .sums = (const float *)(const void *)(row + input->sum_offset),
-        .acc = vf_set(0),
-        .sum = vf_set(0),
-    };
+    return (int8_row_t){(const kinput_seg_t *)(const void *)row + leaf->seg_first, vf_set(0)};
 }
 
-/* The F32 steps after a segment of one row. */
-static inline void scale_row(kform_t form, int8_row_t *row, line_t dots, vf_t d, vf_t m, uint32_t s,
-                             bool group_end)
+/* Finishes a segment of one row. The integer sums have grown from SUM_START, so their bits are
+ * SUM_ZERO + S and the first fma is (float)S * da (internal.h, kinput_seg_t). */
+static inline void close_segment(kform_t form, int8_row_t *row, line_t low, line_t high, vf_t d,
+                                 vf_t m)
 {
-    row->acc = vf_fma(line_floats(dots), d, row->acc);
+    const kinput_seg_t *in = row->in++;
+    bool q8 = form == FORM_Q8;
+    int32_t start = q8 ? in->start_q8 : form == FORM_Q4 ? in->start_q4 : SUM_START;
+    vf_t dots = line_floats(finish_dots(q8, low, high, start));
+    row->sum = vf_fma(vf_fma(dots, vf_set(in->da), vf_set(in->offset)), d, row->sum);
     if (form == FORM_Q4M)
-        row->acc = vf_fma(m, vf_set(row->sums[s]), row->acc);
-    if (group_end) {
-        row->sum = vf_fma(row->acc, vf_set(*row->da++), row->sum);
-        row->acc = vf_set(0);
-    }
+        row->sum = vf_fma(m, vf_set(in->sum), row->sum);
 }
 
 /* One or two rows, one line of columns. `line` is 0 or 1; panel is the leaf's first byte. */
@@ -134,25 +125,26 @@ leaf_int8_line(kform_t form, bool two, const kinput_t *input, const kleaf_t *lea
                float *out)
 {
     const bool q8 = form == FORM_Q8;
-    int8_row_t r0 = open_row(input, leaf, rows[0]);
-    int8_row_t r1 = open_row(input, leaf, rows[two]);
+    int8_row_t r0 = open_row(leaf, rows[0]);
+    int8_row_t r1 = open_row(leaf, rows[two]);
     for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
         uint32_t pairs = input->segs[s].pairs;
         line_t low0 = no_products(), high0 = low0, low1 = low0, high1 = low0;
         const uint8_t *at = panel + (size_t)line * 64;
+        const int8_t *a0 = r0.in->q, *a1 = r1.in->q;
         for (uint32_t p = 0; p < pairs; p++, at += q8 ? 256 : 128) {
             line_t w = load_line(at);
             line_t next = q8 ? load_line(at + 128) : w;
             line_t first_low = low_nibbles(w), first_high = high_nibbles(w);
             line_t second_low = q8 ? low_nibbles(next) : first_high;
             line_t second_high = q8 ? high_nibbles(next) : first_high;
-            add_unit(q8, first_low, first_high, r0.a, &low0, &high0);
-            add_unit(q8, second_low, second_high, r0.a + 4, &low0, &high0);
-            r0.a += PAIR_K;
+            add_unit(q8, first_low, first_high, a0, &low0, &high0);
+            add_unit(q8, second_low, second_high, a0 + 4, &low0, &high0);
+            a0 += PAIR_K;
             if (two) {
-                add_unit(q8, first_low, first_high, r1.a, &low1, &high1);
-                add_unit(q8, second_low, second_high, r1.a + 4, &low1, &high1);
-                r1.a += PAIR_K;
+                add_unit(q8, first_low, first_high, a1, &low1, &high1);
+                add_unit(q8, second_low, second_high, a1 + 4, &low1, &high1);
+                a1 += PAIR_K;
             }
         }
         panel += pairs * (q8 ? 256u : 128u);
@@ -162,13 +154,9 @@ leaf_int8_line(kform_t form, bool two, const kinput_t *input, const kleaf_t *lea
             m = load_halves(panel + (size_t)line * 32);
             panel += 64;
         }
-        bool group_end = input->segs[s].group_end;
-        /* The offset of z: 128 is 16 * 8. */
-        int32_t times = q8 ? 16 : form == FORM_Q4 ? 1 : 0;
-        scale_row(form, &r0, finish_dots(q8, low0, high0, r0.neg8[s] * times), d, m, s, group_end);
+        close_segment(form, &r0, low0, high0, d, m);
         if (two)
-            scale_row(form, &r1, finish_dots(q8, low1, high1, r1.neg8[s] * times), d, m, s,
-                      group_end);
+            close_segment(form, &r1, low1, high1, d, m);
     }
     put_line(add, out + (size_t)line * LINE, r0.sum);
     if (two)

@@ -1,51 +1,42 @@
 /* One leaf with int8 inputs on AVX-512 VNNI. Included once for each form and number of rows, with
  * LEAF_NAME, LEAF_ROWS(X) (X(0) X(1) …), LEAF_Q8 and LEAF_MINIMUMS set. Per row: two integer sums
- * of the segment, two F32 sums of the activation group and two of the leaf, all with names of their
- * own, because the compiler keeps arrays of vectors in memory. */
+ * of the segment and two F32 sums of the leaf, all with names of their own, because the compiler
+ * keeps arrays of vectors in memory. */
 
 #if LEAF_Q8
-#define LEAF_START(sums) ((sums)*16) /* -128 a = 16 * (-8 a) */
+#define LEAF_START(r) _mm512_set1_epi32(in##r->start_q8)
 #elif LEAF_MINIMUMS
-#define LEAF_START(sums) 0
+#define LEAF_START(r) sum_start
 #else
-#define LEAF_START(sums) (sums)
+#define LEAF_START(r) _mm512_set1_epi32(in##r->start_q4)
 #endif
 
-#define ROW_OPEN(r)                                                                    \
-    const int8_t *a##r = (const int8_t *)rows[r] + leaf->k_padded;                     \
-    const float *da##r =                                                               \
-        (const float *)(const void *)(rows[r] + input->da_offset) + leaf->group_first; \
-    __m512 acc_low##r = _mm512_setzero_ps(), acc_high##r = acc_low##r;                 \
-    __m512 leaf_low##r = acc_low##r, leaf_high##r = acc_low##r;
-#define ROW_SEGMENT(r)                                                                    \
-    int32_t neg##r = ((const int32_t *)(const void *)(rows[r] + input->neg8_offset))[s];  \
-    __m512i dot_low##r = _mm512_set1_epi32(LEAF_START(neg##r)), dot_high##r = dot_low##r; \
-    (void)neg##r;
+#define ROW_OPEN(r)                                                                            \
+    const kinput_seg_t *in##r = (const kinput_seg_t *)(const void *)rows[r] + leaf->seg_first; \
+    __m512 leaf_low##r = _mm512_setzero_ps(), leaf_high##r = leaf_low##r;
+#define ROW_SEGMENT(r) __m512i dot_low##r = LEAF_START(r), dot_high##r = dot_low##r;
 #define ROW_UNIT(r)                                                \
     {                                                              \
-        __m512i a = broadcast_k4(a##r + at);                       \
+        __m512i a = broadcast_k4(in##r->q + at);                   \
         dot_low##r = _mm512_dpbusd_epi32(dot_low##r, w_low, a);    \
         dot_high##r = _mm512_dpbusd_epi32(dot_high##r, w_high, a); \
     }
-#define ROW_SCALE(r)                                                                     \
-    acc_low##r = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot_low##r), d_low, acc_low##r);     \
-    acc_high##r = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot_high##r), d_high, acc_high##r); \
-    a##r += pairs * PAIR_K;
-#define ROW_MINIMUM(r)                                                                  \
-    {                                                                                   \
-        const float *sums = (const float *)(const void *)(rows[r] + input->sum_offset); \
-        __m512 sum = _mm512_set1_ps(sums[s]);                                           \
-        acc_low##r = _mm512_fmadd_ps(m_low, sum, acc_low##r);                           \
-        acc_high##r = _mm512_fmadd_ps(m_high, sum, acc_high##r);                        \
+/* The sum's bits are SUM_ZERO + S, so this fma is (float)S * da (internal.h, kinput_seg_t). */
+#define ROW_SCALE(r)                                                                   \
+    {                                                                                  \
+        __m512 da = _mm512_set1_ps(in##r->da), offset = _mm512_set1_ps(in##r->offset); \
+        __m512 low = _mm512_fmadd_ps(_mm512_castsi512_ps(dot_low##r), da, offset);     \
+        __m512 high = _mm512_fmadd_ps(_mm512_castsi512_ps(dot_high##r), da, offset);   \
+        leaf_low##r = _mm512_fmadd_ps(low, d_low, leaf_low##r);                        \
+        leaf_high##r = _mm512_fmadd_ps(high, d_high, leaf_high##r);                    \
     }
-#define ROW_GROUP(r)                                                   \
-    {                                                                  \
-        __m512 da = _mm512_set1_ps(*da##r++);                          \
-        leaf_low##r = _mm512_fmadd_ps(acc_low##r, da, leaf_low##r);    \
-        leaf_high##r = _mm512_fmadd_ps(acc_high##r, da, leaf_high##r); \
-        acc_low##r = _mm512_setzero_ps();                              \
-        acc_high##r = acc_low##r;                                      \
+#define ROW_MINIMUM(r)                                             \
+    {                                                              \
+        __m512 sum = _mm512_set1_ps(in##r->sum);                   \
+        leaf_low##r = _mm512_fmadd_ps(m_low, sum, leaf_low##r);    \
+        leaf_high##r = _mm512_fmadd_ps(m_high, sum, leaf_high##r); \
     }
+#define ROW_NEXT(r) in##r++;
 #define ROW_CLOSE(r)                                                                       \
     if (add) {                                                                             \
         leaf_low##r = _mm512_add_ps(_mm512_load_ps(tile + (r)*PANEL), leaf_low##r);        \
@@ -53,6 +44,9 @@
     }                                                                                      \
     _mm512_store_ps(tile + (r)*PANEL, leaf_low##r);                                        \
     _mm512_store_ps(tile + (r)*PANEL + 16, leaf_high##r);
+
+/* The compiler would load a line of nibbles twice, once for each half; one row waits for loads. */
+#define KEEP_LOADED(x) __asm__("" : "+v"(x));
 
 /* 8 k: two units of 4. */
 #if LEAF_Q8
@@ -71,6 +65,8 @@
     {                                                                       \
         __m512i both_low = load_line(panel + (p)*128);                      \
         __m512i both_high = load_line(panel + (p)*128 + 64);                \
+        KEEP_LOADED(both_low)                                               \
+        KEEP_LOADED(both_high)                                              \
         __m512i w_low = _mm512_and_si512(both_low, nibble);                 \
         __m512i w_high = _mm512_and_si512(both_high, nibble);               \
         uint32_t at = (p)*PAIR_K;                                           \
@@ -88,7 +84,9 @@ static const uint8_t *LEAF_NAME(const kinput_t *input, const kleaf_t *leaf,
                                 float *tile)
 {
     const __m512i nibble = _mm512_set1_epi8(15);
+    const __m512i sum_start = _mm512_set1_epi32(SUM_START);
     (void)nibble;
+    (void)sum_start;
     LEAF_ROWS(ROW_OPEN)
     for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
         uint32_t pairs = input->segs[s].pairs;
@@ -111,9 +109,7 @@ static const uint8_t *LEAF_NAME(const kinput_t *input, const kleaf_t *leaf,
         LEAF_ROWS(ROW_MINIMUM)
         panel += 64;
 #endif
-        if (input->segs[s].group_end) {
-            LEAF_ROWS(ROW_GROUP)
-        }
+        LEAF_ROWS(ROW_NEXT)
     }
     LEAF_ROWS(ROW_CLOSE)
     return panel;
@@ -125,9 +121,10 @@ static const uint8_t *LEAF_NAME(const kinput_t *input, const kleaf_t *leaf,
 #undef ROW_UNIT
 #undef ROW_SCALE
 #undef ROW_MINIMUM
-#undef ROW_GROUP
+#undef ROW_NEXT
 #undef ROW_CLOSE
 #undef PAIR_STEP
+#undef KEEP_LOADED
 #undef PAIR_BYTES
 #undef LEAF_NAME
 #undef LEAF_ROWS

@@ -22,6 +22,12 @@
 #define LOG2_E 1.44269504088896340736f
 #define ROW_ERROR_BITS 0x7f800000u
 #define TINY_BITS 0x0d800000u /* 2^-100 */
+#define HUGE_BITS 0x71800000u /* 2^100: below it SUM_ZERO * da is finite */
+/* The low two bits of an activation scale are 0, so SUM_ZERO * da, 3 * 2^22 times it, is exact. */
+#define SCALE_BITS 0xfffffffcu
+/* 1.5 * 2^23 as float and as bits: the bits plus an integer below 2^22 are the float plus it. */
+#define SUM_ZERO 12582912.0f
+#define SUM_START 0x4b400000
 #define NAN_BITS 0x7fc00000u
 
 static inline uint32_t float_bits(float x)
@@ -36,6 +42,23 @@ static inline float bits_float(uint32_t bits)
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
+}
+
+/* What a quantized group of magnitude `most` (bits) is scaled by, there and back. */
+typedef struct {
+    float id, da, offset;
+} group_scale_t;
+
+static inline group_scale_t group_scale(uint32_t most)
+{
+    float nan = bits_float(NAN_BITS);
+    if (most >= HUGE_BITS)
+        return (group_scale_t){0.0f, nan, nan};
+    if (most < TINY_BITS)
+        return (group_scale_t){0.0f, 0.0f, 0.0f};
+    float amax = bits_float(most);
+    float da = bits_float(float_bits(amax / 127.0f) & SCALE_BITS);
+    return (group_scale_t){127.0f / amax, da, -SUM_ZERO * da};
 }
 
 /* Nearest BF16, half to even, of a finite value. */

@@ -22,20 +22,22 @@ static uint32_t load_u32(const uint8_t *from)
     return value;
 }
 
-/* dot[c] += sum of the segment's products; returns the bytes of its lines. */
-static size_t segment_dots(kform_t form, const kseg_t *seg, const uint8_t *lines, const int8_t *a,
+/* dot[c] = sum of the segment's (w - z) q; returns the bytes of its lines. */
+static size_t segment_dots(kform_t form, const kseg_t *seg, const uint8_t *lines, const int8_t *q,
                            int32_t dot[PANEL])
 {
-    for (uint32_t p = 0; p < seg->pairs; p++, a += PAIR_K) {
+    int32_t z = form == FORM_Q8 ? 128 : form == FORM_Q4 ? 8 : 0;
+    memset(dot, 0, PANEL * sizeof *dot);
+    for (uint32_t p = 0; p < seg->pairs; p++, q += PAIR_K) {
         for (uint32_t c = 0; c < PANEL; c++) {
             size_t slot = (size_t)(c / LINE) * 64 + (size_t)(c % LINE) * 4;
             for (uint32_t k = 0; k < 4; k++) {
                 if (form == FORM_Q8) {
-                    dot[c] += lines[(size_t)(2 * p) * 128 + slot + k] * a[k];
-                    dot[c] += lines[(size_t)(2 * p + 1) * 128 + slot + k] * a[4 + k];
+                    dot[c] += (lines[(size_t)(2 * p) * 128 + slot + k] - z) * q[k];
+                    dot[c] += (lines[(size_t)(2 * p + 1) * 128 + slot + k] - z) * q[4 + k];
                 } else {
                     uint8_t both = lines[(size_t)p * 128 + slot + k];
-                    dot[c] += (both & 15) * a[k] + (both >> 4) * a[4 + k];
+                    dot[c] += ((both & 15) - z) * q[k] + ((both >> 4) - z) * q[4 + k];
                 }
             }
         }
@@ -47,36 +49,21 @@ static size_t segment_dots(kform_t form, const kseg_t *seg, const uint8_t *lines
 static const uint8_t *leaf_int8(kform_t form, const kinput_t *input, const kleaf_t *leaf,
                                 const uint8_t *row, const uint8_t *panel, float sum_out[PANEL])
 {
-    const int8_t *a = (const int8_t *)row + leaf->k_padded;
-    const float *da = (const float *)(const void *)(row + input->da_offset) + leaf->group_first;
-    const int32_t *neg8 = (const int32_t *)(const void *)(row + input->neg8_offset);
-    const float *sums = (const float *)(const void *)(row + input->sum_offset);
-    float acc[PANEL] = {0};
+    const kinput_seg_t *in = (const kinput_seg_t *)(const void *)row + leaf->seg_first;
     for (uint32_t c = 0; c < PANEL; c++)
         sum_out[c] = 0;
-    for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
-        const kseg_t *seg = &input->segs[s];
-        /* sum (q - z) a = sum q a - z sum a, all in integers. */
-        int32_t start = form == FORM_Q8 ? neg8[s] * 16 : form == FORM_Q4 ? neg8[s] : 0;
+    for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++, in++) {
         int32_t dot[PANEL];
-        for (uint32_t c = 0; c < PANEL; c++)
-            dot[c] = start;
-        panel += segment_dots(form, seg, panel, a, dot);
-        a += seg->pairs * PAIR_K;
-        for (uint32_t c = 0; c < PANEL; c++)
-            acc[c] = fmaf((float)dot[c], qtype_f16_to_f32(load_u16(panel + 2 * c)), acc[c]);
+        panel += segment_dots(form, &input->segs[s], panel, in->q, dot);
+        for (uint32_t c = 0; c < PANEL; c++) {
+            float scaled = (float)dot[c] * in->da;
+            sum_out[c] = fmaf(scaled, qtype_f16_to_f32(load_u16(panel + 2 * c)), sum_out[c]);
+        }
         panel += 64;
         if (form == FORM_Q4M) {
             for (uint32_t c = 0; c < PANEL; c++)
-                acc[c] = fmaf(qtype_f16_to_f32(load_u16(panel + 2 * c)), sums[s], acc[c]);
+                sum_out[c] = fmaf(qtype_f16_to_f32(load_u16(panel + 2 * c)), in->sum, sum_out[c]);
             panel += 64;
-        }
-        if (seg->group_end) {
-            for (uint32_t c = 0; c < PANEL; c++) {
-                sum_out[c] = fmaf(acc[c], *da, sum_out[c]);
-                acc[c] = 0;
-            }
-            da++;
         }
     }
     return panel;

@@ -42,51 +42,26 @@ static uint32_t magnitude_bits(const float *x, uint32_t n)
     return most;
 }
 
-/* Quantizes the segments [first, end), which are one activation group, and returns its da. */
-static float quantize_group(const kinput_t *layout, uint32_t first, uint32_t end, const float *x,
-                            int8_t *q, int32_t *neg8, float *sums)
-{
-    uint32_t most = 0;
-    for (uint32_t s = first; s < end; s++) {
-        uint32_t bits = magnitude_bits(x + layout->segs[s].k, layout->segs[s].len);
-        most = bits > most ? bits : most;
-    }
-    bool bad = most >= ROW_ERROR_BITS;
-    bool zero = bad || most < TINY_BITS;
-    float amax = bits_float(most);
-    float id = zero ? 0.0f : 127.0f / amax;
-    for (uint32_t s = first; s < end; s++) {
-        const kseg_t *seg = &layout->segs[s];
-        int32_t sum = 0;
-        for (uint32_t i = 0; i < seg->len; i++) {
-            q[i] = zero ? 0 : (int8_t)lrintf(x[seg->k + i] * id);
-            sum += q[i];
-        }
-        memset(q + seg->len, 0, (size_t)seg->pairs * PAIR_K - seg->len);
-        neg8[s] = -8 * sum;
-        sums[s] = (float)sum;
-        q += seg->pairs * PAIR_K;
-    }
-    return bad ? bits_float(NAN_BITS) : zero ? 0.0f : amax / 127.0f;
-}
-
 static bool quantize_int8(const kinput_t *layout, const float *x, uint8_t *row_out)
 {
-    int8_t *q = (int8_t *)row_out;
-    float *da = (float *)(void *)(row_out + layout->da_offset);
-    int32_t *neg8 = (int32_t *)(void *)(row_out + layout->neg8_offset);
-    float *sums = (float *)(void *)(row_out + layout->sum_offset);
+    kinput_seg_t *out = (kinput_seg_t *)(void *)row_out;
     bool bad = false;
-    for (uint32_t first = 0, group = 0; first < layout->n_segs; group++) {
-        uint32_t end = first;
-        uint32_t padded = 0;
-        do
-            padded += layout->segs[end].pairs * PAIR_K;
-        while (!layout->segs[end++].group_end);
-        da[group] = quantize_group(layout, first, end, x, q, neg8, sums);
-        bad |= float_bits(da[group]) == NAN_BITS;
-        q += padded;
-        first = end;
+    for (uint32_t s = 0; s < layout->n_segs; s++, out++) {
+        const kseg_t *seg = &layout->segs[s];
+        uint32_t most = magnitude_bits(x + seg->k, seg->len);
+        group_scale_t scale = group_scale(most);
+        int32_t sum = 0;
+        memset(out, 0, sizeof *out);
+        for (uint32_t i = 0; scale.id != 0.0f && i < seg->len; i++) {
+            out->q[i] = (int8_t)lrintf(x[seg->k + i] * scale.id);
+            sum += out->q[i];
+        }
+        out->da = scale.da;
+        out->offset = scale.offset;
+        out->sum = (float)sum * scale.da;
+        out->start_q4 = SUM_START - 8 * sum;
+        out->start_q8 = SUM_START - 128 * sum;
+        bad |= most >= HUGE_BITS;
     }
     return bad;
 }

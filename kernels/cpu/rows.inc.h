@@ -47,57 +47,39 @@ static uint32_t magnitude_vec(const float *x, uint32_t n)
     return (uint32_t)largest;
 }
 
-/* Writes one segment's padded bytes; returns the sum of its values. */
-static int32_t quantize_segment(const kseg_t *seg, const float *x, float id, int8_t *q)
-{
-    uint32_t len = seg->len;
-    vf_t scale = vf_set(id);
-    vi_t first = vf_round(vf_mul(vf_load_n(x, len), scale));
-    vi_t second = vf_round(vf_mul(vf_load_n(x + 16, len > 16 ? len - 16 : 0), scale));
-    int8_t bytes[SEGMENT_K];
-    vi_store_bytes(bytes, first);
-    vi_store_bytes(bytes + 16, second);
-    memcpy(q, bytes, (size_t)seg->pairs * PAIR_K);
-    int32_t lanes[16], sum = 0;
-    vi_store(lanes, vi_add(first, second));
-    for (int i = 0; i < 16; i++)
-        sum += lanes[i];
-    return sum;
-}
-
 static bool quantize_int8_vec(const kinput_t *layout, const float *x, uint8_t *row_out)
 {
-    int8_t *q = (int8_t *)row_out;
-    float *da = (float *)(void *)(row_out + layout->da_offset);
-    int32_t *neg8 = (int32_t *)(void *)(row_out + layout->neg8_offset);
-    float *sums = (float *)(void *)(row_out + layout->sum_offset);
-    bool any_bad = false;
-    for (uint32_t s = 0; s < layout->n_segs;) {
-        uint32_t end = s;
-        while (!layout->segs[end].group_end)
-            end++;
-        uint32_t k = layout->segs[s].k;
-        uint32_t most = magnitude_vec(x + k, layout->segs[end].k + layout->segs[end].len - k);
-        bool bad = most >= ROW_ERROR_BITS;
-        bool zero = bad || most < TINY_BITS;
-        float amax = bits_float(most);
-        float id = zero ? 0.0f : 127.0f / amax;
-        *da++ = bad ? bits_float(NAN_BITS) : zero ? 0.0f : amax / 127.0f;
-        any_bad |= bad;
-        for (; s <= end; s++) {
-            const kseg_t *seg = &layout->segs[s];
-            size_t padded = (size_t)seg->pairs * PAIR_K;
-            int32_t sum = 0;
-            if (zero)
-                memset(q, 0, padded);
-            else
-                sum = quantize_segment(seg, x + seg->k, id, q);
-            neg8[s] = -8 * sum;
-            sums[s] = (float)sum;
-            q += padded;
+    kinput_seg_t *out = (kinput_seg_t *)(void *)row_out;
+    vi_t magnitude = vi_set(0x7fffffff);
+    bool bad = false;
+    for (uint32_t s = 0; s < layout->n_segs; s++, out++) {
+        const kseg_t *seg = &layout->segs[s];
+        const float *from = x + seg->k;
+        bool whole = seg->len == SEGMENT_K;
+        vf_t a = whole ? vf_load(from) : vf_load_n(from, seg->len);
+        vf_t b =
+            whole ? vf_load(from + 16) : vf_load_n(from + 16, seg->len > 16 ? seg->len - 16 : 0);
+        uint32_t most = (uint32_t)vi_largest(
+            vi_max(vi_and(vf_bits(a), magnitude), vi_and(vf_bits(b), magnitude)));
+        group_scale_t scale = group_scale(most);
+        vi_t qa = vi_zero(), qb = qa;
+        if (scale.id != 0.0f) {
+            vf_t id = vf_set(scale.id);
+            qa = vf_round(vf_mul(a, id));
+            qb = vf_round(vf_mul(b, id));
         }
+        vi_store_bytes(out->q, qa);
+        vi_store_bytes(out->q + 16, qb);
+        int32_t sum = vi_sum(vi_add(qa, qb));
+        out->da = scale.da;
+        out->offset = scale.offset;
+        out->sum = (float)sum * scale.da;
+        out->start_q4 = SUM_START - 8 * sum;
+        out->start_q8 = SUM_START - 128 * sum;
+        memset(out->zero, 0, sizeof out->zero);
+        bad |= most >= HUGE_BITS;
     }
-    return any_bad;
+    return bad;
 }
 
 /* Nearest BF16, half to even, in the low halves of the lanes. */

@@ -131,6 +131,23 @@ static inline vi_t vf_round(vf_t v)
 {
     return (vi_t){_mm256_cvtps_epi32(v.low), _mm256_cvtps_epi32(v.high)};
 }
+/* Of all lanes; integers, so the order is free. */
+static inline int32_t vi_sum(vi_t v)
+{
+    __m256i s = _mm256_add_epi32(v.low, v.high);
+    s = _mm256_add_epi32(s, _mm256_permute2x128_si256(s, s, 1));
+    s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0x4e));
+    s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0xb1));
+    return _mm256_cvtsi256_si32(s);
+}
+static inline int32_t vi_largest(vi_t v)
+{
+    __m256i s = _mm256_max_epi32(v.low, v.high);
+    s = _mm256_max_epi32(s, _mm256_permute2x128_si256(s, s, 1));
+    s = _mm256_max_epi32(s, _mm256_shuffle_epi32(s, 0x4e));
+    s = _mm256_max_epi32(s, _mm256_shuffle_epi32(s, 0xb1));
+    return _mm256_cvtsi256_si32(s);
+}
 /* Values fit 16 bits, unsigned. */
 static inline void vi_store_halves(uint16_t *to, vi_t v)
 {

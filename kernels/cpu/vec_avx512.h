@@ -138,6 +138,23 @@ static inline void vi_store_halves(uint16_t *to, vi_t v)
 {
     _mm256_storeu_si256((__m256i *)(void *)to, _mm512_cvtepi32_epi16(v));
 }
+/* Of all lanes; integers, so the order is free. */
+static inline int32_t vi_sum(vi_t v)
+{
+    __m256i s = _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    s = _mm256_add_epi32(s, _mm256_permute2x128_si256(s, s, 1));
+    s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0x4e));
+    s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0xb1));
+    return _mm256_cvtsi256_si32(s);
+}
+static inline int32_t vi_largest(vi_t v)
+{
+    __m256i s = _mm256_max_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    s = _mm256_max_epi32(s, _mm256_permute2x128_si256(s, s, 1));
+    s = _mm256_max_epi32(s, _mm256_shuffle_epi32(s, 0x4e));
+    s = _mm256_max_epi32(s, _mm256_shuffle_epi32(s, 0xb1));
+    return _mm256_cvtsi256_si32(s);
+}
 static inline void vi_store(int32_t *to, vi_t v)
 {
     _mm512_storeu_si512(to, v);

@@ -139,7 +139,7 @@ void scheduler_add(scheduler_t *s, sequence_t *q)
     s->tokens_committed += sequence_committed(q);
 }
 
-static void forget(scheduler_t *s, sequence_t *q)
+void scheduler_forget(scheduler_t *s, sequence_t *q)
 {
     sequence_t **at = &s->table[place_of(s, q->session, q->choice)];
     while (*at != q)
@@ -211,7 +211,7 @@ static void forget_oldest_ended(scheduler_t *s)
 {
     for (sequence_t *q = s->all; q; q = q->all_next)
         if (may_forget(q)) {
-            forget(s, q);
+            scheduler_forget(s, q);
             return;
         }
 }
@@ -239,7 +239,7 @@ uint64_t scheduler_tick(scheduler_t *s, uint64_t now_ms)
                 next_ms = sooner(next_ms, q->detached_at_ms + s->config.keep_detached_ms);
         } else if (may_forget(q)) {
             if (now_ms - q->ended_at_ms >= s->config.keep_ended_ms)
-                forget(s, q);
+                scheduler_forget(s, q);
             else
                 next_ms = sooner(next_ms, q->ended_at_ms + s->config.keep_ended_ms);
         }

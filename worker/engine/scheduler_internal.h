@@ -142,6 +142,8 @@ sequence_t *scheduler_find(const scheduler_t *s, const char *session, uint32_t c
 void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t finish,
                    const char *code, const char *error);
 void scheduler_add(scheduler_t *s, sequence_t *q);
+/* Frees an ended sequence that no stream is owed and no step points to. */
+void scheduler_forget(scheduler_t *s, sequence_t *q);
 void scheduler_leave_running(scheduler_t *s, sequence_t *q);
 
 /* scheduler_streams.c */

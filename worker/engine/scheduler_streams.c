@@ -204,7 +204,8 @@ static sequence_t *sequence_new(scheduler_t *s, const admission_t *a)
     q->n_stop_ids = a->n_stop_ids;
     q->stop_ids = copy_of(a->stop_ids, a->n_stop_ids, sizeof *a->stop_ids);
     q->priority = a->priority;
-    q->deadline_at_ms = a->deadline_ms ? s->now_ms + a->deadline_ms : UINT64_MAX;
+    bool has_deadline = a->deadline_ms > 0 && a->deadline_ms < UINT64_MAX - s->now_ms;
+    q->deadline_at_ms = has_deadline ? s->now_ms + a->deadline_ms : UINT64_MAX;
     const char *tenant = a->tenant ? a->tenant : "";
     q->tenant = tenant_index(s, tenant);
     q->namespace_id = kv_namespace(s->kv, tenant, a->adapter ? a->adapter : "");
@@ -246,13 +247,24 @@ static void attach_known(scheduler_t *s, sequence_t *q, uint32_t stream, const a
     attach(s, q, stream, a->from_n);
 }
 
+/* Cancelled by a coordinator that gave it up, or because nobody held it for a while, and now wanted
+ * again: that end is no answer to this admission, so the sequence starts anew. */
+static bool starts_anew(const sequence_t *q, const admission_t *a)
+{
+    return q->state == SEQUENCE_ENDED && q->end == END_CANCELLED && !a->attach_only &&
+           a->owner >= q->owner && q->stream == 0 && q->n_in_flight == 0 &&
+           strcmp(q->error_code, "cancelled") == 0;
+}
+
 void scheduler_admit(scheduler_t *s, uint32_t stream, const admission_t *a, uint64_t now_ms)
 {
     s->now_ms = now_ms;
     if (stream == 0 || stream > SCHEDULER_STREAMS_MAX || !s->streams[stream].open)
         return;
     sequence_t *known = scheduler_find(s, a->session, a->choice);
-    if (known) {
+    if (known && !s->lost && starts_anew(known, a)) {
+        scheduler_forget(s, known);
+    } else if (known) {
         attach_known(s, known, stream, a);
         return;
     }

@@ -2,6 +2,7 @@
 #include "worker/engine/stage.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/base/memory.h"
 #include "worker/engine/kv.h"
@@ -79,10 +80,13 @@ static status_t open_kv(stage_t *stage)
                                 : STATUS_OK;
 }
 
+/* Scratch is written once here, so that the first step does not wait for its pages. */
 static status_t new_rows(stage_t *stage, size_t rows, size_t row_bytes, kbuffer_t **own_out)
 {
     size_t bytes = rows * row_bytes;
-    return stage->ops->buffer_new(stage->device, bytes ? bytes : 64, own_out);
+    TRY(stage->ops->buffer_new(stage->device, bytes ? bytes : 64, own_out));
+    memset(stage->ops->buffer_host(*own_out), 0, bytes ? bytes : 64);
+    return STATUS_OK;
 }
 
 static status_t open_scratch(stage_t *stage)

@@ -150,5 +150,10 @@ status_t fabric_exchange(fabric_t *fabric, const fabric_where_t *where, const vo
     memset(gather.sent, 0, fabric->group_n * sizeof gather.sent[0]);
     publish(fabric, &gather, mine);
     atomic_fetch_add_explicit(&fabric->exchanges, 1, memory_order_relaxed);
-    return fabric_wait_until(fabric, &what, gathered, &gather);
+    TRY(fabric_wait_until(fabric, &what, gathered, &gather));
+    for (uint32_t member = 0; member < fabric->group_n; member++)
+        if (!fabric_is_local(fabric, fabric->group_first + member) &&
+            fabric->group_first + member != fabric->rank && gather.in[member].refused)
+            return fabric_failed(fabric, &what);
+    return STATUS_OK;
 }

@@ -201,7 +201,9 @@ static status_t receive(fabric_t *fabric, uint32_t peer, fabric_lane_t lane,
     snprintf(operation, sizeof operation, "receive of %s", lane_names[lane]);
     const uint64_t needs = 1ull << peer;
     const wait_for_t what = {operation, where, &needs};
-    return fabric_wait_until(fabric, &what, incoming_done, message);
+    TRY(fabric_wait_until(fabric, &what, incoming_done, message));
+    /* The epoch may have failed of something else before, but this is no message all the same. */
+    return message->refused ? fabric_failed(fabric, &what) : STATUS_OK;
 }
 
 status_t fabric_receive(fabric_t *fabric, uint32_t peer, fabric_lane_t lane,

@@ -32,6 +32,7 @@ typedef struct {
     uint8_t *out;
     size_t bytes_min, bytes_max;
     size_t done;
+    bool refused; /* the peer broke the rules: nothing of it may be used */
 } incoming_t;
 
 /* Another rank's exchanged parts, when they come as messages: two buffers that take turns. */

@@ -59,8 +59,9 @@ bool outgoing_step(fabric_t *fabric, outgoing_t *message)
     return true;
 }
 
-static bool refuse(fabric_t *fabric, const incoming_t *message, const char *what)
+static bool refuse(fabric_t *fabric, incoming_t *message, const char *what)
 {
+    message->refused = true;
     atomic_fetch_add_explicit(&fabric->frames_refused, 1, memory_order_relaxed);
     fabric_fail(fabric, STATUS_INVALID, message->peer, false, what);
     return true; /* the wait is over: fabric_wait_until reports the failure */

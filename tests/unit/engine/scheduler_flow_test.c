@@ -220,6 +220,29 @@ static void test_a_cancel_ends_once_also_while_the_step_is_in_flight(void **stat
 }
 
 /* A stream that does not read holds nobody up and costs nothing; what it missed is still there. */
+static void wanted_by_the_next(admission_t *admission)
+{
+    admission->owner = 2;
+}
+
+static void test_a_cancelled_sequence_that_is_wanted_again_starts_anew(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(NULL);
+    rig_sequence_t *q = rig_admit(rig, "s", 10, 0, 30, NULL);
+    rig_step(rig);
+    scheduler_cancel(rig->s, "s", 0, 1, rig->now_ms);
+    rig_take(rig, rig->stream);
+    assert_int_equal(q->end, END_CANCELLED);
+    /* The end before is kept for who attaches, but is no answer to who wants it computed. */
+    q->n_ids = q->n_ends = 0;
+    rig_admit(rig, "s", 10, 0, 30, wanted_by_the_next);
+    rig_run(rig);
+    assert_int_equal(q->end, END_FINISHED);
+    rig_check_text(q);
+    rig_free(rig);
+}
+
 static void test_a_slow_reader_gets_everything_later(void **state)
 {
     (void)state;
@@ -349,6 +372,7 @@ int main(void)
         cmocka_unit_test(test_overload_is_refused_early),
         cmocka_unit_test(test_a_deadline_ends_a_sequence),
         cmocka_unit_test(test_a_cancel_ends_once_also_while_the_step_is_in_flight),
+        cmocka_unit_test(test_a_cancelled_sequence_that_is_wanted_again_starts_anew),
         cmocka_unit_test(test_a_slow_reader_gets_everything_later),
         cmocka_unit_test(test_a_sequence_outlives_its_stream_and_an_ended_one_is_kept_30_s),
         cmocka_unit_test(test_a_sequence_that_nobody_wants_is_cancelled),

@@ -88,8 +88,9 @@ static void test_f32_mode_gives_the_recorded_logits_text_and_sum(void **state)
     eval_release(&result);
 }
 
-/* The recorded rows quantize activations to 8 bits in blocks of 32; Shoal's groups of 256 give
- * about twice their noise. The limit is three times the row; a wrong kernel is off by tens. */
+/* The recorded rows quantize activations to 8 bits in blocks of 32, as Shoal does, and are one
+ * sample of that noise. So the largest errors are the rows' on the mean of the prompts, half as
+ * much again for one of them, and the long text is no further from the exact sum than its row. */
 static void test_native_mode_stays_within_the_noise_of_8_bit_activations(void **state)
 {
     (void)state;
@@ -97,18 +98,22 @@ static void test_native_mode_stays_within_the_noise_of_8_bit_activations(void **
     need_model();
     eval_args_t args = {.model = model, .ids = ids, .batch = 16};
     eval_run(&args, &result);
+    double rows = 0, differences = 0;
     for (uint32_t i = 0; i < N_PROMPTS; i++) {
         double row = json_number_value(json_object_get(prompt_at(i), "actq8_last_max_abs"));
         double difference = last_difference(&result, i);
         print_message("prompt %u: %.3f; recorded for 8-bit activations %.3f\n", i, difference, row);
-        assert_true(row > 0 && difference <= 3.2 * row);
+        assert_true(row > 0 && difference <= 1.5 * row);
+        rows += row;
+        differences += difference;
     }
+    assert_true(differences <= 1.1 * rows);
     const json_t *ppl = json_object_get(golden, "ppl");
     double exact = json_number_value(json_object_get(ppl, "sum_logprob_fp32"));
     double row = json_number_value(json_object_get(ppl, "sum_logprob_actq8"));
     double sum = result.prompts[N_PROMPTS].sum_logprob;
     print_message("sum %.2f; exact %.2f, recorded for 8-bit activations %.2f\n", sum, exact, row);
-    assert_true(fabs(sum - exact) <= 4 * fabs(row - exact));
+    assert_true(fabs(sum - exact) <= fabs(row - exact));
     eval_release(&result);
 }
 

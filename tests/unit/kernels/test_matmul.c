@@ -113,8 +113,8 @@ static float *whole_product(const fixture_t *f, const shape_t *shape, qtype_t ty
 }
 
 /* Largest |found - exact| in units of the row's bound: sum |w| * error of one activation, which is
- * half a quantization step of the row's largest value (0 where activations stay F32), plus F32
- * noise. */
+ * half a quantization step of the largest value of its 32 (0 where activations stay F32), plus F32
+ * noise. Leaves end at multiples of 32 here. */
 static double worst_error(const shape_t *shape, qtype_t type, const uint8_t *data, const float *x,
                           uint32_t rows, const float *found)
 {
@@ -126,15 +126,19 @@ static double worst_error(const shape_t *shape, qtype_t type, const uint8_t *dat
     for (uint32_t c = 0; c < shape->n; c++) {
         qtype_dequantize_row(type, data + c * row_bytes, shape->k, w);
         for (uint32_t r = 0; r < rows; r++) {
-            double exact = 0, magnitude = 0, weights = 0, most = 0;
+            double exact = 0, magnitude = 0, weights = 0, most = 0, bound = 1e-30;
             for (uint32_t k = 0; k < shape->k; k++) {
+                if (k % 32 == 0) {
+                    bound += weights * most * step;
+                    weights = most = 0;
+                }
                 double a = (double)x[(size_t)r * shape->k + k];
                 exact += a * (double)w[k];
                 magnitude += fabs(a * (double)w[k]);
                 weights += fabs((double)w[k]);
                 most = fmax(most, fabs(a));
             }
-            double bound = weights * most * step + magnitude * 0x1p-19 + 1e-30;
+            bound += weights * most * step + magnitude * 0x1p-19;
             worst = fmax(worst, fabs((double)found[(size_t)r * shape->n + c] - exact) / bound);
         }
     }
@@ -245,12 +249,49 @@ static void test_every_cut_of_the_leaves_gives_the_uncut_bits(void **state)
     }
 }
 
+/* Below it the scale's offset is finite, so no row can lose its numbers without being named. */
+static void test_a_quantized_input_of_two_to_the_hundredth_is_a_row_error(void **state)
+{
+    (void)state;
+    const char *levels[3];
+    uint32_t n_levels = kernels_cpu_levels(levels);
+    shape_t shape = whole_shape(96, 40);
+    random_t random = {4};
+    size_t bytes;
+    uint8_t *data = make_rows(&random, QTYPE_Q4_1, shape.n, shape.k, &bytes);
+    for (uint32_t i = 0; i < 2 * n_levels; i++) {
+        fixture_t f = open_fixture(levels[i / 2], 1, KMODE_NATIVE, KQUEUE_NOW);
+        tree_run_t run = {0, 1};
+        float x[3][96];
+        for (uint32_t k = 0; k < 3 * 96; k++)
+            x[k / 96][k % 96] = 1;
+        x[1][40] = i % 2 ? -0x1p100f : -0x1.fffffep99f;
+        kweight_t *weight = pack(&f, &shape, QTYPE_Q4_1, data, bytes, run);
+        kbatch_t *batch = plain_batch(&f, 3);
+        kref_t out = partials_of(&f, batch, &shape, weight, run, x[0], 3);
+        const float *y = f.ops->buffer_host(out.buffer);
+        uint8_t flags[3];
+        assert_int_equal(f.ops->batch_row_errors(batch, flags), i % 2);
+        assert_int_equal(flags[1], i % 2);
+        for (uint32_t c = 0; c < shape.n; c++) {
+            assert_true(isfinite(y[c]) && y[c] == y[2 * shape.n + c]);
+            assert_true(isnan(y[shape.n + c]) == (i % 2 == 1));
+        }
+        release_ref(&f, out);
+        f.ops->batch_release(batch);
+        f.ops->weight_release(weight);
+        close_fixture(&f);
+    }
+    free(data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ref_is_the_dequantized_product_within_the_noise_of_its_activations),
         cmocka_unit_test(test_every_level_row_count_and_thread_count_gives_refs_bits),
         cmocka_unit_test(test_every_cut_of_the_leaves_gives_the_uncut_bits),
+        cmocka_unit_test(test_a_quantized_input_of_two_to_the_hundredth_is_a_row_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
