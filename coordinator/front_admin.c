@@ -318,13 +318,22 @@ static status_t change_scale(edit_t *edit, record_t *record, bool exists)
 static void start_scale(ask_t *take_ask)
 {
     const Shoal__V1__ScaleRequest *m = (const Shoal__V1__ScaleRequest *)take_ask->message;
-    status_t status = check_name(m->name);
+    const char *name = m->name;
+    core_deployment_view_t only;
+    status_t status = STATUS_OK;
+    if (!name[0] && core_find_deployment(take_ask->shell->core, "", &only))
+        name = only.name;
+    else if (!name[0])
+        status = fail(STATUS_INVALID, "name: none is given, and there are %zu deployments",
+                      core_n_deployments(take_ask->shell->core));
+    if (status == STATUS_OK)
+        status = check_name(name);
     if (status == STATUS_OK)
         status = stores_may_plan(take_ask->shell);
     if (status != STATUS_OK)
         ask_fail(take_ask, status);
     else
-        edit_read(edit_new(take_ask, m->name, change_scale));
+        edit_read(edit_new(take_ask, name, change_scale));
 }
 
 static void on_deleted(void *context, const etcd_result_t *result)

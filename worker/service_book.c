@@ -13,6 +13,7 @@ struct entry {
     entry_t *chain;
     entry_t *older, *newer;
     uint64_t forget_ms; /* 0 while the sequence goes on */
+    uint64_t used_ms;
     uint32_t choice, stream; /* stream: whose next output carries it; 0 none */
     size_t bytes;
     char session[40];
@@ -92,7 +93,10 @@ static void make_room(service_book_t *book, uint64_t now_ms)
     for (int i = 0; i < 4 && book->oldest; i++) {
         const entry_t *entry = book->oldest;
         bool over = book->n >= SERVICE_BOOK_ENTRIES_MAX || book->bytes > SERVICE_BOOK_BYTES_MAX;
-        if (!over && (entry->forget_ms == 0 || entry->forget_ms > now_ms))
+        bool ended = entry->forget_ms != 0 && entry->forget_ms <= now_ms;
+        /* The end of a sequence that nobody was attached to is never heard of here. */
+        bool idle = now_ms - entry->used_ms >= SERVICE_BOOK_IDLE_MS;
+        if (!over && !ended && !idle)
             return;
         drop(book, book->oldest);
     }
@@ -111,6 +115,7 @@ void service_book_put(service_book_t *book, Shoal__Worker__V1__Admit *admit, uin
     shoal__worker__v1__admit__pack(admit, entry->packed);
     admit->n_produced = n_produced;
     entry->bytes = bytes;
+    entry->used_ms = now_ms;
     entry->choice = admit->choice;
     memcpy(entry->session, admit->session, strlen(admit->session) + 1);
     entry_t **bucket = &book->buckets[bucket_of(entry->session, entry->choice)];
@@ -138,6 +143,7 @@ Shoal__Worker__V1__Admit *service_book_output(service_book_t *book, const char *
         return NULL;
     unlink_age(book, entry);
     link_newest(book, entry);
+    entry->used_ms = now_ms;
     if (ended)
         entry->forget_ms = now_ms + SERVICE_BOOK_KEEP_MS;
     if (entry->stream != stream)

@@ -14,6 +14,8 @@
 #define SERVICE_BOOK_BYTES_MAX ((size_t)256 << 20)
 /* Ended sequences stay known to the scheduler for 30 s; a little longer here. */
 #define SERVICE_BOOK_KEEP_MS 35000u
+/* No output for so long: nobody is attached any more. */
+#define SERVICE_BOOK_IDLE_MS 600000u
 
 typedef struct service_book service_book_t;
 

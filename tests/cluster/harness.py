@@ -133,14 +133,15 @@ class Cluster:
 
 
 def write_jobs(path, n, max_tokens=40, temperature=None, seed=1):
-    """A job file of n varied prompts; with a temperature each line has its own seed."""
+    """A job file of n varied prompts; with a temperature every second line is sampled, each with a
+    seed of its own, and the others are greedy."""
     subjects = ["the sea", "a clock", "rust", "bread", "the moon", "a letter", "winter", "a bridge"]
     verbs = ["Describe", "Write a short poem about", "Name two facts about", "Tell a story about"]
     with open(path, "w", encoding="utf-8") as file:
         for i in range(n):
             line = {"custom_id": f"item-{i}", "max_tokens": max_tokens - i % 7, "messages": [
                 {"role": "user", "content": f"{verbs[i % 4]} {subjects[i // 4 % 8]} number {i}."}]}
-            if temperature is not None:
+            if temperature is not None and i % 2:
                 line.update(temperature=temperature, seed=seed + i)
             file.write(json.dumps(line) + "\n")
 

@@ -1,13 +1,16 @@
-"""Kill anything: while a job of 64 items runs on two replicas of different shape (2 slices × 1 stage,
+"""Kill anything: while a job of 64 items, half of them greedy and half sampled, runs on two replicas of different shape (2 slices × 1 stage,
 1 slice × 3 stages), one thing dies; the job ends, each item has exactly one result, and every text
 is the one of the undisturbed run."""
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+import time
 import unittest
 
-from harness import Cluster, alive, read_results, texts, wait_for, write_jobs
+from harness import BIN, MODEL, Cluster, alive, read_results, texts, wait_for, write_jobs
 
 ITEMS = 64
 
@@ -18,13 +21,10 @@ class Kills(unittest.TestCase):
         cls.shm_before = sorted(os.listdir("/dev/shm"))
         cls.cluster = Cluster("--replicas", 2, "--shapes", "0=2x1,1=1x3")
         cls.cluster.__enter__()
-        cls.files, cls.undisturbed = {}, {}
-        for name, temperature in (("greedy", None), ("sampled", 0.8)):
-            cls.files[name] = os.path.join(cls.cluster.dir, name + ".jsonl")
-            write_jobs(cls.files[name], ITEMS, max_tokens=40, temperature=temperature)
-            out = cls.files[name] + ".undisturbed"
-            cls.cluster.shoal("submit", cls.files[name], "--out", out, timeout=300)
-            cls.undisturbed[name] = texts(read_results(out))
+        cls.file = os.path.join(cls.cluster.dir, "jobs.jsonl")
+        write_jobs(cls.file, ITEMS, max_tokens=40, temperature=0.8)
+        cls.cluster.shoal("submit", cls.file, "--out", cls.file + ".undisturbed", timeout=300)
+        cls.undisturbed = texts(read_results(cls.file + ".undisturbed"))
 
     @classmethod
     def tearDownClass(cls):
@@ -34,10 +34,10 @@ class Kills(unittest.TestCase):
         self.cluster.arm("")
         wait_for(self.cluster.active, 60, "both replicas to be active")
 
-    def during_a_job(self, kill, name="sampled", running=8):
+    def during_a_job(self, kill, running=8):
         """Submits, waits until `running` sequences run, calls kill(), and checks the outcome."""
         out = os.path.join(self.cluster.dir, "out.jsonl")
-        process = self.cluster.start("submit", self.files[name], "--out", out)
+        process = self.cluster.start("submit", self.file, "--out", out)
         try:
             wait_for(lambda: self.cluster.running() >= running or process.poll() is not None, 60, "sequences to run")
             self.assertIsNone(process.poll(), "the job ended before anything could be killed")
@@ -50,22 +50,22 @@ class Kills(unittest.TestCase):
         self.assertEqual(process.returncode, 0, stdout + stderr)
         results = read_results(out)
         self.assertEqual([r["index"] for r in results], list(range(ITEMS)))
-        self.assertEqual(texts(results), self.undisturbed[name])
+        self.assertEqual(texts(results), self.undisturbed)
 
-    def kill_rank(self, replica, stage, point="rank.step.begin", name="sampled"):
+    def kill_rank(self, replica, stage, point="rank.step.begin"):
         ranks = [rank for rank in self.cluster.ranks(replica) if rank["stage"] == stage]
         pid = ranks[-1]["pid"]
 
         def kill():
             self.cluster.arm(f"{point}%{pid}=kill@3")
             wait_for(lambda: not alive(pid), 20, f"rank {pid} to die at {point}")
-        self.during_a_job(kill, name)
+        self.during_a_job(kill)
 
     def test_a_leader_with_two_slices_may_die(self):
         self.kill_rank("smol/0", 0)
 
     def test_a_rank_may_die_in_the_exchange(self):
-        self.kill_rank("smol/0", 0, "rank.exchange", "greedy")
+        self.kill_rank("smol/0", 0, "rank.exchange")
 
     def test_the_first_stage_may_die(self):
         self.kill_rank("smol/1", 0, "leader.step")
@@ -74,7 +74,7 @@ class Kills(unittest.TestCase):
         self.kill_rank("smol/1", 1, "rank.layer")
 
     def test_the_last_stage_may_die_after_sampling(self):
-        self.kill_rank("smol/1", 2, "rank.sampled", "greedy")
+        self.kill_rank("smol/1", 2, "rank.sampled")
 
     def test_the_elected_coordinator_may_die(self):
         name, _ = self.cluster.elected()
@@ -92,7 +92,7 @@ class Kills(unittest.TestCase):
         def kill():
             self.cluster.arm(f"coordinator.before_commit%{pid}=kill@2")
             wait_for(lambda: not alive(pid), 20, "the coordinator to die")
-        self.during_a_job(kill, "greedy")
+        self.during_a_job(kill)
 
     def test_redis_may_die(self):
         self.during_a_job(lambda: self.cluster.kill(self.cluster.pid("redis")))
@@ -101,7 +101,6 @@ class Kills(unittest.TestCase):
         self.during_a_job(lambda: self.cluster.kill(self.cluster.pid("etcd")))
 
     def test_etcd_may_stand_still_for_longer_than_every_lease(self):
-        import time
         pid = self.cluster.pid("etcd")
         before = {one["replica"]: one["epoch"] for one in self.cluster.replicas()}
 
@@ -109,7 +108,7 @@ class Kills(unittest.TestCase):
             os.kill(pid, signal.SIGSTOP)
             time.sleep(12)
             os.kill(pid, signal.SIGCONT)
-        self.during_a_job(stop, "greedy")
+        self.during_a_job(stop)
         after = {one["replica"]: one["epoch"] for one in self.cluster.replicas()}
         self.assertEqual(before, after, "no replica may be dissolved because etcd stood still")
 
@@ -124,16 +123,16 @@ class Kills(unittest.TestCase):
         self.assertEqual(sorted(os.listdir("/dev/shm")), self.shm_before)
 
     def test_a_prompt_that_crashes_its_rank_ends_poisoned_and_harms_no_other(self):
-        with open(self.files["greedy"], encoding="utf-8") as file:
+        with open(self.file, encoding="utf-8") as file:
             lines = [json.loads(line) for line in file]
         lines[17]["messages"][0]["content"] += " \u2603"
-        path = self.files["greedy"] + ".poison"
+        path = self.file + ".poison"
         with open(path, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         # The ids of the snowman stand in no other prompt; a step that holds the last one aborts its rank.
         ids = json.loads(self.tokenize(" \u2603"))["ids"]
         others = {i for n, line in enumerate(lines) if n != 17 for i in json.loads(self.tokenize(line["messages"][0]["content"]))["ids"]}
-        texts_ids = {i for row in self.undisturbed["greedy"] for i in row[4]}
+        texts_ids = {i for row in self.undisturbed for i in row[4]}
         poison = [i for i in ids if i not in others | texts_ids]
         self.assertTrue(poison, ids)
         deaths_before = self.count_deaths()
@@ -147,13 +146,11 @@ class Kills(unittest.TestCase):
         self.assertLessEqual(self.count_deaths() - deaths_before, 3)
         rest = texts(results)
         del rest[17]
-        expected = list(self.undisturbed["greedy"])
+        expected = list(self.undisturbed)
         del expected[17]
         self.assertEqual(rest, expected)
 
     def tokenize(self, text):
-        import subprocess
-        from harness import BIN, MODEL
         return subprocess.run([os.path.join(BIN, "shoal"), "tokenize", "--model", MODEL, "--jsonl"], text=True,
                               input=json.dumps({"text": text}) + "\n", capture_output=True, check=True).stdout
 
@@ -173,38 +170,55 @@ class Kills(unittest.TestCase):
 
 
 class EmptiedStores(unittest.TestCase):
-    """A store that comes back empty is named and refused until it is adopted; serving goes on."""
+    """A store that comes back empty in the middle of a job is named and refused until it is adopted;
+    serving goes on meanwhile."""
 
-    def check(self, store, folder):
+    def empty(self, cluster, store):
+        pid = cluster.pid(store)
+        os.kill(pid, signal.SIGSTOP)
+        shutil.rmtree(os.path.join(cluster.dir, store))
+        if store == "redis":
+            os.makedirs(os.path.join(cluster.dir, store))
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: cluster.pid(store) != pid, 20, f"{store} to be started again")
+
+    def refused_until_adopted(self, cluster, store, jobs):
+        def refused():
+            done = cluster.shoal("submit", jobs, check=False)
+            return done.returncode == 6 and store in done.stderr.lower() and "adopt" in done.stderr.lower()
+        wait_for(refused, 30, f"jobs to be refused naming {store}")
+        self.assertTrue(cluster.shoal("run", "Hello", "--max-tokens", 5).stdout.strip(), "serving goes on")
+        cluster.shoal("adopt", store)
+
+    def start_job(self, cluster):
+        jobs = os.path.join(cluster.dir, "jobs.jsonl")
+        write_jobs(jobs, ITEMS, max_tokens=40, temperature=0.8)
+        cluster.shoal("submit", jobs, "--out", jobs + ".undisturbed", timeout=200)
+        process = cluster.start("submit", jobs, "--out", jobs + ".out")
+        wait_for(lambda: cluster.running() >= 8, 30, "sequences to run")
+        return jobs, process
+
+    def test_an_emptied_etcd_is_refused_until_adopted_and_the_job_ends(self):
         with Cluster("--replicas", 1, "--tp", 1, "--stages", 1) as cluster:
-            jobs = os.path.join(cluster.dir, "jobs.jsonl")
-            write_jobs(jobs, 4, max_tokens=8)
-            cluster.shoal("submit", jobs, "--wait")
-            pid = cluster.pid(store)
-            os.kill(pid, signal.SIGSTOP)
-            import shutil
-            shutil.rmtree(os.path.join(cluster.dir, folder))
-            if store == "redis":
-                os.makedirs(os.path.join(cluster.dir, folder))
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: cluster.pid(store) != pid, 20, f"{store} to be started again")
-
-            def refused():
-                done = cluster.shoal("submit", jobs, check=False)
-                return done.returncode != 0 and store in done.stderr.lower() and "adopt" in done.stderr.lower()
-            wait_for(refused, 30, f"jobs to be refused naming {store}")
-            self.assertTrue(cluster.shoal("run", "Hello", "--max-tokens", 5).stdout.strip(), "serving goes on")
-            cluster.shoal("adopt", store)
-            if store == "etcd":
-                from harness import MODEL
-                cluster.shoal("deploy", "smol", "--model", MODEL, "--wait")
-            wait_for(lambda: cluster.shoal("submit", jobs, "--wait", check=False).returncode == 0, 60, "jobs to be taken again")
+            jobs, process = self.start_job(cluster)
+            self.empty(cluster, "etcd")
+            self.refused_until_adopted(cluster, "etcd", jobs)
+            cluster.shoal("deploy", "smol", "--model", MODEL, "--wait")
+            out, err = process.communicate(timeout=200)
+            self.assertEqual(process.returncode, 0, out + err)
+            self.assertEqual(texts(read_results(jobs + ".out")), texts(read_results(jobs + ".undisturbed")))
 
     def test_an_emptied_redis_is_refused_until_adopted(self):
-        self.check("redis", "redis")
-
-    def test_an_emptied_etcd_is_refused_until_adopted(self):
-        self.check("etcd", "etcd")
+        """What was in it is lost, and said to be; new jobs run after the adoption."""
+        with Cluster("--replicas", 1, "--tp", 1, "--stages", 1) as cluster:
+            jobs, process = self.start_job(cluster)
+            self.empty(cluster, "redis")
+            self.refused_until_adopted(cluster, "redis", jobs)
+            out, err = process.communicate(timeout=60)
+            self.assertNotEqual(process.returncode, 0, out + err)
+            wait_for(lambda: cluster.shoal("submit", jobs, "--out", jobs + ".out", check=False).returncode == 0, 90,
+                     "jobs to be taken again")
+            self.assertEqual(texts(read_results(jobs + ".out")), texts(read_results(jobs + ".undisturbed")))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class Scale(unittest.TestCase):
             job = cluster.start("submit", jobs, "--out", jobs + ".out")
             stream = cluster.start(*prompt)
             wait_for(lambda: cluster.running() >= 8, 30, "sequences to run")
-            cluster.shoal("scale", "smol", "--replicas", 1, "--wait")
+            cluster.shoal("scale", "--replicas", 1, "--wait")
             cluster.shoal("scale", "smol", "--tp", 3, "--stages", 1, "--wait")
             self.assertEqual([(r["tp"], r["stages"]) for r in cluster.replicas()], [(3, 1)])
             cluster.shoal("scale", "smol", "--replicas", 2, "--tp", 2, "--stages", 1, "--wait")
