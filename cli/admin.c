@@ -7,6 +7,7 @@
 
 #include "cli/client.h"
 #include "cli/command.h"
+#include "cli/deployment_view.h"
 #include "cli/output.h"
 #include "common/base/clock.h"
 #include "common/base/memory.h"
@@ -66,6 +67,7 @@ static status_t wait_reached(client_t *client, const char *name, int64_t timeout
 {
     uint64_t until = clock_ms() + (uint64_t)timeout_ms;
     size_t active_before = SIZE_MAX;
+    char message[STATUS_TEXT_MAX] = "";
     for (;;) {
         Shoal__V1__ListDeploymentsResponse *list;
         Shoal__V1__Deployment *wanted;
@@ -84,10 +86,12 @@ static status_t wait_reached(client_t *client, const char *name, int64_t timeout
         if (active != active_before)
             fprintf(stderr, "%s: %zu of %u replicas active\n", name, active, wanted->replicas);
         active_before = active;
-        char message[STATUS_TEXT_MAX];
+        bool news = strncmp(message, wanted->message, sizeof message - 1) != 0;
         snprintf(message, sizeof message, "%s", wanted->message);
         rpc_message_free(list);
         rpc_message_free(now);
+        if (news && message[0] != 0 && !reached)
+            fprintf(stderr, "%s: %s\n", name, message);
         if (reached)
             return STATUS_OK;
         if (command_interrupted)
@@ -98,27 +102,21 @@ static status_t wait_reached(client_t *client, const char *name, int64_t timeout
     }
 }
 
-static json_t *deployment_json(const Shoal__V1__Deployment *deployment)
+/* Prints one object, as a table of these columns or as JSON. */
+static void print_row(json_t *take_object, const char *const *columns, size_t n_columns, bool json)
 {
-    return json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:s,s:I,s:s}", "name", deployment->name, "model",
-                     deployment->model_path, "digest", deployment->model_digest, "replicas",
-                     (json_int_t)deployment->replicas, "tp", (json_int_t)deployment->tp, "stages",
-                     (json_int_t)deployment->stages, "context_max", (json_int_t)deployment->context_max,
-                     "activations", deployment->activations, "version",
-                     (json_int_t)deployment->version, "message", deployment->message);
+    json_t *rows = json_pack("[o]", take_object);
+    if (json)
+        output_json(json_array_get(rows, 0), false);
+    else
+        output_table(columns, n_columns, rows);
+    json_decref(rows);
 }
 
 static void print_deployment(const Shoal__V1__Deployment *deployment, bool json)
 {
     static const char *const columns[] = {"name", "replicas", "tp", "stages", "context_max", "version"};
-    json_t *object = deployment_json(deployment);
-    json_t *rows = json_pack("[O]", object);
-    if (json)
-        output_json(object, false);
-    else
-        output_table(columns, 6, rows);
-    json_decref(rows);
-    json_decref(object);
+    print_row(deployment_json(deployment), columns, 6, json);
 }
 
 /* "dir/SmolLM2-135M-Instruct.Q4_1.gguf" is called "SmolLM2-135M-Instruct.Q4_1". */
@@ -238,14 +236,16 @@ status_t command_deploy(int argc, char **argv)
 status_t command_undeploy(int argc, char **argv)
 {
     cluster_options_t where = {0};
-    const char *words[1];
-    bool done = false;
-    const option_t options[] = {CLUSTER_DATA_OPTION(where), CLUSTER_ENDPOINT_OPTION(where), {0}};
+    const char *format, *words[1];
+    bool json = false, done = false;
+    const option_t options[] = {OUTPUT_OPTION(&format), CLUSTER_DATA_OPTION(where),
+                                CLUSTER_ENDPOINT_OPTION(where), {0}};
     const options_help_t help = {"shoal undeploy NAME", "Stops serving a model. Its jobs stay.",
                                  "shoal undeploy smol", options};
     TRY(command_options(&help, argc, argv, words, 1, 1, NULL, &done));
     if (done)
         return STATUS_OK;
+    TRY(output_format(format, &json));
     client_t *client;
     TRY(client_open(&where, &client));
     char *name = mem_strdup(words[0]);
@@ -254,6 +254,9 @@ status_t command_undeploy(int argc, char **argv)
     Shoal__V1__DeleteDeploymentResponse *reply = NULL;
     status_t status = client_call(client, "/shoal.v1.Admin/DeleteDeployment", &request,
                                   &shoal__v1__delete_deployment_response__descriptor, &reply);
+    static const char *const columns[] = {"name", "state"};
+    if (status == STATUS_OK)
+        print_row(json_pack("{s:s,s:s}", "name", name, "state", "undeployed"), columns, 2, json);
     rpc_message_free(reply);
     free(name);
     client_close(client);
@@ -319,11 +322,11 @@ status_t command_scale(int argc, char **argv)
 status_t command_drain(int argc, char **argv)
 {
     cluster_options_t where = {0};
-    const char *words[1];
-    bool undo = false, done = false;
+    const char *format, *words[1];
+    bool undo = false, json = false, done = false;
     const option_t options[] = {
         {"undo", OPTION_FLAG, &undo, NULL, NULL, "let the host take work again"},
-        CLUSTER_DATA_OPTION(where), CLUSTER_ENDPOINT_OPTION(where), {0},
+        OUTPUT_OPTION(&format), CLUSTER_DATA_OPTION(where), CLUSTER_ENDPOINT_OPTION(where), {0},
     };
     const options_help_t help = {"shoal drain HOST [options]",
                                  "Moves every replica away from a host, losing nothing.",
@@ -331,6 +334,7 @@ status_t command_drain(int argc, char **argv)
     TRY(command_options(&help, argc, argv, words, 1, 1, NULL, &done));
     if (done)
         return STATUS_OK;
+    TRY(output_format(format, &json));
     client_t *client;
     TRY(client_open(&where, &client));
     char *host = mem_strdup(words[0]);
@@ -340,8 +344,10 @@ status_t command_drain(int argc, char **argv)
     Shoal__V1__Host *reply = NULL;
     status_t status = client_call(client, "/shoal.v1.Admin/Drain", &request,
                                   &shoal__v1__host__descriptor, &reply);
+    static const char *const columns[] = {"host", "state"};
     if (status == STATUS_OK)
-        printf("%s is %s\n", reply->id, reply->state);
+        print_row(json_pack("{s:s,s:s}", "host", reply->id, "state", reply->state), columns, 2,
+                  json);
     rpc_message_free(reply);
     free(host);
     client_close(client);
@@ -351,9 +357,10 @@ status_t command_drain(int argc, char **argv)
 status_t command_adopt(int argc, char **argv)
 {
     cluster_options_t where = {0};
-    const char *words[1];
-    bool done = false;
-    const option_t options[] = {CLUSTER_DATA_OPTION(where), CLUSTER_ENDPOINT_OPTION(where), {0}};
+    const char *format, *words[1];
+    bool json = false, done = false;
+    const option_t options[] = {OUTPUT_OPTION(&format), CLUSTER_DATA_OPTION(where),
+                                CLUSTER_ENDPOINT_OPTION(where), {0}};
     const options_help_t help = {
         "shoal adopt etcd|redis",
         "Accepts a store that was restored or emptied, which Shoal refuses until told so. What the\n"
@@ -361,6 +368,7 @@ status_t command_adopt(int argc, char **argv)
     TRY(command_options(&help, argc, argv, words, 1, 1, NULL, &done));
     if (done)
         return STATUS_OK;
+    TRY(output_format(format, &json));
     client_t *client;
     TRY(client_open(&where, &client));
     char *store = mem_strdup(words[0]);
@@ -369,8 +377,10 @@ status_t command_adopt(int argc, char **argv)
     Shoal__V1__AdoptResponse *reply = NULL;
     status_t status = client_call(client, "/shoal.v1.Admin/Adopt", &request,
                                   &shoal__v1__adopt_response__descriptor, &reply);
+    static const char *const columns[] = {"store", "incarnation"};
     if (status == STATUS_OK)
-        printf("incarnation %llu\n", (unsigned long long)reply->incarnation);
+        print_row(json_pack("{s:s,s:I}", "store", store, "incarnation",
+                            (json_int_t)reply->incarnation), columns, 2, json);
     rpc_message_free(reply);
     free(store);
     client_close(client);

@@ -62,7 +62,7 @@ status_t cluster_file_read(const char *data_dir, json_t **own_out)
     status_t status = STATUS_OK;
     json_t *content = NULL;
     if (access(path, F_OK) != 0)
-        status = fail(STATUS_NOT_FOUND, "no cluster is up in %s; start one with `shoal up`, or give --endpoint",
+        status = fail(STATUS_UNREACHABLE, "no cluster is up in %s; start one with `shoal up`",
                       data_dir);
     else if ((content = json_load_file(path, 0, &error)) == NULL || !json_is_object(content))
         status = fail(STATUS_INVALID, "%s line %d: %s; remove it and run `shoal up` again", path,
@@ -120,6 +120,9 @@ status_t cluster_endpoints(const cluster_options_t *where, char *own_out[ENDPOIN
         if (n == 0)
             status = fail(STATUS_NOT_FOUND, "%s/cluster.json names no coordinator; run `shoal up`", dir);
         json_decref(content);
+    } else if (status == STATUS_UNREACHABLE) {
+        status = fail(status, "no cluster is up in %s; start one with `shoal up`, or give --endpoint",
+                      dir);
     }
     free(dir);
     return status;

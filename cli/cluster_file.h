@@ -26,7 +26,7 @@ typedef struct {
 /* The data directory, made if need be; the caller frees it. */
 status_t cluster_data_dir(const char *data, char **own_out) MUST_USE;
 
-/* Reads <data>/cluster.json; NOT_FOUND when no cluster was started there. */
+/* Reads <data>/cluster.json; UNREACHABLE when no cluster was started there. */
 status_t cluster_file_read(const char *data_dir, json_t **own_out) MUST_USE;
 /* Writes it whole: a reader sees the old or the new content. */
 status_t cluster_file_write(const char *data_dir, const json_t *content) MUST_USE;

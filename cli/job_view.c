@@ -57,13 +57,17 @@ json_t *result_json(const Shoal__V1__ItemResult *result)
     static const char *const reasons[] = {"", "stop", "length", "cancelled", "error"};
     json_t *object = json_pack("{s:I,s:s,s:s}", "index", (json_int_t)result->index, "custom_id",
                                result->custom_id, "status", result->status);
-    if (result->error != NULL) {
-        json_object_set_new(object, "error", json_pack("{s:s,s:s}", "code", result->error->code, "message",
-                                                       result->error->message));
+    if (result->error != NULL || strcmp(result->status, "ok") != 0) {
+        /* What ended with its job carries no words of its own: the status says why. */
+        const char *message = strcmp(result->status, "cancelled") == 0 ? "the job was cancelled"
+                              : strcmp(result->status, "expired") == 0 ? "the job's deadline passed"
+                                                                       : "no reason was given";
+        json_object_set_new(object, "error",
+                            json_pack("{s:s,s:s}", "code",
+                                      result->error ? result->error->code : result->status, "message",
+                                      result->error ? result->error->message : message));
         return object;
     }
-    if (strcmp(result->status, "ok") != 0)
-        return object;
     json_t *ids = json_array();
     for (size_t i = 0; i < result->n_ids; i++)
         json_array_append_new(ids, json_integer(result->ids[i]));
@@ -77,10 +81,7 @@ json_t *result_json(const Shoal__V1__ItemResult *result)
                                       (json_int_t)result->usage->prompt_tokens, "completion_tokens",
                                       (json_int_t)result->usage->completion_tokens, "cached_tokens",
                                       (json_int_t)result->usage->cached_tokens));
-    /* Seeds use all 64 bits, which JSON readers do not keep: text is exact everywhere. */
-    char seed[24];
-    snprintf(seed, sizeof seed, "%llu", (unsigned long long)result->seed);
-    json_object_set_new(object, "seed", json_string(seed));
+    json_object_set_new(object, "seed", output_seed(result->seed));
     json_object_set_new(object, "text_identity", json_string(result->text_identity));
     return object;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli/command.h"
+#include "cli/output.h"
 #include "common/base/log.h"
 
 volatile int command_interrupted;
@@ -36,11 +37,16 @@ static const command_t commands[] = {
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
-static void print_usage(FILE *out)
+/* All commands, or those of a group. */
+static void print_usage(FILE *out, const char *group)
 {
-    fprintf(out, "Usage: shoal COMMAND [options]\n\nCommands:\n");
+    size_t n = group ? strlen(group) : 0;
+    fprintf(out, "Usage: shoal %s%sCOMMAND [options]\n\nCommands:\n", group ? group : "",
+            group ? " " : "");
     for (int i = 0; i < N_COMMANDS; i++)
-        fprintf(out, "  %-14s %s\n", commands[i].name, commands[i].about);
+        if (group == NULL ||
+            (strncmp(commands[i].name, group, n) == 0 && commands[i].name[n] == ' '))
+            fprintf(out, "  %-14s %s\n", commands[i].name, commands[i].about);
     fprintf(out, "\n`shoal COMMAND --help` shows a command's options and an example.\n"
                  "Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 refused, 5 conflict, "
                  "6 unreachable, 7 timed out.\n");
@@ -60,6 +66,24 @@ static const command_t *find(int argc, char **argv, int *words_out)
         return &commands[i];
     }
     return NULL;
+}
+
+static bool asks_help(const char *word)
+{
+    return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0;
+}
+
+/* What was typed names no command: shows what there is, and returns the exit code. */
+static int no_command(int argc, char **argv)
+{
+    bool group = argc >= 2 && strcmp(argv[1], "jobs") == 0;
+    int at = group ? 2 : 1;
+    bool asked = argc <= at || asks_help(argv[at]);
+    if (!asked)
+        fprintf(stderr, "shoal: unknown command \"%s%s%s\"\n\n", argv[1], argc > 2 ? " " : "",
+                argc > 2 ? argv[2] : "");
+    print_usage(asked ? stdout : stderr, group ? argv[1] : NULL);
+    return asked ? 0 : 2;
 }
 
 static void interrupted(int number)
@@ -85,11 +109,18 @@ status_t command_options(const options_help_t *help, int argc, char **argv, cons
 
 status_t command_version(int argc, char **argv)
 {
-    static const option_t options[] = {{0}};
-    static const options_help_t help = {"shoal version", "Prints the version.", "shoal version", options};
-    bool done = false;
+    const char *format;
+    const option_t options[] = {OUTPUT_OPTION(&format), {0}};
+    const options_help_t help = {"shoal version [options]", "Prints the version.", "shoal version",
+                                 options};
+    bool done = false, json = false;
     TRY(command_options(&help, argc, argv, NULL, 0, 0, NULL, &done));
-    if (!done)
+    if (done)
+        return STATUS_OK;
+    TRY(output_format(format, &json));
+    if (json)
+        puts("{\"version\": \"" SHOAL_VERSION "\"}");
+    else
         puts("shoal " SHOAL_VERSION);
     return STATUS_OK;
 }
@@ -98,16 +129,12 @@ int main(int argc, char **argv)
 {
     log_start("shoal");
     int words = 0;
+    static char version[] = "version";
+    if (argc >= 2 && strcmp(argv[1], "--version") == 0)
+        argv[1] = version;
     const command_t *command = find(argc, argv, &words);
-    if (command == NULL) {
-        bool asked = argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
-                     strcmp(argv[1], "help") == 0;
-        if (!asked)
-            fprintf(stderr, "shoal: unknown command \"%s%s%s\"\n\n", argv[1], argc > 2 ? " " : "",
-                    argc > 2 ? argv[2] : "");
-        print_usage(asked ? stdout : stderr);
-        return asked ? 0 : 2;
-    }
+    if (command == NULL)
+        return no_command(argc, argv);
     struct sigaction action = {.sa_handler = interrupted};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);

@@ -70,6 +70,15 @@ void output_table(const char *const *columns, size_t n_columns, const json_t *ro
     free(widths);
 }
 
+json_t *output_seed(uint64_t seed)
+{
+    if (seed <= INT64_MAX)
+        return json_integer((json_int_t)seed);
+    char digits[24];
+    snprintf(digits, sizeof digits, "%llu", (unsigned long long)seed);
+    return json_string(digits);
+}
+
 void output_json(const json_t *value, bool compact)
 {
     json_dumpf(value, stdout, compact ? JSON_COMPACT : JSON_INDENT(2));

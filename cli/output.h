@@ -5,6 +5,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 
 #include "common/base/options.h"
@@ -18,6 +19,10 @@ status_t output_format(const char *format, bool *json_out) MUST_USE;
 /* Prints rows of objects as a table: one column for each of `columns` (names of keys), headed by the
  * name in capitals; missing keys print as "-". */
 void output_table(const char *const *columns, size_t n_columns, const json_t *rows);
+
+/* A seed as JSON: a number, or its digits as a string where a number would come out negative. A
+ * job's line takes both. */
+json_t *output_seed(uint64_t seed);
 
 /* Prints a value as JSON and a newline, in one line when `compact`. */
 void output_json(const json_t *value, bool compact);

@@ -156,10 +156,10 @@ static void print_end(const answer_t *answer)
     double ttft_ms = answer->first_ms ? (double)(answer->first_ms - answer->began_ms) : 0;
     if (answer->json) {
         json_t *object = json_pack(
-            "{s:s,s:s,s:I,s:I,s:s,s:I,s:s,s:f,s:f}", "id", answer->id, "text",
+            "{s:s,s:s,s:I,s:I,s:s,s:o,s:s,s:f,s:f}", "id", answer->id, "text",
             buffer_text(&answer->text), "prompt_tokens", (json_int_t)answer->prompt_tokens,
             "completion_tokens", (json_int_t)answer->n, "finish_reason", answer->finish, "seed",
-            (json_int_t)answer->seed, "text_identity", answer->text_identity, "tokens_per_s", rate,
+            output_seed(answer->seed), "text_identity", answer->text_identity, "tokens_per_s", rate,
             "ttft_ms", ttft_ms);
         output_json(object, true);
         json_decref(object);
@@ -234,7 +234,8 @@ status_t command_run(int argc, char **argv)
         {"top-k", OPTION_INTEGER, &run.top_k, NULL, "K", "0 is off [0]", 0, 1e9, &run.top_k_given},
         {"top-p", OPTION_REAL, &run.top_p, NULL, "P", "[1]", 0, 1, &run.top_p_given},
         {"min-p", OPTION_REAL, &run.min_p, NULL, "P", "[0]", 0, 1, &run.min_p_given},
-        {"seed", OPTION_INTEGER, &run.seed, NULL, "N", "same seed, same text [drawn]", 0, 9e15, &run.seed_given},
+        {"seed", OPTION_INTEGER, &run.seed, NULL, "N", "same seed, same text [drawn]",
+         0, 9007199254740991.0, &run.seed_given},
         OUTPUT_OPTION(&run.format), CLUSTER_DATA_OPTION(where), CLUSTER_ENDPOINT_OPTION(where), {0},
     };
     const options_help_t help = {

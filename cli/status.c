@@ -3,6 +3,7 @@
 
 #include "cli/client.h"
 #include "cli/command.h"
+#include "cli/deployment_view.h"
 #include "cli/output.h"
 #include "common/net/rpc_message.h"
 #include "shoal/v1/admin.pb-c.h"
@@ -80,6 +81,30 @@ static status_t list_replicas(client_t *client, json_t **own_out)
     return STATUS_OK;
 }
 
+static status_t list_deployments(client_t *client, json_t **own_out)
+{
+    Shoal__V1__ListDeploymentsRequest request = SHOAL__V1__LIST_DEPLOYMENTS_REQUEST__INIT;
+    Shoal__V1__ListDeploymentsResponse *reply;
+    TRY(client_call(client, "/shoal.v1.Admin/ListDeployments", &request,
+                    &shoal__v1__list_deployments_response__descriptor, &reply));
+    json_t *rows = json_array();
+    for (size_t i = 0; i < reply->n_deployments; i++)
+        json_array_append_new(rows, deployment_json(reply->deployments[i]));
+    rpc_message_free(reply);
+    *own_out = rows;
+    return STATUS_OK;
+}
+
+static void print_deployments(const json_t *deployments)
+{
+    static const char *const columns[] = {"name", "replicas", "tp", "stages", "context_max",
+                                          "version", "message"};
+    if (json_array_size(deployments) == 0)
+        return;
+    output_table(columns, sizeof columns / sizeof *columns, deployments);
+    putchar('\n');
+}
+
 static void print_replicas(const json_t *replicas)
 {
     static const char *const columns[] = {"replica", "state", "stages_x_tp", "epoch", "running", "waiting",
@@ -146,16 +171,20 @@ static status_t fetch_status(client_t *client, json_t **own_out)
         (json_int_t)reply->sessions_running, "sessions_waiting", (json_int_t)reply->sessions_waiting,
         "version", reply->version);
     rpc_message_free(reply);
-    json_t *hosts = NULL, *replicas = NULL;
+    json_t *hosts = NULL, *deployments = NULL, *replicas = NULL;
     status_t status = list_hosts(client, &hosts);
+    if (status == STATUS_OK)
+        status = list_deployments(client, &deployments);
     if (status == STATUS_OK)
         status = list_replicas(client, &replicas);
     if (status != STATUS_OK) {
         json_decref(hosts);
+        json_decref(deployments);
         json_decref(content);
         return status;
     }
     json_object_set_new(content, "hosts", hosts);
+    json_object_set_new(content, "deployments", deployments);
     json_object_set_new(content, "replicas", replicas);
     *own_out = content;
     return STATUS_OK;
@@ -179,13 +208,16 @@ static void print_status(const json_t *content)
     printf("\n\n");
     print_hosts(json_object_get(copy, "hosts"));
     putchar('\n');
+    print_deployments(json_object_get(copy, "deployments"));
     print_replicas(json_object_get(copy, "replicas"));
     json_decref(copy);
 }
 
 status_t command_status(int argc, char **argv)
 {
-    return show(argc, argv, "shoal status", "Shows stores, coordinators, hosts, replicas, and where each layer and slice runs.",
+    return show(argc, argv, "shoal status",
+                "Shows stores, coordinators, hosts, deployments, replicas, and where each layer and slice\n"
+                "runs.",
                 fetch_status, print_status);
 }
 

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "cli/client.h"
 #include "cli/command.h"
@@ -103,10 +105,9 @@ static status_t send_lines(rpc_stream_t *stream, FILE *file, const char *path)
     return status;
 }
 
-static status_t submit_once(client_t *client, const submit_t *submit, FILE *file, Shoal__V1__Job **own_out)
+static status_t submit_once(rpc_channel_t *channel, const submit_t *submit, FILE *file,
+                            Shoal__V1__Job **own_out)
 {
-    rpc_channel_t *channel;
-    TRY(client_channel(client, &channel));
     rpc_stream_t *stream;
     TRY(rpc_stream_open(channel, "/shoal.v1.Jobs/Submit", 0, &stream));
     status_t status = send_header(stream, submit);
@@ -130,10 +131,21 @@ static status_t submit_file(client_t *client, const submit_t *submit, Shoal__V1_
     FILE *file = fopen(submit->file, "re");
     if (file == NULL)
         return fail(STATUS_NOT_FOUND, "%s: %s", submit->file, strerror(errno));
+    struct stat about;
     status_t status = STATUS_OK;
+    if (fstat(fileno(file), &about) == 0 && S_ISDIR(about.st_mode)) {
+        fclose(file);
+        return fail(STATUS_INVALID, "%s is a directory; a file of JSON lines is wanted",
+                    submit->file);
+    }
     for (int tried = 0; tried < TRIES_MAX; tried++) {
         rewind(file);
-        status = submit_once(client, submit, file, own_out);
+        /* Has asked every endpoint when it fails; asking them all again is no help. */
+        rpc_channel_t *channel;
+        status = client_channel(client, &channel);
+        if (status != STATUS_OK)
+            break;
+        status = submit_once(channel, submit, file, own_out);
         if (status != STATUS_UNREACHABLE || command_interrupted)
             break;
         client_next(client);
@@ -190,6 +202,26 @@ static status_t write_results(client_t *client, const char *id, const char *path
     }
     free(all.results);
     free(fresh);
+    return status;
+}
+
+/* A job must not run for hours before its results turn out to have no place. */
+static status_t check_out(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *dir = slash == NULL   ? mem_strdup(".")
+                : slash == path ? mem_strdup("/")
+                                : mem_strndup(path, (size_t)(slash - path));
+    struct stat about;
+    status_t status = STATUS_OK;
+    if (stat(path, &about) == 0 && S_ISDIR(about.st_mode))
+        status = fail(STATUS_INVALID, "--out: %s is a directory; a file is wanted", path);
+    else if (stat(dir, &about) != 0)
+        status = fail(STATUS_NOT_FOUND, "--out: cannot write %s: %s: %s", path, dir,
+                      strerror(errno));
+    else if (access(dir, W_OK | X_OK) != 0 || !S_ISDIR(about.st_mode))
+        status = fail(STATUS_IO, "--out: cannot write %s: nothing can be made in %s", path, dir);
+    free(dir);
     return status;
 }
 
@@ -257,6 +289,8 @@ status_t command_submit(int argc, char **argv)
     TRY(output_format(submit.format, &submit.json));
     submit.file = words[0];
     submit.wait |= submit.out != NULL;
+    if (submit.out != NULL)
+        TRY(check_out(submit.out));
     if (submit.key == NULL) {
         draw_key(submit.drawn_key);
         submit.key = submit.drawn_key;

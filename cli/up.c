@@ -20,7 +20,8 @@
 #include "common/base/clock.h"
 #include "common/base/memory.h"
 
-enum { PORTS_MAX = 12, COORDINATORS_MAX = 8, STOP_GRACE_MS = 15000 };
+enum { PORTS_MAX = 12, COORDINATORS_MAX = 8, STOP_GRACE_MS = 15000,
+       WAITING_GRACE_MS = 300, LINE_MAX_BYTES = 512 };
 
 typedef struct {
     const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *shapes;
@@ -202,7 +203,18 @@ static void add_deploy(up_t *up, supervisor_t *supervisor)
     if (up->shapes != NULL)
         child_arg(child, "--shapes=%s", up->shapes);
     child_arg(child, "--wait");
-    child_arg(child, "--timeout=%lldms", (long long)up->wait_ms);
+    /* It is to say what was wrong before the time is up here. */
+    int64_t margin_ms = up->wait_ms > 10000 ? 1000 : up->wait_ms / 10;
+    child_arg(child, "--timeout=%lldms", (long long)(up->wait_ms - margin_ms));
+}
+
+/* Without a model: the child that sees whether the cluster answers. */
+static void add_probe(up_t *up, supervisor_t *supervisor)
+{
+    child_t *child = supervise_add(supervisor, "probe", true);
+    child_arg(child, "%s/shoal", up->bin_dir);
+    child_arg(child, "status");
+    child_arg(child, "--endpoint=127.0.0.1:%d", up->ports[3]);
 }
 
 static status_t write_cluster(const up_t *up, const supervisor_t *supervisor, bool ready)
@@ -225,46 +237,91 @@ static status_t write_cluster(const up_t *up, const supervisor_t *supervisor, bo
     return status;
 }
 
-/* Prints what the deploying child had to say, which is the reason of a failure. */
-static status_t deploy_failed(const up_t *up)
+/* The last line of a log that is not blank, cut at its newline. */
+static void last_line(const up_t *up, const char *name, char out[LINE_MAX_BYTES])
 {
-    char *path = mem_format("%s/logs/deploy.log", up->data_dir);
+    char *path = mem_format("%s/logs/%s.log", up->data_dir, name);
     FILE *log = fopen(path, "re");
-    char line[512], last[512] = "no words";
+    char line[LINE_MAX_BYTES];
+    out[0] = 0;
     while (log != NULL && fgets(line, sizeof line, log) != NULL)
         if (line[0] != '\n')
-            snprintf(last, sizeof last, "%s", line);
+            snprintf(out, LINE_MAX_BYTES, "%s", line);
     if (log != NULL)
         fclose(log);
-    last[strcspn(last, "\n")] = 0;
+    out[strcspn(out, "\n")] = 0;
     free(path);
-    return fail(STATUS_REFUSED, "the model could not be deployed: %s (logs: %s/logs)", last, up->data_dir);
 }
 
-/* Runs until it is interrupted, or until the deployment failed. */
+static status_t status_of_exit(int code)
+{
+    switch (code) {
+    case -1: return STATUS_TIMEOUT; /* it still ran when the time was up */
+    case 2: return STATUS_INVALID;
+    case 3: return STATUS_NOT_FOUND;
+    case 4: return STATUS_REFUSED;
+    case 5: return STATUS_CONFLICT;
+    case 6: return STATUS_UNREACHABLE;
+    case 7: return STATUS_TIMEOUT;
+    default: return STATUS_ABORTED;
+    }
+}
+
+/* Says what the opening child had to say, which is the reason of a failure, and what the
+ * coordinator waits for when it never came to serve. */
+static status_t open_failed(const up_t *up, const child_t *opener)
+{
+    char last[LINE_MAX_BYTES], waits[LINE_MAX_BYTES];
+    last_line(up, opener->name, last);
+    last_line(up, "coordinator-1", waits);
+    const char *store = strstr(waits, "waiting for");
+    status_t status = store ? STATUS_UNREACHABLE : status_of_exit(opener->exit_code);
+    if (strstr(last, "it waits for") != NULL)
+        store = NULL; /* the coordinator said so itself */
+    const char *what = up->model ? "the model could not be deployed" : "the cluster does not serve";
+    if (last[0] == 0)
+        snprintf(last, sizeof last, "not done within %lld ms", (long long)up->wait_ms);
+    return fail(status, "%s: %s%s%s (logs: %s/logs)", what, last,
+                store ? "; coordinator-1 is " : "", store ? store : "", up->data_dir);
+}
+
+static status_t announce(up_t *up, supervisor_t *supervisor, up_detach_t *detach, uint64_t began_ms)
+{
+    fprintf(stderr, "ready after %.2f s: coordinators", (double)(clock_ms() - began_ms) / 1000);
+    for (int64_t i = 0; i < up->coordinators; i++)
+        fprintf(stderr, " 127.0.0.1:%d", up->ports[3 + i]);
+    fprintf(stderr, ", data %s\n", up->data_dir);
+    TRY(write_cluster(up, supervisor, true));
+    up_detach_ready(detach, STATUS_OK, "");
+    return STATUS_OK;
+}
+
+/* Runs until it is interrupted, or until the cluster could not be opened in time. */
 static status_t keep_up(up_t *up, supervisor_t *supervisor, up_detach_t *detach)
 {
-    child_t *deploy = NULL;
     bool ready = false;
     uint64_t began_ms = clock_ms();
-    if (up->model != NULL) {
+    /* Stopping what was started takes a little of the time, too. */
+    int64_t margin_ms = up->wait_ms > 10000 ? 500 : up->wait_ms / 20;
+    uint64_t until_ms = began_ms + (uint64_t)(up->wait_ms - margin_ms);
+    if (up->model != NULL)
         add_deploy(up, supervisor);
-        deploy = &supervisor->children[supervisor->n_children - 1];
-    }
+    else
+        add_probe(up, supervisor);
+    child_t *opener = &supervisor->children[supervisor->n_children - 1];
     while (!command_interrupted) {
-        supervise_step(supervisor, 500);
-        if (!ready && (deploy == NULL || deploy->exit_code >= 0)) {
-            if (deploy != NULL && deploy->exit_code != 0)
-                return deploy_failed(up);
+        supervise_step(supervisor, ready ? 500 : 50);
+        if (!ready && opener->exit_code == 0) {
             ready = true;
-            supervisor->changed = true;
-            fprintf(stderr, "ready after %.2f s: coordinators", (double)(clock_ms() - began_ms) / 1000);
-            for (int64_t i = 0; i < up->coordinators; i++)
-                fprintf(stderr, " 127.0.0.1:%d", up->ports[3 + i]);
-            fprintf(stderr, ", data %s\n", up->data_dir);
-            TRY(write_cluster(up, supervisor, true));
-            up_detach_ready(detach, STATUS_OK, "");
+            TRY(announce(up, supervisor, detach, began_ms));
             continue;
+        }
+        bool late = clock_ms() >= until_ms;
+        if (!ready && !late && up->model == NULL && opener->exit_code == 6) {
+            opener->exit_code = -1; /* nobody serves yet: ask again */
+            opener->start_at_ms = clock_ms() + 100;
+        } else if (!ready && (late || opener->exit_code > 0)) {
+            return open_failed(up, opener);
         }
         if (supervisor->changed)
             TRY(write_cluster(up, supervisor, ready));
@@ -306,7 +363,8 @@ static status_t run_cluster(up_t *up, up_detach_t *detach)
     char reason[STATUS_TEXT_MAX];
     snprintf(reason, sizeof reason, "%s", status_text());
     fprintf(stderr, "stopping …\n");
-    supervise_stop(&supervisor, STOP_GRACE_MS);
+    /* Programs that wait for a store that is not there have nothing to finish. */
+    supervise_stop(&supervisor, status == STATUS_UNREACHABLE ? WAITING_GRACE_MS : STOP_GRACE_MS);
     char *file = mem_format("%s/cluster.json", up->data_dir);
     unlink(file);
     free(file);
@@ -342,7 +400,8 @@ status_t command_up(int argc, char **argv)
         {"etcd", OPTION_TEXT, &up.etcd, NULL, "URL", "use this etcd instead of a private one"},
         {"redis", OPTION_TEXT, &up.redis, NULL, "URL", "use this Redis instead of a private one"},
         {"cluster", OPTION_TEXT, &up.cluster, "shoal", "NAME", "the cluster's prefix in etcd"},
-        {"timeout", OPTION_DURATION_MS, &up.wait_ms, "120s", "TIME", "how long to wait for the model"},
+        {"timeout", OPTION_DURATION_MS, &up.wait_ms, "120s", "TIME",
+         "how long to wait until it serves"},
         {"detach", OPTION_FLAG, &up.detach, NULL, NULL, "return when the cluster is ready; it goes on"},
         {0},
     };

@@ -113,6 +113,17 @@ static void on_open(rpc_call_t *call, void *context)
     rpc_call_set_data(call, ask);
 }
 
+/* Names the store that is missing: that is what an operator can mend. */
+static status_t not_serving(shell_t *shell)
+{
+    const char *store = atomic_load(&shell->waits_for);
+    if (!store)
+        return fail(STATUS_UNREACHABLE, "the coordinator is not serving yet; try another one");
+    bool etcd = strcmp(store, "etcd") == 0;
+    return fail(STATUS_UNREACHABLE, "the coordinator is not serving yet: it waits for %s at %s",
+                store, etcd ? shell->options.etcd : shell->options.redis);
+}
+
 static void on_message(rpc_call_t *call, void *context, const uint8_t *bytes, size_t n)
 {
     (void)context;
@@ -124,7 +135,7 @@ static void on_message(rpc_call_t *call, void *context, const uint8_t *bytes, si
     }
     status_t status = rpc_unpack(ask->method->request, bytes, n, NULL, &ask->message);
     if (status == STATUS_OK && !atomic_load(&ask->shell->running))
-        status = fail(STATUS_UNREACHABLE, "the coordinator is not serving yet; try another one");
+        status = not_serving(ask->shell);
     if (status != STATUS_OK) {
         rpc_call_fail(call, status);
         return;

@@ -201,6 +201,42 @@ static status_t check_deployment(const Shoal__V1__Deployment *d)
     return STATUS_OK;
 }
 
+/* Whether a model can be cut so at all. 0 leaves a number to the planner, which finds a right one;
+ * without a context the default is right for every model. */
+static status_t check_cut(const plan_sizes_t *sizes, uint32_t tp, uint32_t stages)
+{
+    plan_leaves_t heads, ffn;
+    plan_leaf_edges_heads(sizes->config.n_heads, &heads);
+    plan_leaf_edges_ffn(sizes->config.ffn, &ffn);
+    uint32_t most = heads.n > ffn.n ? heads.n : ffn.n;
+    if (tp > most)
+        return fail(STATUS_INVALID, "tp: %u slices, but the model is cut into at most %u", tp,
+                    most);
+    if ((uint64_t)tp * stages > PLAN_RANKS_MAX)
+        return fail(STATUS_INVALID, "tp x stages: %u x %u are over %d ranks", tp, stages,
+                    PLAN_RANKS_MAX);
+    plan_run_t layers[PLAN_STAGES_MAX];
+    return stages ? plan_stages(sizes, stages, layers) : STATUS_OK;
+}
+
+static status_t check_cuts(const plan_sizes_t *sizes, const Shoal__V1__Deployment *d)
+{
+    TRY(check_cut(sizes, d->tp, d->stages));
+    for (size_t i = 0; i < d->n_shapes; i++)
+        TRY(check_cut(sizes, d->shapes[i]->tp, d->shapes[i]->stages));
+    uint32_t trained = sizes->config.context_train;
+    plan_shape_t shape = {
+        .tp = d->tp ? d->tp : 1,
+        .stages = d->stages ? d->stages : 1,
+        .context_max = trained < CONTEXT_DEFAULT ? trained : CONTEXT_DEFAULT,
+        .kv_tokens_max = d->kv_tokens_max,
+    };
+    if (d->context_max)
+        shape.context_max = d->context_max;
+    plan_need_t need;
+    return plan_need(sizes, &shape, 0, 0, &need);
+}
+
 static char *model_name_of(arena_t *arena, const char *path)
 {
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
@@ -264,6 +300,8 @@ static void find_model(shell_t *shell, void *take_data)
     status_t status = models_find_file(shell, d->model_path, name, &path);
     if (status == STATUS_OK)
         status = models_entry(shell, path, d->model_digest, &entry);
+    if (status == STATUS_OK)
+        status = check_cuts(&entry->sizes, d);
     free(path);
     if (status != STATUS_OK) {
         edit_fail(edit, status);
@@ -312,7 +350,13 @@ static status_t change_scale(edit_t *edit, record_t *record, bool exists)
     /* A shape for all takes the place of those of single replicas. */
     if (shape)
         record->n_shapes = 0;
-    return check_shape(record->replicas, record->tp, record->stages);
+    TRY(check_shape(record->replicas, record->tp, record->stages));
+    /* Where the model is not open yet the planner's words follow in the deployment's message. */
+    core_deployment_view_t view;
+    const model_entry_t *entry = NULL;
+    if (core_find_deployment(edit->ask->shell->core, record->name, &view))
+        entry = models_of(edit->ask->shell, view.tokenizer);
+    return entry && shape ? check_cut(&entry->sizes, record->tp, record->stages) : STATUS_OK;
 }
 
 static void start_scale(ask_t *take_ask)

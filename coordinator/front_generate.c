@@ -239,7 +239,7 @@ static status_t prepare_request(generate_t *g)
                     g->context_max));
     if (!g->request.has_seed) {
         g->request.sampling.has_seed_case = SHOAL__V1__SAMPLING__HAS_SEED_SEED;
-        g->request.sampling.seed = shell_random();
+        g->request.sampling.seed = shell_random_seed();
     }
     return STATUS_OK;
 }

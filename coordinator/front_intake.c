@@ -66,7 +66,7 @@ static intake_t *intake_new(shell_t *shell, rpc_call_t *call, bool stream)
     rpc_call_ref(call);
     shell_random_id(in->upload);
     shell_random_id(in->job);
-    in->seed = shell_random();
+    in->seed = shell_random_seed();
     in->digest = digest_start();
     return in;
 }

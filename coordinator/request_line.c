@@ -1,5 +1,7 @@
 /* Lines of job files. Both spellings become the same request; see request.h. */
+#include <errno.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "coordinator/request.h"
@@ -102,10 +104,23 @@ READ_NUMBER(max_tokens, MAX_TOKENS, read_count)
 static status_t read_seed(const json_t *value, const char *name, arena_t *arena, request_t *out)
 {
     (void)arena;
-    if (!json_is_integer(value) || json_integer_value(value) < 0)
-        return wants(name, "a whole number that is not negative");
+    static const char *const wanted =
+        "a whole number that is not negative, or its digits as a string";
+    uint64_t seed = 0;
+    if (json_is_string(value)) { /* seeds over 2^53 travel exactly only as text */
+        const char *text = json_string_value(value);
+        char *end = NULL;
+        errno = 0;
+        seed = strtoull(text, &end, 10);
+        if (text[0] < '0' || text[0] > '9' || end != text + json_string_length(value) || errno != 0)
+            return wants(name, wanted);
+    } else if (json_is_integer(value) && json_integer_value(value) >= 0) {
+        seed = (uint64_t)json_integer_value(value);
+    } else {
+        return wants(name, wanted);
+    }
     out->sampling.has_seed_case = SHOAL__V1__SAMPLING__HAS_SEED_SEED;
-    out->sampling.seed = (uint64_t)json_integer_value(value);
+    out->sampling.seed = seed;
     return STATUS_OK;
 }
 

@@ -74,6 +74,11 @@ uint64_t shell_random(void)
     return value;
 }
 
+uint64_t shell_random_seed(void)
+{
+    return shell_random() & ((UINT64_C(1) << 53) - 1);
+}
+
 void shell_random_id(char id_out[CORE_ID_SIZE])
 {
     snprintf(id_out, CORE_ID_SIZE, "%016" PRIx64 "%016" PRIx64, shell_random(), shell_random());
@@ -270,8 +275,9 @@ static void *signals_main(void *user)
         struct signalfd_siginfo info;
         if (read(signals->signal_fd, &info, sizeof info) != (ssize_t)sizeof info)
             continue;
-        if (n > 0)
-            _exit(1);
+        /* Who still waits for a store has nothing to finish and nothing to give back. */
+        if (n > 0 || atomic_load(&signals->shell->waits_for))
+            _exit(n > 0);
         shell_post(signals->shell, drain, NULL);
     }
 }
@@ -334,6 +340,7 @@ static status_t serve(shell_t *shell)
         stores_close(shell);
         return status;
     }
+    atomic_store(&shell->waits_for, NULL);
     shell->models = models_open(shell);
     shell->core = make_core(shell);
     atomic_store(&shell->running, true);

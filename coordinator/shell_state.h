@@ -75,6 +75,7 @@ struct shell {
     bool dispatching;
 
     atomic_bool running; /* the loop takes tasks */
+    _Atomic(const char *) waits_for; /* "etcd" or "redis" while one is awaited at the start */
 
     table_t links; /* links.c: by number */
     models_t *models;
@@ -99,6 +100,9 @@ void shell_flush(shell_t *shell, const table_t *until_empty);
 /* 32 random hex digits and a NUL; a random number that is not 0. Any thread. */
 void shell_random_id(char id_out[CORE_ID_SIZE]);
 uint64_t shell_random(void);
+/* A seed that was not asked for: below 2^53, so that every JSON reader keeps it and it can be given
+ * again. */
+uint64_t shell_random_seed(void);
 
 /* ---- links.c ---- */
 void links_open(shell_t *shell, const core_action_t *action);

@@ -388,6 +388,7 @@ static status_t await_redis(shell_t *shell, uint64_t until)
         if (clock_ms() >= until)
             return fail(STATUS_UNREACHABLE, "%s; waited %lld ms (--store-wait)", why,
                         (long long)shell->options.store_wait_ms);
+        atomic_store(&shell->waits_for, "redis");
         if (!said)
             log_info("waiting for redis at %s", shell->options.redis);
         said = true;
@@ -413,6 +414,7 @@ status_t stores_open(shell_t *shell)
     etcd_options_t etcd = {.endpoints = shell->options.etcd};
     TRY(etcd_open(shell->io, &etcd, &shell->etcd));
     if (etcd_wait_ready(shell->etcd, wait_ms < 300 ? (unsigned)wait_ms : 300) != STATUS_OK) {
+        atomic_store(&shell->waits_for, "etcd");
         log_info("waiting for etcd at %s", shell->options.etcd);
         uint64_t now = clock_ms();
         TRY(etcd_wait_ready(shell->etcd, until > now ? (unsigned)(until - now) : 1));

@@ -1,10 +1,12 @@
 /* `shoal eval`: token ids in, logits and greedy continuations out. */
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/base/buffer.h"
 #include "common/base/memory.h"
@@ -67,6 +69,8 @@ static status_t read_prompt(eval_t *eval, const json_t *array, size_t index)
 static status_t read_prompts(eval_t *eval)
 {
     json_error_t error;
+    if (access(eval->ids_path, R_OK) != 0)
+        return fail(STATUS_NOT_FOUND, "--ids: %s: %s", eval->ids_path, strerror(errno));
     json_t *root = json_load_file(eval->ids_path, 0, &error);
     if (!root)
         return fail(STATUS_INVALID, "%s: line %d: %s", eval->ids_path, error.line, error.text);

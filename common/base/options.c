@@ -61,18 +61,24 @@ status_t options_parse_duration_ms(const char *what, const char *text, int64_t *
     return fail(STATUS_INVALID, "%s: \"%s\" is no duration; write 500ms, 30s, 5m or 1h", what, text);
 }
 
+/* Options of one letter are written with one dash. */
+static const char *dashes(const option_t *option)
+{
+    return option->name[1] == 0 ? "-" : "--";
+}
+
 static status_t check_range(const option_t *option, double value, const char *text)
 {
     if ((option->min == 0 && option->max == 0) || (value >= option->min && value <= option->max))
         return STATUS_OK;
-    return fail(STATUS_INVALID, "--%s: %s is outside %g to %g", option->name, text, option->min,
-                option->max);
+    return fail(STATUS_INVALID, "%s%s: %s is outside %.16g to %.16g", dashes(option), option->name,
+                text, option->min, option->max);
 }
 
 static status_t set_value(const option_t *option, const char *text)
 {
     char what[NAME_MAX_BYTES + 2];
-    snprintf(what, sizeof what, "--%s", option->name);
+    snprintf(what, sizeof what, "%s%s", dashes(option), option->name);
     int64_t whole;
     char *end;
     switch (option->kind) {
@@ -162,7 +168,7 @@ static status_t read_option(const option_t *options, int argc, char **argv, int 
     else if (*at + 1 < argc)
         text = argv[++*at];
     else
-        return fail(STATUS_INVALID, "--%s needs a value %s", option->name,
+        return fail(STATUS_INVALID, "%s%s needs a value %s", dashes(option), option->name,
                     option->value_name ? option->value_name : "");
     if (option->given != NULL)
         *option->given = true;
@@ -207,8 +213,8 @@ void options_print_help(const options_help_t *help)
         printf("\nOptions:\n");
     for (const option_t *option = help->options; option && option->name; option++) {
         char left[96];
-        snprintf(left, sizeof left, "--%s%s%s", option->name, option->value_name ? " " : "",
-                 option->value_name ? option->value_name : "");
+        snprintf(left, sizeof left, "%s%s%s%s", dashes(option), option->name,
+                 option->value_name ? " " : "", option->value_name ? option->value_name : "");
         printf("  %-28s %s", left, option->help);
         if (option->by_default != NULL && option->kind != OPTION_FLAG)
             printf(" [%s]", option->by_default);

@@ -166,7 +166,8 @@ void jobs_store_health(jobs_store_t *store, bool *connected_out, bool *durable_o
 void jobs_store_set_cluster(jobs_store_t *store, const char *uuid, uint64_t incarnation);
 
 const char *jobs_code_name(jobs_code_t code);
-/* The seed of item `index` of a job whose seed is `job_seed` (a mix, never 0). */
+/* The seed of item `index` of a job whose seed is `job_seed` (a mix, never 0, below
+ * 2^53). */
 uint64_t jobs_item_seed(uint64_t job_seed, uint64_t index);
 
 /* ---- Which cluster. These do not need set_cluster. ----

@@ -136,6 +136,8 @@ uint64_t jobs_item_seed(uint64_t job_seed, uint64_t index)
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     z ^= z >> 31;
+    /* Below 2^53: results show the seed, and JSON readers keep no larger number exactly. */
+    z &= (UINT64_C(1) << 53) - 1;
     return z ? z : 1;
 }
 

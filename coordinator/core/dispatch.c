@@ -57,7 +57,11 @@ static bool fits(const slot_t *slot, const sequence_t *s)
         return slot->n_running == 0;
     if (s->class == CLASS_CONTINUATION && slot->n_recovering >= RECOVERING_MAX)
         return false;
-    return slot->committed == 0 || slot->committed + s->need <= slot->link->credit;
+    /* One sequence may be larger than the credit; but none goes to a leader that grants nothing at
+     * all, because it drains. */
+    if (slot->committed == 0)
+        return slot->link->credit > 0;
+    return slot->committed + s->need <= slot->link->credit;
 }
 
 /* Whether the leader runs nothing, of whomever. Coordinators begin in the order of their ids, so

@@ -181,7 +181,8 @@ static void on_hello(core_t *core, link_t *link, const Shoal__Worker__V1__HelloR
 
 static bool is_retryable(const char *code)
 {
-    static const char *const codes[] = {"not_ready", "busy", "exhausted", "full"};
+    static const char *const codes[] = {"not_ready", "busy", "exhausted", "full", "draining",
+                                        "overloaded"};
     for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
         if (strcmp(code, codes[i]) == 0)
             return true;

@@ -414,6 +414,7 @@ void session_restart(core_t *core, session_t *session)
         text_log_start(&s->log);
     }
     *session->identity = 0;
+    session->admitted = false; /* so that the next admission notes the identity that it then has */
     session->tokenizer = session->deployment->tokenizer;
     for (uint32_t c = 0; c < session->n_choices && !session->dead; c++)
         if (session->choices[c].state == SEQUENCE_NEW)

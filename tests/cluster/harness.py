@@ -45,7 +45,7 @@ class Cluster:
         self.arm("")
         self.options = options
         self.env = dict(os.environ, SHOAL_FAILPOINTS="file:" + self.failpoints, **(env or {}))
-        for name in ("SHOAL_DATA", "SHOAL_ENDPOINT"):
+        for name in ("SHOAL_DATA", "SHOAL_ENDPOINT", "SHOAL_MODEL"):
             self.env.pop(name, None)
 
     def __enter__(self):

@@ -69,6 +69,33 @@ class MainJob(unittest.TestCase):
         self.assertEqual(first, run(5))
         self.assertNotEqual(first, run(6))
 
+    def test_a_seed_that_was_printed_gives_the_text_again(self):
+        def run(*more):
+            return self.cluster.json("run", "Tell me about rain.", "--temperature", 1, "--max-tokens", 20, *more)
+        first = run()
+        self.assertTrue(0 <= first["seed"] < 2 ** 53)
+        self.assertEqual(first["text"], run("--seed", first["seed"])["text"])
+        self.assertNotEqual(first["text"], run()["text"])
+        path = os.path.join(self.cluster.dir, "drawn.jsonl")
+        line = {"prompt": "Tell me about rain.", "temperature": 1, "max_tokens": 20}
+        for i in range(3):
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            self.cluster.shoal("submit", path, "--out", path + ".out")
+            result = read_results(path + ".out")[0]
+            if i == 0:
+                drawn = result
+                self.assertTrue(0 <= drawn["seed"] < 2 ** 53)
+            self.assertEqual(result["ids"], drawn["ids"])
+            line["seed"] = drawn["seed"] if i == 0 else str(drawn["seed"])
+
+    def test_a_shape_that_cannot_be_is_refused_at_once(self):
+        for option in (("--tp", 16), ("--stages", 31), ("--tp", 12, "--stages", 30)):
+            done = self.cluster.shoal("scale", *option, "--wait", check=False, timeout=20)
+            self.assertEqual(done.returncode, 2, done.stderr)
+        shown = self.cluster.json("status")["deployments"]
+        self.assertEqual([(d["name"], d["replicas"], d["tp"], d["stages"]) for d in shown], [("smol", 1, 2, 2)])
+
     def test_the_same_key_and_file_are_the_same_job_and_another_file_is_refused(self):
         first = self.cluster.json("submit", self.jobs, "--key", "k1", "--wait")
         again = self.cluster.json("submit", self.jobs, "--key", "k1", "--wait")
@@ -87,6 +114,9 @@ class MainJob(unittest.TestCase):
         wait_for(lambda: self.cluster.running() == 0, 10, "the cancelled items to leave the batch")
         results = self.cluster.shoal("jobs", "results", job["id"], "-o", "json").stdout.splitlines()
         self.assertEqual(len(results), 40)
+        cancelled = [r for r in map(json.loads, results) if r["status"] == "cancelled"]
+        self.assertTrue(cancelled)
+        self.assertEqual({r["error"]["code"] for r in cancelled}, {"cancelled"})
         self.cluster.shoal("jobs", "delete", job["id"])
         self.assertEqual(self.cluster.shoal("jobs", "get", job["id"], check=False).returncode, 3)
 
@@ -100,6 +130,11 @@ class MainJob(unittest.TestCase):
             done = self.cluster.shoal("submit", path, check=False)
             self.assertEqual(done.returncode, 2, line + done.stderr)
             self.assertIn(word, done.stderr)
+        before = self.cluster.json("jobs", "list")
+        self.assertEqual(self.cluster.shoal("submit", self.jobs, "--out", "/nope/r", check=False).returncode, 3)
+        done = self.cluster.shoal("submit", self.cluster.dir, check=False)
+        self.assertEqual((done.returncode, "is a directory" in done.stderr), (2, True), done.stderr)
+        self.assertEqual(self.cluster.json("jobs", "list"), before)
         done = self.cluster.shoal("submit", self.jobs, "--model", "nobody", check=False)
         self.assertEqual(done.returncode, 3)
         self.assertIn("nobody", done.stderr)

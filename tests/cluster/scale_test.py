@@ -1,6 +1,7 @@
 """Ring and scale: while a job and a stream run, the deployment is scaled down, reshaped, and scaled
 back: nothing fails and no text changes."""
 import os
+import signal
 import unittest
 
 from harness import Cluster, read_results, texts, wait_for, write_jobs
@@ -29,6 +30,20 @@ class Scale(unittest.TestCase):
                 if process is stream:
                     self.assertEqual(out, story)
             self.assertEqual(texts(read_results(jobs + ".out")), undisturbed)
+
+    def test_a_worker_that_is_told_to_end_fails_nothing(self):
+        """SIGTERM drains: running sequences end or move, new requests wait for the worker's successor."""
+        with Cluster("--replicas", 1, "--tp", 2, "--stages", 1) as cluster:
+            jobs = os.path.join(cluster.dir, "jobs.jsonl")
+            write_jobs(jobs, 24, max_tokens=60, temperature=0.8)
+            cluster.shoal("submit", jobs, "--out", jobs + ".undisturbed")
+            job = cluster.start("submit", jobs, "--out", jobs + ".out")
+            wait_for(lambda: cluster.running() >= 8, 20, "sequences to run")
+            os.kill(cluster.pid("worker"), signal.SIGTERM)
+            self.assertTrue(cluster.shoal("run", "Hello", "--max-tokens", 5).stdout.strip())
+            out, err = job.communicate(timeout=120)
+            self.assertEqual(job.returncode, 0, out + err)
+            self.assertEqual(texts(read_results(jobs + ".out")), texts(read_results(jobs + ".undisturbed")))
 
 
 if __name__ == "__main__":

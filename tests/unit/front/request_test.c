@@ -85,6 +85,36 @@ static void test_a_line_of_deep_nesting_or_great_length_is_refused(void **state)
     arena_release(&arena);
 }
 
+static void test_a_seed_is_a_number_or_its_digits(void **state)
+{
+    (void)state;
+    static const struct { const char *line; uint64_t seed; } good[] = {
+        {"{\"prompt\":\"a\",\"seed\":9007199254740991}", 9007199254740991u},
+        {"{\"prompt\":\"a\",\"seed\":\"0\"}", 0},
+        {"{\"prompt\":\"a\",\"seed\":\"18446744073709551615\"}", UINT64_MAX},
+    };
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        arena_t arena = {0};
+        request_t request;
+        assert_int_equal(read_line(good[i].line, &request, &arena), STATUS_OK);
+        assert_true(request.has_seed && request.sampling.seed == good[i].seed);
+        request_release(&request);
+        arena_release(&arena);
+    }
+    static const char *const bad[] = {
+        "\"\"", "\"-1\"", "\" 1\"", "\"1 \"", "\"1x\"",
+        "\"18446744073709551616\"", "1.5", "true"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char line[80];
+        snprintf(line, sizeof line, "{\"prompt\":\"a\",\"seed\":%s}", bad[i]);
+        arena_t arena = {0};
+        request_t request;
+        assert_int_equal(read_line(line, &request, &arena), STATUS_INVALID);
+        assert_non_null(strstr(status_text(), "seed"));
+        arena_release(&arena);
+    }
+}
+
 static void test_every_truncation_of_a_line_is_refused(void **state)
 {
     (void)state;
@@ -145,6 +175,7 @@ int main(void)
         cmocka_unit_test(test_both_spellings_of_a_line_become_the_same_request),
         cmocka_unit_test(test_a_wrong_line_is_refused_naming_what_is_wrong),
         cmocka_unit_test(test_a_line_of_deep_nesting_or_great_length_is_refused),
+        cmocka_unit_test(test_a_seed_is_a_number_or_its_digits),
         cmocka_unit_test(test_every_truncation_of_a_line_is_refused),
         cmocka_unit_test(test_numbers_outside_their_range_are_refused_not_clamped),
         cmocka_unit_test(test_prompt_and_answer_must_fit_the_context),
