@@ -14,6 +14,10 @@ import unittest
 from harness import BIN, MODEL, read_results, texts, wait_for, write_jobs
 
 
+# SHOAL_MODEL tells the tests where the model is; to the commands it would be their --model.
+ENV = {name: value for name, value in os.environ.items() if name != "SHOAL_MODEL"}
+
+
 def run(*command, check=True):
     return subprocess.run(command, check=check, capture_output=True, text=True)
 
@@ -65,7 +69,7 @@ class Lab:
     def start(self, name, host, *command):
         log = open(os.path.join(self.dir, name + ".log"), "ab")
         self.processes[name] = subprocess.Popen(["ip", "netns", "exec", self.ns(host), *command], stdout=log, stderr=log,
-                                                stdin=subprocess.DEVNULL)
+                                                env=ENV, stdin=subprocess.DEVNULL)
         log.close()
 
     def start_cluster(self, memory):
@@ -88,7 +92,7 @@ class Lab:
 
     def shoal(self, *args, check=True, timeout=180):
         command = ["ip", "netns", "exec", self.ns("c"), f"{BIN}/shoal", *map(str, args), "--endpoint", "10.97.0.1:7001,10.97.0.1:7002"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=timeout)
         if check and done.returncode != 0:
             raise AssertionError(f"{' '.join(command)} gave {done.returncode}:\n{done.stdout}{done.stderr}")
         return done
@@ -126,7 +130,7 @@ class TwoHosts(unittest.TestCase):
         marks = {name: len(lab.log(name)) for name in ("agent-a", "agent-b")}
         command = ["ip", "netns", "exec", lab.ns("c"), f"{BIN}/shoal", "submit", jobs, "--out", jobs + ".cut", "--endpoint",
                    "10.97.0.1:7001,10.97.0.1:7002"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         wait_for(lambda: sum(r["running"] for r in lab.json("replicas")) >= 4, 30, "sequences to run")
         lab.cut(True)
         cut_at = time.monotonic()
