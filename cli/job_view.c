@@ -137,7 +137,8 @@ status_t job_watch(client_t *client, const char *id, Shoal__V1__Job **own_out)
         TRY(client_stream(client, "/shoal.v1.Jobs/Watch", &request, &stream));
         status_t status;
         Shoal__V1__Job *job = NULL;
-        while ((status = client_read(stream, &shoal__v1__job__descriptor, &job)) == STATUS_OK && job != NULL) {
+        while ((status = client_read(stream, &shoal__v1__job__descriptor, &job)) == STATUS_OK &&
+               job != NULL) {
             draw_progress(job, began_ms, &tenth);
             version = job->version;
             if (has_ended(job)) {

@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "common/model/unicode.h"
+
 typedef enum { FIELD_REAL, FIELD_COUNT } field_kind_t;
 
 /* One number of Sampling: where its oneof's case and its value stand, and what is allowed. */
@@ -59,33 +61,14 @@ static status_t check_field(Shoal__V1__Sampling *sampling, const field_t *field)
     return STATUS_OK;
 }
 
-/* Length of the UTF-8 character at `at`, 0 when it is none (overlong, surrogate, cut, above the end). */
-static size_t utf8_length(const unsigned char *at)
-{
-    if (at[0] < 0x80)
-        return 1;
-    size_t n = at[0] >= 0xf0 ? 4 : at[0] >= 0xe0 ? 3 : 2;
-    if (at[0] < 0xc2 || at[0] > 0xf4)
-        return 0;
-    for (size_t i = 1; i < n; i++)
-        if ((at[i] & 0xc0) != 0x80)
-            return 0;
-    bool wrong = (at[0] == 0xe0 && at[1] < 0xa0) || (at[0] == 0xed && at[1] > 0x9f) ||
-                 (at[0] == 0xf0 && at[1] < 0x90) || (at[0] == 0xf4 && at[1] > 0x8f);
-    return wrong ? 0 : n;
-}
-
 status_t request_check_text(const char *what, const char *text, size_t bytes_max)
 {
     size_t n = strlen(text);
     if (n > bytes_max)
         return fail(STATUS_INVALID, "%s has %zu bytes; at most %zu are taken", what, n, bytes_max);
-    for (size_t at = 0; at < n;) {
-        size_t length = utf8_length((const unsigned char *)text + at);
-        if (length == 0)
-            return fail(STATUS_INVALID, "%s is no UTF-8 at byte %zu", what, at);
-        at += length;
-    }
+    size_t valid = utf8_valid_prefix((const uint8_t *)text, n);
+    if (valid < n)
+        return fail(STATUS_INVALID, "%s is no UTF-8 at byte %zu", what, valid);
     return STATUS_OK;
 }
 

@@ -10,7 +10,6 @@
 
 #define SILENT_TICKS (CONTROL_SILENCE_MS / AGENT_TICK_MS)
 #define FORMATION_DEFAULT_MS 60000u
-#define DEATH_HOLD_BACK_MS 200u
 /* A draining leader that says so often in a row that it has no sequence is done. */
 #define DRAIN_IDLE_BEATS 3u
 
@@ -370,7 +369,7 @@ static uint32_t hold_back_ms(agent_core_t *core, uint32_t slot)
     const agent_replica_t *replica = &core->replicas[slot];
     const agent_rank_t *leader = agent_rank_of(core, slot, 0);
     bool follows = replica->state == REPLICA_ACTIVE && leader && leader->state == RANK_READY;
-    return follows ? DEATH_HOLD_BACK_MS : 0;
+    return follows ? AGENT_HOLD_BACK_MS : 0;
 }
 
 void agent_core_died(agent_core_t *core, uint64_t rank_id, bool crashed, const char *text,

@@ -6,7 +6,6 @@
 
 /* A rank that was aborted by others waits with its account for theirs; a dead rank's waits for the
  * leader to say whose sequences were in the step. */
-#define HOLD_BACK_MS 200u
 /* Without a plan's word: KV for a rank when the plan names no number of tokens. */
 #define KV_BYTES_DEFAULT ((uint64_t)1 << 30)
 
@@ -282,7 +281,7 @@ void agent_take_failed(agent_core_t *core, agent_rank_t *rank, const control_fai
     if (failed->silent && failed->status == STATUS_PEER_LOST && lost && lost != rank &&
         failed->lost_rank == lost->start.rank)
         agent_kill(core, lost, "its peers hear nothing of it", false, now_ms);
-    agent_fail(core, rank->replica, &failure, HOLD_BACK_MS, now_ms);
+    agent_fail(core, rank->replica, &failure, AGENT_HOLD_BACK_MS, now_ms);
 }
 
 static void deadline_passed(agent_core_t *core, uint32_t slot, uint64_t now_ms)

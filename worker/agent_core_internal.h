@@ -5,6 +5,10 @@
 
 #include "worker/agent_core.h"
 
+/* How long a death is held back for the leader, when it lives here, to say whose sequences were in
+ * the step. Coordinators wait longer than this for the record. */
+#define AGENT_HOLD_BACK_MS 200u
+
 typedef enum {
     RANK_NONE,     /* the place is free */
     RANK_STARTING, /* spawned, has not said hello */
