@@ -113,9 +113,9 @@ class Cluster:
     def ranks(self, replica=None):
         return [rank for one in self.replicas() if replica in (None, one["replica"]) for rank in one["ranks"]]
 
-    def running(self):
+    def running(self, *where):
         """Sequences in the batches of all replicas."""
-        done = self.shoal("replicas", "-o", "json", check=False)
+        done = self.shoal("replicas", "-o", "json", *where, check=False)
         return sum(one["running"] for one in json.loads(done.stdout)) if done.returncode == 0 else 0
 
     def arm(self, text):

@@ -34,12 +34,14 @@ class Kills(unittest.TestCase):
         self.cluster.arm("")
         wait_for(self.cluster.active, 60, "both replicas to be active")
 
-    def during_a_job(self, kill, running=8):
-        """Submits, waits until `running` sequences run, calls kill(), and checks the outcome."""
+    def during_a_job(self, kill, running=8, endpoints=()):
+        """Submits, waits until `running` sequences run, calls kill(), and checks the outcome. The coordinators are asked in the order of
+        `endpoints`, if given."""
         out = os.path.join(self.cluster.dir, "out.jsonl")
-        process = self.cluster.start("submit", self.file, "--out", out)
+        where = ("--endpoint", ",".join(endpoints)) if endpoints else ()
+        process = self.cluster.start("submit", self.file, "--out", out, *where)
         try:
-            wait_for(lambda: self.cluster.running() >= running or process.poll() is not None, 60, "sequences to run")
+            wait_for(lambda: self.cluster.running(*where) >= running or process.poll() is not None, 60, "sequences to run")
             self.assertIsNone(process.poll(), "the job ended before anything could be killed")
             kill()
             stdout, stderr = process.communicate(timeout=240)
@@ -76,23 +78,31 @@ class Kills(unittest.TestCase):
     def test_the_last_stage_may_die_after_sampling(self):
         self.kill_rank("smol/1", 2, "rank.sampled")
 
-    def test_the_elected_coordinator_may_die(self):
-        name, _ = self.cluster.elected()
+    def kill_coordinator(self, point):
+        """The elected coordinator dies at a fail point while it holds the whole job: the other one stands still until it has claimed
+        the items, since otherwise either may hold them all."""
+        name, endpoint = self.cluster.elected()
         pid = self.cluster.pid(name)
+        other = self.cluster.pid("coordinator-2" if name == "coordinator-1" else "coordinator-1")
 
         def kill():
-            self.cluster.arm(f"coordinator.step_output%{pid}=kill@5")
-            wait_for(lambda: not alive(pid), 20, "the coordinator to die")
-        self.during_a_job(kill)
+            os.kill(other, signal.SIGCONT)
+            self.cluster.arm(f"{point}%{pid}=kill@2")
+            wait_for(lambda: not alive(pid), 60, f"the coordinator to die at {point}")
+        os.kill(other, signal.SIGSTOP)
+        try:
+            self.during_a_job(kill, endpoints=[endpoint] + [one for one in self.cluster.endpoints() if one != endpoint])
+        finally:
+            os.kill(other, signal.SIGCONT)
+
+    def test_the_elected_coordinator_may_die(self):
+        self.kill_coordinator("coordinator.step_output")
+
+    def test_a_coordinator_may_die_before_it_commits(self):
+        self.kill_coordinator("coordinator.before_commit")
 
     def test_a_coordinator_may_die_between_commit_and_reply(self):
-        name, _ = self.cluster.elected()
-        pid = self.cluster.pid(name)
-
-        def kill():
-            self.cluster.arm(f"coordinator.before_commit%{pid}=kill@2")
-            wait_for(lambda: not alive(pid), 20, "the coordinator to die")
-        self.during_a_job(kill)
+        self.kill_coordinator("coordinator.after_commit")
 
     def test_redis_may_die(self):
         self.during_a_job(lambda: self.cluster.kill(self.cluster.pid("redis")))
