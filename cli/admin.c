@@ -9,6 +9,7 @@
 #include "cli/command.h"
 #include "cli/deployment_view.h"
 #include "cli/output.h"
+#include "cli/up_models.h"
 #include "common/base/clock.h"
 #include "common/base/memory.h"
 #include "common/net/rpc_message.h"
@@ -203,10 +204,9 @@ status_t command_deploy(int argc, char **argv)
     client_t *client;
     TRY(client_open(&where, &client));
     char *name = words[0] ? mem_strdup(words[0]) : name_of_model(model);
-    char *model_text = mem_strdup(model), *activations_text = mem_strdup(activations);
+    char *model_text = NULL, *activations_text = mem_strdup(activations);
     Shoal__V1__Deployment deployment = SHOAL__V1__DEPLOYMENT__INIT;
     deployment.name = name;
-    deployment.model_path = model_text;
     deployment.replicas = (uint32_t)replicas;
     deployment.tp = (uint32_t)tp;
     deployment.stages = (uint32_t)stages;
@@ -219,6 +219,9 @@ status_t command_deploy(int argc, char **argv)
     deployment.shapes = shape_list;
     status_t status = read_shapes(shapes ? shapes : "", shape_values, shape_list, &deployment.n_shapes);
     Shoal__V1__Deployment *reply = NULL;
+    if (status == STATUS_OK)
+        status = up_offer_model(&where, model, &model_text);
+    deployment.model_path = model_text;
     if (status == STATUS_OK)
         status = send_deploy(client, &request, wait ? timeout_ms : 0, &reply);
     if (status == STATUS_OK && wait)

@@ -31,8 +31,11 @@ static const command_t commands[] = {
     {"adopt", "accept a restored or emptied store", command_adopt},
     {"tokenize", "text to token ids", command_tokenize},
     {"detokenize", "token ids to text", command_detokenize},
+    {"render", "messages to the text of a chat template", command_render},
     {"eval", "logits and log-probabilities of token ids, without a cluster", command_eval},
     {"bench", "measure tokens per second, without a cluster", command_bench},
+    {"seal", "write down the digests of a model's files", command_seal},
+    {"verify", "check a model's files against its seal", command_verify},
     {"version", "print the version", command_version},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };

@@ -1,10 +1,12 @@
 /* `shoal status`, `hosts` and `replicas`: what the cluster is and where each layer and slice runs. */
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "cli/client.h"
 #include "cli/command.h"
 #include "cli/deployment_view.h"
 #include "cli/output.h"
+#include "common/base/memory.h"
 #include "common/net/rpc_message.h"
 #include "shoal/v1/admin.pb-c.h"
 
@@ -123,8 +125,20 @@ static void print_replicas(const json_t *replicas)
 
 static void print_hosts(const json_t *hosts)
 {
-    static const char *const columns[] = {"host", "state", "address", "cores", "memory_gib", "isa"};
-    output_table(columns, sizeof columns / sizeof *columns, hosts);
+    static const char *const columns[] = {"host", "state", "address", "cores", "memory_gib", "isa",
+                                          "offers"};
+    json_t *rows = json_deep_copy(hosts);
+    for (size_t i = 0; i < json_array_size(rows); i++) {
+        json_t *row = json_array_get(rows, i);
+        size_t n = json_array_size(json_object_get(row, "models"));
+        char *offers = n == 0   ? mem_strdup("no model")
+                       : n == 1 ? mem_strdup("1 model")
+                                : mem_format("%zu models", n);
+        json_object_set_new(row, "offers", json_string(offers));
+        free(offers);
+    }
+    output_table(columns, sizeof columns / sizeof *columns, rows);
+    json_decref(rows);
 }
 
 /* What the three commands share: options, a client, and a choice of what to fetch and print. */

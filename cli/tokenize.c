@@ -12,7 +12,7 @@
 
 typedef struct {
     const char *model;
-    bool jsonl, plain, skip_special;
+    bool jsonl, plain, add_special, skip_special;
     tokenizer_t *tokenizer;
     size_t n_wrong;
 } work_t;
@@ -54,6 +54,12 @@ static status_t line_value(const char *line, size_t n, const char *key, json_typ
     return STATUS_OK;
 }
 
+static void append_json_ids(json_t *list, const uint32_t *ids, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(list, json_integer(ids[i]));
+}
+
 static status_t tokenize_line(const work_t *work, const char *line, size_t n, json_t **own_out)
 {
     json_t *text = NULL;
@@ -66,8 +72,12 @@ static status_t tokenize_line(const work_t *work, const char *line, size_t n, js
                          work->plain ? TOKENIZE_PLAIN : TOKENIZE_SPECIAL, SIZE_MAX, &ids);
     if (status == STATUS_OK) {
         json_t *list = json_array();
-        for (size_t i = 0; i < ids.n; i++)
-            json_array_append_new(list, json_integer(ids.ids[i]));
+        size_t n_before = 0, n_behind = 0;
+        const uint32_t *before = tokenizer_prefix_ids(work->tokenizer, &n_before);
+        const uint32_t *behind = tokenizer_suffix_ids(work->tokenizer, &n_behind);
+        append_json_ids(list, before, work->add_special ? n_before : 0);
+        append_json_ids(list, ids.ids, ids.n);
+        append_json_ids(list, behind, work->add_special ? n_behind : 0);
         *own_out = json_pack("{s:o}", "ids", list);
     }
     token_ids_release(&ids);
@@ -156,7 +166,8 @@ static void do_lines(work_t *work, FILE *in, line_fn fn)
 static status_t do_input(work_t *work, const char *path, line_fn fn)
 {
     if (work->model == NULL)
-        return fail(STATUS_INVALID, "--model is missing; give the GGUF file with the tokenizer");
+        return fail(STATUS_INVALID, "--model is missing; give the GGUF file or the directory with "
+                                    "the tokenizer");
     FILE *in = path == NULL || strcmp(path, "-") == 0 ? stdin : fopen(path, "r");
     if (in == NULL)
         return fail(errno == ENOENT ? STATUS_NOT_FOUND : STATUS_IO, "cannot open %s: %s", path,
@@ -182,18 +193,20 @@ status_t command_tokenize(int argc, char **argv)
 {
     work_t work = {0};
     const option_t options[] = {
-        {"model", OPTION_TEXT, &work.model, NULL, "FILE", "GGUF file that carries the tokenizer"},
+        {"model", OPTION_TEXT, &work.model, NULL, "PATH",
+         "GGUF file that carries the tokenizer, or directory with a tokenizer.json"},
         {"jsonl", OPTION_FLAG, &work.jsonl, NULL, NULL,
          "lines are {\"text\"} and become {\"ids\"}; otherwise plain text becomes numbers"},
+        {"add-special", OPTION_FLAG, &work.add_special, NULL, NULL,
+         "put what the model wants around a text: its beginning and end tokens"},
         {"plain", OPTION_FLAG, &work.plain, NULL, NULL,
          "special tokens that stand in the text are letters like any other"},
         {0},
     };
     const options_help_t help = {
-        "shoal tokenize --model FILE [--jsonl] [INPUT]",
-        "Turns each line of INPUT (or standard input) into token ids. No special tokens are added; "
-        "those that\nstand in the text become their ids. A wrong line gives {\"error\"} and exit "
-        "code 1.",
+        "shoal tokenize --model PATH [--jsonl] [INPUT]",
+        "Turns each line of INPUT (or standard input) into token ids. Special tokens that "
+        "stand in the text\nbecome their ids. A wrong line gives {\"error\"} and exit code 1.",
         "echo '{\"text\": \"Hello, world!\"}' | shoal tokenize --model model.gguf --jsonl",
         options};
     const char *words[1] = {NULL};
@@ -206,14 +219,15 @@ status_t command_detokenize(int argc, char **argv)
 {
     work_t work = {0};
     const option_t options[] = {
-        {"model", OPTION_TEXT, &work.model, NULL, "FILE", "GGUF file that carries the tokenizer"},
+        {"model", OPTION_TEXT, &work.model, NULL, "PATH",
+         "GGUF file that carries the tokenizer, or directory with a tokenizer.json"},
         {"jsonl", OPTION_FLAG, &work.jsonl, NULL, NULL,
          "lines are {\"ids\"} and become {\"decoded\"}; otherwise numbers become plain text"},
         {"skip-special", OPTION_FLAG, &work.skip_special, NULL, NULL, "leave special tokens out"},
         {0},
     };
     const options_help_t help = {
-        "shoal detokenize --model FILE [--jsonl] [INPUT]",
+        "shoal detokenize --model PATH [--jsonl] [INPUT]",
         "Turns each line of INPUT (or standard input) from token ids into text. A wrong line gives "
         "{\"error\"}\nand exit code 1.",
         "echo '{\"ids\": [19556, 28, 905, 17]}' | shoal detokenize --model model.gguf --jsonl",

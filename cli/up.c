@@ -386,7 +386,7 @@ status_t command_up(int argc, char **argv)
 {
     up_t up = {0};
     const option_t options[] = {
-        {"model", OPTION_TEXT, &up.model, NULL, "PATH", "GGUF file to serve; without it the cluster starts empty"},
+        {"model", OPTION_TEXT, &up.model, NULL, "PATH", "GGUF file to serve; without it the cluster starts empty and waits for `shoal deploy`"},
         {"name", OPTION_TEXT, &up.name, NULL, "NAME", "name of the deployment [the model's file name]"},
         {"replicas", OPTION_INTEGER, &up.replicas, "1", "R", "copies of the model", 0, 64},
         {"tp", OPTION_INTEGER, &up.tp, "2", "T", "slices of each stage", 1, 64},

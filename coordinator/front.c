@@ -21,6 +21,7 @@ void ask_unref(ask_t *take_ask)
         return;
     rpc_message_free(take_ask->message);
     rpc_call_unref(take_ask->call);
+    free(take_ask->silent);
     free(take_ask);
 }
 
@@ -231,13 +232,16 @@ status_t front_open(shell_t *shell)
 void front_close(shell_t *shell, unsigned grace_ms)
 {
     rpc_server_close(shell->front->server, grace_ms);
+    front_cancel_end(shell);
 }
 
 void front_release(shell_t *shell)
 {
     if (!shell->front)
         return;
+    front_watches_release(shell->front->watches);
     table_release(&shell->front->clients);
+    table_release(&shell->front->asking);
     free(shell->front);
 }
 

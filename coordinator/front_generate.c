@@ -11,7 +11,7 @@
 
 /* ---- clients of the core ---- */
 
-static void add_client(ask_t *ask)
+void front_add_client(ask_t *ask)
 {
     front_t *front = ask->shell->front;
     ask->client = ++front->last_client;
@@ -23,11 +23,16 @@ static ask_t *find_client(shell_t *shell, uint64_t client)
     return table_get(&shell->front->clients, &client, sizeof client);
 }
 
+void front_remove_client(ask_t *ask)
+{
+    table_remove(&ask->shell->front->clients, &ask->client, sizeof ask->client);
+    ask->client = 0;
+}
+
 /* The core has forgotten the client, or is told to. */
 static void drop_client(ask_t *take_ask)
 {
-    table_remove(&take_ask->shell->front->clients, &take_ask->client, sizeof take_ask->client);
-    take_ask->client = 0;
+    front_remove_client(take_ask);
     ask_unref(take_ask);
 }
 
@@ -143,7 +148,12 @@ void front_end(shell_t *shell, const core_action_t *action)
     ask_t *ask = find_client(shell, action->end.client);
     if (!ask)
         return;
-    if (action->end.status == STATUS_OK && ask->method->kind == RPC_UNARY) {
+    bool cancel = ask->method->kind == RPC_UNARY;
+    if (cancel && action->end.status != STATUS_OK) {
+        front_cancel_failed(shell, ask, action->end.status, action->end.text);
+        return;
+    }
+    if (cancel) {
         Shoal__V1__CancelResponse response = SHOAL__V1__CANCEL_RESPONSE__INIT;
         rpc_call_reply_message(ask->call, &response);
     } else {
@@ -163,7 +173,6 @@ typedef struct {
     char deployment[CORE_NAME_SIZE];
     const model_entry_t *entry;
     uint32_t context_max;
-    arena_t arena;
     request_t request;
     token_ids_t ids;
     status_t status;
@@ -174,7 +183,6 @@ static void generate_free(generate_t *take_g)
 {
     request_release(&take_g->request);
     token_ids_release(&take_g->ids);
-    arena_release(&take_g->arena);
     free(take_g);
 }
 
@@ -195,7 +203,7 @@ static void admit(shell_t *shell, void *take_data)
         return;
     }
     const Shoal__V1__GenerateRequest *m = (const Shoal__V1__GenerateRequest *)ask->message;
-    add_client(ask);
+    front_add_client(ask);
     core_event_t event = {.kind = CORE_EVENT_GENERATE};
     event.generate.client = ask->client;
     event.generate.request = (core_request_t){
@@ -233,7 +241,7 @@ static status_t prepare_request(generate_t *g)
 {
     const Shoal__V1__GenerateRequest *m = (const Shoal__V1__GenerateRequest *)g->ask->message;
     TRY(check_generate(m));
-    TRY(request_from_generate(m, &g->arena, &g->request));
+    TRY(request_from_generate(m, &g->request));
     TRY(models_encode(g->entry, &g->request, &g->ids));
     TRY(request_fit(&g->request, g->ids.n, tokenizer_n_tokens(g->entry->tokenizer),
                     g->context_max));
@@ -274,7 +282,7 @@ static void start_generate(ask_t *take_ask)
     shell_work(ask->shell, prepare, g);
 }
 
-/* ---- Resume and Cancel ---- */
+/* ---- Resume ---- */
 
 static void start_resume(ask_t *take_ask)
 {
@@ -287,23 +295,10 @@ static void start_resume(ask_t *take_ask)
         ask_fail(take_ask, status);
         return;
     }
-    add_client(take_ask);
+    front_add_client(take_ask);
     shell_event(take_ask->shell,
                 &(core_event_t){.kind = CORE_EVENT_RESUME,
                                 .resume = {take_ask->client, m->id, m->n, m->n_n}});
-}
-
-static void start_cancel(ask_t *take_ask)
-{
-    const Shoal__V1__CancelRequest *m = (const Shoal__V1__CancelRequest *)take_ask->message;
-    status_t status = front_check_id("id", m->id);
-    if (status != STATUS_OK) {
-        ask_fail(take_ask, status);
-        return;
-    }
-    add_client(take_ask);
-    shell_event(take_ask->shell, &(core_event_t){.kind = CORE_EVENT_CANCEL,
-                                                 .cancel = {take_ask->client, m->id}});
 }
 
 /* ---- Tokenize and ListModels ---- */
@@ -329,14 +324,12 @@ static status_t tokenize(const tokenize_t *t, token_ids_t *ids, buffer_t *text)
     } else {
         return fail(STATUS_INVALID, "input: one of text, messages and ids must be given");
     }
-    arena_t arena = {0};
     request_t request = {0};
-    status_t status = request_from_generate(&generate, &arena, &request);
+    status_t status = request_from_generate(&generate, &request);
     if (status == STATUS_OK) {
         status = models_encode(t->entry, &request, ids);
         request_release(&request);
     }
-    arena_release(&arena);
     return status;
 }
 
@@ -407,8 +400,8 @@ const front_method_t front_inference_methods[] = {
      start_generate, client_writable, client_ended},
     {"/shoal.v1.Inference/Resume", RPC_SERVER_STREAM, &shoal__v1__resume_request__descriptor,
      start_resume, client_writable, client_ended},
-    {"/shoal.v1.Inference/Cancel", RPC_UNARY, &shoal__v1__cancel_request__descriptor, start_cancel,
-     NULL, client_ended},
+    {"/shoal.v1.Inference/Cancel", RPC_UNARY, &shoal__v1__cancel_request__descriptor,
+     front_start_cancel, NULL, client_ended},
     {"/shoal.v1.Inference/Tokenize", RPC_UNARY, &shoal__v1__tokenize_request__descriptor,
      start_tokenize, NULL, NULL},
     {"/shoal.v1.Inference/ListModels", RPC_UNARY, &shoal__v1__list_models_request__descriptor,

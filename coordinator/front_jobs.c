@@ -1,17 +1,11 @@
-/* shoal.v1.Jobs, apart from intake: what is asked of jobs that exist. Each call is one operation of
- * the job store, or a row of them for the two streams. Watch and StreamResults look again every
- * POLL_MS while there is nothing new; what they send is state, so a slow reader only sees less
- * often. */
+/* shoal.v1.Jobs, apart from intake and the two streams: what is asked of jobs that exist. Each call
+ * is one operation of the job store. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "coordinator/front_state.h"
-
-#define POLL_MS 200
-#define PAGE_RECORDS 100
-#define SILENT_MS_MAX 30000 /* a store that is away for longer ends a stream as unavailable */
 
 static char *copy_text(arena_t *arena, const char *text)
 {
@@ -162,196 +156,6 @@ static void start_list(ask_t *take_ask)
         ask_fail(take_ask, status);
 }
 
-/* ---- the two streams ---- */
-
-typedef struct {
-    ask_t *ask;
-    char id[CORE_ID_SIZE];
-    uint64_t seen; /* version, or completion */
-    bool follow;
-    uint64_t answered_ms; /* by the store */
-    task_fn look;
-    bool again_now; /* a page was full: the next follows at once */
-    bool ended;
-} watch_t;
-
-static void watch_free(watch_t *take_watch)
-{
-    ask_unref(take_watch->ask);
-    free(take_watch);
-}
-
-static void watch_fail(watch_t *take_watch, status_t status)
-{
-    ask_ref(take_watch->ask);
-    ask_fail(take_watch->ask, status);
-    watch_free(take_watch);
-}
-
-/* Later, on the core thread, because timers are its own. */
-static void schedule(shell_t *shell, void *take_data)
-{
-    watch_t *watch = take_data;
-    if (watch->ended || atomic_load(&watch->ask->ended) || !atomic_load(&shell->running))
-        watch_free(watch);
-    else if (watch->again_now && rpc_call_writable(watch->ask->call))
-        watch->look(shell, watch);
-    else
-        shell_post_at(shell, clock_ms() + POLL_MS, watch->look, watch);
-}
-
-/* What the store's answer means for a stream: true when it holds something to read. */
-static bool take_answer(watch_t *watch, const jobs_reply_t *reply)
-{
-    watch->again_now = false;
-    if (reply->code == JOBS_OK) {
-        watch->answered_ms = clock_ms();
-        return true;
-    }
-    if (reply->code == JOBS_UNREACHABLE && clock_ms() < watch->answered_ms + SILENT_MS_MAX) {
-        shell_post(watch->ask->shell, schedule, watch);
-        return false;
-    }
-    watch_fail(watch, front_jobs_status(reply));
-    return false;
-}
-
-static void finish(watch_t *watch)
-{
-    watch->ended = true;
-    rpc_call_finish(watch->ask->call, STATUS_OK, NULL, NULL, 0);
-}
-
-static void on_watched(void *user, const jobs_reply_t *reply)
-{
-    watch_t *watch = user;
-    if (!take_answer(watch, reply))
-        return;
-    const jobs_job_t *job = &reply->jobs[0];
-    if (job->version > watch->seen) {
-        arena_t arena = {0};
-        status_t status = rpc_call_send_message(watch->ask->call, front_job(&arena, job));
-        arena_release(&arena);
-        if (status == STATUS_OK)
-            watch->seen = job->version;
-    }
-    /* A job that has ended changes no more; a watcher that has seen it all ends at once. */
-    if (job->state >= JOBS_STATE_SUCCEEDED && watch->seen >= job->version)
-        finish(watch);
-    shell_post(watch->ask->shell, schedule, watch);
-}
-
-static void look_watch(shell_t *shell, void *take_data)
-{
-    watch_t *watch = take_data;
-    if (!atomic_load(&shell->running) || atomic_load(&watch->ask->ended)) {
-        watch_free(watch);
-        return;
-    }
-    status_t status = jobs_get(shell->jobs, watch->id, on_watched, watch);
-    if (status != STATUS_OK)
-        watch_fail(watch, status);
-}
-
-static status_t send_result(const watch_t *watch, const jobs_result_t *result)
-{
-    ProtobufCMessage *message = NULL;
-    Shoal__V1__ItemResult none = SHOAL__V1__ITEM_RESULT__INIT, *r = &none;
-    static char cancelled[] = "cancelled", expired[] = "expired";
-    arena_t arena = {0};
-    request_t request = {0};
-    if (result->end == JOBS_END_OK || result->end == JOBS_END_ERROR) {
-        TRY(rpc_unpack(&shoal__v1__item_result__descriptor, result->record, result->record_bytes,
-                       NULL, &message));
-        r = (Shoal__V1__ItemResult *)message;
-    } else {
-        none.status = result->end == JOBS_END_EXPIRED ? expired : cancelled;
-        none.index = result->index;
-        if (request_from_line(result->body, result->body_bytes, &arena, &request) == STATUS_OK &&
-            request.custom_id)
-            none.custom_id = copy_text(&arena, request.custom_id);
-    }
-    r->completion = result->completion;
-    r->attempts = (uint32_t)result->attempts;
-    status_t status = rpc_call_send_message(watch->ask->call, r);
-    request_release(&request);
-    arena_release(&arena);
-    rpc_message_free(message);
-    return status;
-}
-
-static void on_results(void *user, const jobs_reply_t *reply)
-{
-    watch_t *watch = user;
-    if (!take_answer(watch, reply))
-        return;
-    bool all = true;
-    for (size_t i = 0; i < reply->n_results && all; i++) {
-        status_t status = send_result(watch, &reply->results[i]);
-        if (status == STATUS_INVALID) {
-            watch_fail(watch, fail(STATUS_INTERNAL, "item %" PRIu64 " of job %s: its record is "
-                                   "damaged: %s", reply->results[i].index, watch->id,
-                                   status_text()));
-            return;
-        }
-        all = status == STATUS_OK;
-        if (all)
-            watch->seen = reply->results[i].completion;
-    }
-    const jobs_job_t *job = &reply->jobs[0];
-    bool job_ended = job->state >= JOBS_STATE_SUCCEEDED;
-    if (all && ((job_ended && watch->seen >= job->total) ||
-                (!watch->follow && !job_ended && !reply->n_results)))
-        finish(watch);
-    watch->again_now = all && reply->n_results > 0;
-    shell_post(watch->ask->shell, schedule, watch);
-}
-
-static void look_results(shell_t *shell, void *take_data)
-{
-    watch_t *watch = take_data;
-    if (!atomic_load(&shell->running) || atomic_load(&watch->ask->ended)) {
-        watch_free(watch);
-        return;
-    }
-    status_t status =
-        jobs_results(shell->jobs, watch->id, watch->seen, PAGE_RECORDS, on_results, watch);
-    if (status != STATUS_OK)
-        watch_fail(watch, status);
-}
-
-static void start_stream(ask_t *take_ask, const char *id, uint64_t seen, bool follow, task_fn look)
-{
-    status_t status = front_check_id("id", id);
-    if (status == STATUS_OK)
-        status = stores_may_take_jobs(take_ask->shell);
-    if (status != STATUS_OK) {
-        ask_fail(take_ask, status);
-        return;
-    }
-    watch_t *watch = MEM_NEW(watch_t);
-    watch->ask = take_ask;
-    watch->seen = seen;
-    watch->follow = follow;
-    watch->look = look;
-    watch->answered_ms = clock_ms();
-    snprintf(watch->id, sizeof watch->id, "%s", id);
-    look(take_ask->shell, watch);
-}
-
-static void start_watch(ask_t *take_ask)
-{
-    const Shoal__V1__WatchJobRequest *m = (const Shoal__V1__WatchJobRequest *)take_ask->message;
-    start_stream(take_ask, m->id, m->after_version, true, look_watch);
-}
-
-static void start_results(ask_t *take_ask)
-{
-    const Shoal__V1__StreamResultsRequest *m =
-        (const Shoal__V1__StreamResultsRequest *)take_ask->message;
-    start_stream(take_ask, m->id, m->after_completion, m->follow, look_results);
-}
-
 const front_method_t front_jobs_methods[] = {
     {"/shoal.v1.Jobs/Create", RPC_UNARY, &shoal__v1__create_job_request__descriptor, front_create,
      NULL, NULL},
@@ -364,8 +168,9 @@ const front_method_t front_jobs_methods[] = {
     {"/shoal.v1.Jobs/Delete", RPC_UNARY, &shoal__v1__delete_job_request__descriptor, start_delete,
      NULL, NULL},
     {"/shoal.v1.Jobs/Watch", RPC_SERVER_STREAM, &shoal__v1__watch_job_request__descriptor,
-     start_watch, NULL, NULL},
+     front_start_watch, front_watch_writable, front_watch_ended},
     {"/shoal.v1.Jobs/StreamResults", RPC_SERVER_STREAM,
-     &shoal__v1__stream_results_request__descriptor, start_results, NULL, NULL},
+     &shoal__v1__stream_results_request__descriptor, front_start_results, front_watch_writable,
+     front_watch_ended},
 };
 const size_t front_n_jobs = sizeof front_jobs_methods / sizeof *front_jobs_methods;

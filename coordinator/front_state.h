@@ -29,6 +29,9 @@ struct ask {
     rpc_call_t *call;
     ProtobufCMessage *message; /* of method->request */
     uint64_t client;           /* front_generate.c: its number at the core; 0 is none */
+    /* front_cancel.c: */
+    bool asked_elsewhere;
+    char *silent; /* words about a coordinator that did not answer; owned; NULL: all did */
     void *state;
 };
 
@@ -44,11 +47,34 @@ void ask_fail_jobs(ask_t *take_ask, const jobs_reply_t *reply);
 /* The words and code for an answer of the job store; never STATUS_OK. */
 status_t front_jobs_status(const jobs_reply_t *reply);
 
+typedef struct front_watches front_watches_t;
+
 struct front {
     rpc_server_t *server;
+    front_watches_t *watches; /* front_watch.c */
     table_t clients; /* ask_t by client */
     uint64_t last_client;
+    table_t asking; /* front_cancel.c: cancels that are asked of other coordinators */
+    uint64_t last_asking;
 };
+
+/* ---- front_generate.c: calls as clients of the core ---- */
+void front_add_client(ask_t *ask);
+void front_remove_client(ask_t *ask);
+
+/* ---- front_watch.c: Jobs.Watch and Jobs.StreamResults ---- */
+void front_start_watch(ask_t *take_ask);
+void front_start_results(ask_t *take_ask);
+void front_watch_writable(ask_t *ask);
+void front_watch_ended(ask_t *ask);
+void front_watches_release(front_watches_t *take_watches);
+
+/* ---- front_cancel.c ---- */
+void front_start_cancel(ask_t *take_ask);
+/* The core has no such request, or it has ended. */
+void front_cancel_failed(shell_t *shell, ask_t *take_ask, status_t status, const char *text);
+/* After the loop: waits until no other coordinator is asked any more. */
+void front_cancel_end(shell_t *shell);
 
 /* ---- what front.c serves ---- */
 extern const front_method_t front_inference_methods[], front_jobs_methods[], front_admin_methods[];

@@ -117,8 +117,8 @@ static void on_counted(void *user, const jobs_reply_t *reply)
                                  counting->packed.size, NULL, &message);
     if (status == STATUS_OK) {
         Shoal__V1__StatusResponse *response = (Shoal__V1__StatusResponse *)message;
-        for (size_t i = 0; i < reply->n_jobs; i++)
-            response->jobs_queued += reply->jobs[i].state == JOBS_STATE_QUEUED;
+        if (reply->code == JOBS_OK)
+            response->jobs_queued = reply->number;
         ask_reply(counting->ask, response);
         rpc_message_free(message);
     } else {
@@ -134,8 +134,7 @@ static void status_counted(ask_t *take_ask, const Shoal__V1__StatusResponse *res
     counting->ask = take_ask;
     rpc_pack(response, &counting->packed);
     jobs_reply_t none = {.code = JOBS_UNREACHABLE};
-    /* Counted among the newest thousand: what is queued is rarely older than what has ended. */
-    if (jobs_list(take_ask->shell->jobs, 0, 1000, on_counted, counting) != STATUS_OK)
+    if (jobs_queued(take_ask->shell->jobs, on_counted, counting) != STATUS_OK)
         on_counted(counting, &none);
 }
 

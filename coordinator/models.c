@@ -163,9 +163,11 @@ static status_t open_entry(const char *path, const char *digest, model_entry_t *
     model_t *model;
     TRY(model_open(path, &model));
     model_entry_t *entry = MEM_NEW(model_entry_t);
-    status_t status = tokenizer_from_gguf(model_gguf(model), &entry->tokenizer);
+    const gguf_t *gguf = model_gguf(model); /* NULL for a directory, whose files lie beside it */
+    status_t status = tokenizer_open(path, &entry->tokenizer);
     if (status == STATUS_OK) {
-        status = chat_template_from_gguf(model_gguf(model), &entry->chat);
+        status = gguf ? chat_template_from_gguf(gguf, &entry->chat)
+                      : chat_template_from_folder(path, NULL, &entry->chat);
         if (status == STATUS_NOT_FOUND)
             status = STATUS_OK; /* then `messages` is refused, and raw prompts still run */
     }

@@ -159,9 +159,8 @@ static status_t take_input(const Shoal__V1__GenerateRequest *generate, request_t
     }
 }
 
-status_t request_from_generate(const Shoal__V1__GenerateRequest *generate, arena_t *arena, request_t *out)
+status_t request_from_generate(const Shoal__V1__GenerateRequest *generate, request_t *out)
 {
-    (void)arena;
     request_t request = {.custom_id = "", .model = generate->model};
     shoal__v1__sampling__init(&request.sampling);
     if (generate->sampling != NULL)

@@ -28,7 +28,8 @@ enum {
 
 typedef enum { REQUEST_PROMPT, REQUEST_CHAT, REQUEST_IDS } request_kind_t;
 
-/* Everything lives in the arena given to the function that filled it, but `messages`. */
+/* Everything lives where it was taken from or in the arena given to request_from_line, but
+ * `messages`. */
 typedef struct {
     request_kind_t kind;
     const char *prompt; /* REQUEST_PROMPT; UTF-8 */
@@ -44,8 +45,9 @@ typedef struct {
     const char *model;     /* as asked for; "" when absent */
 } request_t;
 
-/* Checks input and sampling of a GenerateRequest. The request must outlive the result. */
-status_t request_from_generate(const Shoal__V1__GenerateRequest *generate, arena_t *arena,
+/* Checks input and sampling of a GenerateRequest, which must outlive the result: texts and ids are
+ * not copied. */
+status_t request_from_generate(const Shoal__V1__GenerateRequest *generate,
                                request_t *out) MUST_USE;
 
 /* Checks one line of a job file: {custom_id?, prompt | messages, max_tokens?, …} or OpenAI's

@@ -180,6 +180,7 @@ void stores_redis_health(void *shell, const jobs_health_t *health);
 
 /* ---- front*.c ---- */
 status_t front_open(shell_t *shell) MUST_USE;
+/* After the loop. Ends every call, and what was asked of other coordinators for them. */
 void front_close(shell_t *shell, unsigned grace_ms);
 void front_started(shell_t *shell, const core_action_t *action);
 void front_output(shell_t *shell, const core_action_t *action);
@@ -187,5 +188,7 @@ void front_end(shell_t *shell, const core_action_t *action);
 /* After everything else, when no task is left. */
 void front_release(shell_t *shell);
 void front_set_serving(shell_t *shell, bool serving);
+/* This coordinator has changed the job: who reads it need not wait for the next look. */
+void front_job_changed(shell_t *shell, const char *id);
 
 #endif

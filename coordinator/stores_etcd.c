@@ -2,7 +2,9 @@
  *
  * While etcd is not trusted (it went back in revision, so it was emptied or restored) the changes
  * it tells are held back: they would dissolve every replica, and the promise is that serving goes
- * on until an operator has decided. They are handed over, in order, once it is trusted. */
+ * on until an operator has decided. They are handed over, in order, once it is trusted. When they
+ * become too many, or etcd is known to be foreign, they are dropped instead: the core is told that
+ * etcd is foreign, and lists everything anew when that is over. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,13 +19,15 @@ struct watch {
     bool closed;
 };
 
+enum { HELD_KEYS_MAX = 65536, HELD_BYTES_MAX = 64 << 20 };
+
 /* Changes of one callback, or (n == 0) the news that all was listed. */
 struct held {
     held_t *next;
     watch_t *watch;
     arena_t arena;
     core_key_t *keys;
-    size_t n;
+    size_t n, bytes; /* keys and bytes of their values */
     uint64_t revision;
     bool closed; /* the last one of this watch */
 };
@@ -56,13 +60,14 @@ static core_key_t copy_kv(const shell_t *shell, arena_t *arena, const etcd_kv_t 
     return out;
 }
 
-static void tell(shell_t *shell, held_t *take_held)
+static void tell(shell_t *shell, held_t *take_held, bool drop)
 {
     watch_t *watch = take_held->watch;
-    for (size_t i = 0; i < take_held->n && !watch->closed; i++)
+    drop = drop || watch->closed;
+    for (size_t i = 0; i < take_held->n && !drop; i++)
         shell_event(shell,
                     &(core_event_t){.kind = CORE_EVENT_KEY, .key = take_held->keys[i]});
-    if (!take_held->n && !take_held->closed && !watch->closed)
+    if (!take_held->n && !take_held->closed && !drop)
         shell_event(shell,
                     &(core_event_t){.kind = CORE_EVENT_LISTED,
                                     .listed = {watch->prefix, take_held->revision}});
@@ -74,15 +79,21 @@ static void tell(shell_t *shell, held_t *take_held)
     free(take_held);
 }
 
-void stores_release_held(shell_t *shell)
+static void let_go(shell_t *shell, bool drop)
 {
     stores_t *stores = shell->stores;
+    stores->held_keys = stores->held_bytes = 0;
     for (held_t *held; (held = stores->held);) {
         stores->held = held->next;
         if (!stores->held)
             stores->held_tail = &stores->held;
-        tell(shell, held);
+        tell(shell, held, drop);
     }
+}
+
+void stores_release_held(shell_t *shell)
+{
+    let_go(shell, false);
 }
 
 static void on_change(shell_t *shell, void *take_data)
@@ -92,8 +103,20 @@ static void on_change(shell_t *shell, void *take_data)
     held->next = NULL;
     *stores->held_tail = held;
     stores->held_tail = &held->next;
-    if (stores->etcd_trusted || !atomic_load(&shell->running))
-        stores_release_held(shell);
+    stores->held_keys += held->n;
+    stores->held_bytes += held->bytes;
+    if (stores->etcd_trusted || !atomic_load(&shell->running)) {
+        let_go(shell, false);
+        return;
+    }
+    bool full = stores->held_keys > HELD_KEYS_MAX || stores->held_bytes > HELD_BYTES_MAX ||
+                FAILPOINT("coordinator.held");
+    if (full && stores->etcd_told != CORE_STORE_FOREIGN)
+        stores_freeze_etcd(shell, "etcd changes while it is not known whether it is still this "
+                                  "cluster's: what it says is dropped, and plans wait until it "
+                                  "has been compared with redis and listed anew");
+    if (stores->etcd_told == CORE_STORE_FOREIGN)
+        let_go(shell, true);
 }
 
 static void on_events(void *context, const etcd_event_t *events, size_t n)
@@ -103,8 +126,10 @@ static void on_events(void *context, const etcd_event_t *events, size_t n)
     held->watch = watch;
     held->keys = ARENA_NEW_ARRAY(&held->arena, core_key_t, n);
     held->n = n;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         held->keys[i] = copy_kv(watch->shell, &held->arena, &events[i].kv, events[i].deleted);
+        held->bytes += held->keys[i].value_size;
+    }
     shell_post(watch->shell, on_change, held);
 }
 

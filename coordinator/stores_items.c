@@ -7,8 +7,12 @@
 #include "common/base/failpoint.h"
 #include "coordinator/stores_state.h"
 
+enum { SWEEP_MIN = 1024 };
+
 typedef struct {
     char *custom_id;
+    char *job;
+    uint64_t index;
     size_t key_size;
     char key[]; /* "job:index" */
 } name_t;
@@ -33,6 +37,15 @@ typedef struct {
 
 /* ---- names ---- */
 
+static void name_free(name_t *take_name)
+{
+    if (!take_name)
+        return;
+    free(take_name->custom_id);
+    free(take_name->job);
+    free(take_name);
+}
+
 static char *item_key(const char *job, uint64_t index)
 {
     return mem_format("%s:%llu", job, (unsigned long long)index);
@@ -51,9 +64,29 @@ void stores_forget_item(shell_t *shell, const char *job, uint64_t index)
     char *key = item_key(job, index);
     name_t *name = table_remove(&shell->stores->items, key, strlen(key));
     free(key);
-    if (name)
-        free(name->custom_id);
-    free(name);
+    name_free(name);
+}
+
+/* Most names go with the last word of Redis about their item. An item that ends without one (its
+ * claim was adopted or released meanwhile) is noticed here, when the names are twice as many as
+ * those that are needed. */
+static void sweep(shell_t *shell)
+{
+    stores_t *stores = shell->stores;
+    if (stores->items.n < stores->items_sweep_at)
+        return;
+    name_t **gone = MEM_NEW_ARRAY(name_t *, stores->items.n + 1);
+    size_t n = 0, at = 0;
+    for (name_t *name; (name = table_next(&stores->items, &at));)
+        if (!core_holds_item(shell->core, name->job, name->index))
+            gone[n++] = name;
+    for (size_t i = 0; i < n; i++) {
+        table_remove(&stores->items, gone[i]->key, gone[i]->key_size);
+        name_free(gone[i]);
+    }
+    free(gone);
+    size_t twice = stores->items.n * 2;
+    stores->items_sweep_at = twice > SWEEP_MIN ? twice : SWEEP_MIN;
 }
 
 static void remember(shell_t *shell, const prepared_t *item)
@@ -64,6 +97,9 @@ static void remember(shell_t *shell, const prepared_t *item)
     name_t *name = mem_new(1, sizeof *name + n + 1);
     memcpy(name->key, key, n + 1);
     free(key);
+    name->key_size = n;
+    name->job = mem_strdup(item->item.job);
+    name->index = item->item.index;
     name->custom_id = mem_strdup(item->request.custom_id ? item->request.custom_id : "");
     table_put(&shell->stores->items, name->key, n, name);
 }
@@ -71,10 +107,8 @@ static void remember(shell_t *shell, const prepared_t *item)
 void stores_items_close(shell_t *shell)
 {
     size_t at = 0;
-    for (name_t *name; (name = table_next(&shell->stores->items, &at));) {
-        free(name->custom_id);
-        free(name);
-    }
+    for (name_t *name; (name = table_next(&shell->stores->items, &at));)
+        name_free(name);
     table_release(&shell->stores->items);
 }
 
@@ -102,6 +136,8 @@ static void tell_claimed(shell_t *shell, void *take_data)
         (void)FAILPOINT("coordinator.claimed");
     shell_event(shell, &(core_event_t){.kind = CORE_EVENT_CLAIMED,
                                        .claimed = {claim->op, claim->code, list, claim->n}});
+    if (claim->n)
+        sweep(shell);
     claim_free(claim);
 }
 

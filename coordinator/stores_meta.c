@@ -133,6 +133,12 @@ static void distrust_etcd(shell_t *shell, const char *text)
     tell(shell, CORE_STORE_ETCD, CORE_STORE_FOREIGN, text);
 }
 
+void stores_freeze_etcd(shell_t *shell, const char *text)
+{
+    distrust_etcd(shell, text);
+    stores_verify(shell);
+}
+
 static void on_checked(shell_t *shell, void *take_data)
 {
     look_t *look = take_data;

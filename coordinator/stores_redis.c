@@ -130,6 +130,8 @@ static void on_answered(shell_t *shell, void *take_data)
     case CORE_ACTION_JOBS_RELEASE:
         if (p->reply.code == JOBS_OK && p->kind != CORE_ACTION_JOBS_RELEASE)
             (void)FAILPOINT("coordinator.after_commit");
+        if (p->reply.code == JOBS_OK)
+            front_job_changed(shell, p->job);
         if (is_final(p))
             stores_forget_item(shell, p->job, p->index);
         shell_event(shell, &event);

@@ -11,7 +11,9 @@ typedef struct held held_t;
 struct stores {
     watch_t *watches;
     held_t *held, **held_tail; /* changes of keys that wait until etcd is trusted again */
+    size_t held_keys, held_bytes;
     table_t items;             /* stores_items.c: custom ids of what is claimed */
+    size_t items_sweep_at;     /* and how many of them are looked through; 0: any */
 
     /* stores_member.c */
     etcd_lease_t *lease;
@@ -59,6 +61,9 @@ void stores_read_meta(const etcd_result_t *result, look_t *look);
 /* Writes etcd's meta if it still has that mod-revision (0: is absent). */
 void stores_write_meta(shell_t *shell, const char *uuid, uint64_t incarnation,
                        int64_t mod_revision, etcd_done_fn done, void *context);
+
+/* Tells that etcd is foreign until the two stores have been compared again. */
+void stores_freeze_etcd(shell_t *shell, const char *text);
 
 /* stores_etcd.c: hands over what was held. */
 void stores_release_held(shell_t *shell);

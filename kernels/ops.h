@@ -31,15 +31,17 @@
 #include "kernels/tree.h"
 #include "kernels/weight.h"
 
-#define KERNELS_OPS_VERSION 1
+#define KERNELS_OPS_VERSION 2
 
 typedef struct kdevice kdevice_t;
 typedef struct kqueue kqueue_t;
 typedef struct kbuffer kbuffer_t;
-typedef struct ktable ktable_t; /* embedding rows */
-typedef struct krope krope_t;   /* cosines and sines of the positions of one deployment */
-typedef struct kkv kkv_t;       /* paged keys and values of all layers of this rank */
-typedef struct kbatch kbatch_t; /* the rows of one step, as the device sees them */
+typedef struct ktable ktable_t;     /* embedding rows */
+typedef struct krope krope_t;       /* cosines and sines of the positions of one deployment */
+typedef struct kkv kkv_t;           /* paged keys and values of all layers of this rank */
+typedef struct kbatch kbatch_t;     /* the rows of one step, as the device sees them */
+typedef struct kheads kheads_t;     /* one small weight a head */
+typedef struct kexperts kexperts_t; /* the experts of one layer that this rank holds */
 
 typedef struct {
     kbuffer_t *buffer;
@@ -90,14 +92,31 @@ typedef struct {
 enum {
     KKV_BLOCK_TOKENS = 16,
     KBATCH_ROWS_MAX = 65536,
-    KHEAD_DIM_MAX = 256, /* head_dim is even */
+    KHEAD_DIM_MAX = 576,   /* dimensions of keys are even */
+    KEXACT_DIM_MAX = 8192, /* of a cache that is exact */
+    KHEADS_MAX = 254,      /* query heads of one attention on one rank */
+    KROUTE_EXPERTS_MAX = 1024,
+    KROUTE_TOP_MAX = 64,
+    KHYPER_STREAMS_MAX = 8,
+    KCOMPRESS_RATE_MAX = 128,
 };
 
+/* What a position leaves in the cache: n_kv_heads keys and values. Ordinarily both have head_dim
+ * dimensions. With key_dim set (head_dim is ignored then) the key has key_dim and the value
+ * value_dim; value_dim 0: keys alone. values_in_keys: nothing is stored beside the key, the value
+ * is the key's first value_dim dimensions (MLA: 576 and 512). */
 typedef struct {
     uint32_t n_layers;
     uint32_t n_kv_heads; /* on this rank */
     uint32_t head_dim;
     uint32_t n_blocks;
+    uint32_t key_dim, value_dim;
+    bool values_in_keys;
+    /* One entry for `rate` positions, which `compress` writes when the last of them is there: a
+     * power of two up to KCOMPRESS_RATE_MAX. 0 and 1: an entry for each position, by kv_append. */
+    uint32_t rate;
+    /* F32 in native mode too: what compress keeps of each position (KCOMPRESS inputs). */
+    bool exact;
 } kkv_shape_t;
 
 /* How dimensions of a head turn together: (2i, 2i+1) as llama's GGUF files store q and k, or
@@ -105,22 +124,141 @@ typedef struct {
 typedef enum { KROPE_ADJACENT, KROPE_HALVES } krope_pairs_t;
 
 typedef struct {
-    uint32_t dim; /* dimensions that turn, even, <= head_dim; the rest stay */
+    uint32_t dim; /* dimensions that turn, even, first + dim <= head_dim; the rest stay */
     krope_pairs_t pairs;
     double base;           /* 10000.0 … */
     double position_scale; /* positions are multiplied by it; 1.0 ordinarily (linear scaling:
                               1/factor) */
     const float *factors;  /* [dim/2], each frequency is divided by it; NULL: none. Copied. */
     uint32_t positions;    /* positions 0 … positions-1 can be asked for */
+    uint32_t first;        /* dimensions [first, first + dim) of each head turn */
+    float magnitude;       /* cosines and sines are multiplied by it; 0 is 1 */
+    bool inverse;          /* turns back: the sines are negated */
 } krope_spec_t;
 
 typedef struct {
     uint32_t layer;
-    uint32_t n_heads; /* query heads on this rank */
-    uint32_t head_dim;
+    uint32_t n_heads;           /* query heads on this rank, up to KHEADS_MAX */
+    uint32_t head_dim;          /* of the queries: the cache's key_dim */
     const uint16_t *kv_head_of; /* [n_heads] index into this rank's kv heads; copied */
     float scale;                /* scores are multiplied by it: 1/sqrt(head_dim) ordinarily */
+    uint32_t window;            /* 0: none; a key at p is seen from position t iff t - p < window */
+    float softcap;              /* 0: none; a scaled score x becomes cap * tanh(x / cap) */
+    kref_t sinks; /* F32 [n_heads]: one more logit per head that has no value; NULL: none */
+    /* Only these entries of the cache are seen: row i's are the first n_selected[i] (u32) of
+     * selected[i][selected_ld] (u32), ascending, each visible to the row. As index_select writes
+     * them. .buffer NULL: all that are visible. */
+    kref_t selected, n_selected;
+    uint32_t selected_ld;
+    /* A second cache of the same key and value dimensions, whose entries follow the first one's in
+     * the same softmax: V4's compressed entries, while `kv` holds the window. selected and
+     * n_selected name entries of this one then. NULL: none. Both have one KV head. */
+    const kkv_t *more;
+    uint32_t more_layer;
 } kattention_t;
+
+/* out[h] = W_h x[h] for each head: n_heads matrices [out_dim][in_dim], F32, borrowed for the call.
+ * Native mode keeps them as BF16. One leaf. */
+typedef struct {
+    const char *name; /* for error texts */
+    const float *values;
+    uint32_t n_heads, out_dim, in_dim;
+} kheads_spec_t;
+
+/* Where the heads of an input or output row stand: head h has the columns from first + h * stride
+ * on; ld is from row to row. */
+typedef struct {
+    uint32_t ld, stride, first;
+} kheads_at_t;
+
+/* How gate and up become one value. Written out in docs/numerics.md, "Rows". */
+typedef enum {
+    KACTIVATE_SILU,       /* silu(gate) * up */
+    KACTIVATE_GELU_TANH,  /* gelu by the tanh formula, of gate, * up */
+    KACTIVATE_CLAMP_GLU,  /* gpt-oss: g = min(gate, limit), u = clamp(up, limit):
+                             (u + 1) * g * sigmoid(alpha * g) */
+    KACTIVATE_SILU_LIMIT, /* V4: silu(min(gate, limit)) * clamp(up, limit) */
+} kactivate_kind_t;
+
+typedef struct {
+    kactivate_kind_t kind;
+    bool interleaved; /* x holds gate and up in turns: gate of j at 2j, up at 2j + 1 */
+    float alpha, limit;
+} kactivate_t;
+
+typedef enum { KROUTE_SOFTMAX, KROUTE_SIGMOID, KROUTE_SQRT_SOFTPLUS } kroute_score_t;
+
+/* From a row's router logits to its experts and their weights. */
+typedef struct {
+    uint32_t n_experts; /* up to KROUTE_EXPERTS_MAX */
+    uint32_t top_k;     /* up to KROUTE_TOP_MAX */
+    kroute_score_t score;
+    bool softmax_after; /* KROUTE_SOFTMAX: over the chosen logits instead of over all */
+    kref_t bias;        /* F32 [n_experts] added to the scores for the choice alone; NULL: none */
+    uint32_t n_groups, groups_kept; /* 0 or 1: no groups; else the experts of the best groups */
+    bool group_sum_top2;            /* a group's score: its two best added; else its best */
+    bool normalize;                 /* the weights are divided by their sum */
+    float factor;                   /* and multiplied by it; 0 is 1 */
+    kref_t hash; /* u32 [rows of the table][top_k] experts of each token id; NULL: none */
+    uint32_t n_hash_rows;
+} kroute_spec_t;
+
+/* The experts of one layer on this rank: whole ones, or the same columns of each. gate_up gives 2n
+ * columns for `hidden` inputs in one leaf; down takes n and was packed with leaves_apart. The
+ * weights must outlive the object. */
+typedef struct {
+    uint32_t hidden;
+    uint32_t n; /* columns of the activation on this rank; 0: nothing is computed */
+    uint32_t n_experts;
+    const uint32_t *ids; /* [n_experts] global numbers, ascending; copied */
+    const kweight_t *const *gate_up, *const *down; /* [n_experts], copied */
+    kref_t gate_up_bias;                           /* F32 [n_experts][2n]; .buffer NULL: none */
+    kref_t down_bias; /* F32 [n_experts][hidden]: given by the owner of leaf 0 alone */
+    kactivate_t activate;
+    uint32_t rows_max;  /* rows of a batch */
+    uint32_t top_k_max; /* experts of a row; expert_shared: 1 */
+} kexperts_spec_t;
+
+/* Which rows an expert gets. As `route` writes it: ids u32 [M][top_k] ascending, weights F32. */
+typedef struct {
+    kref_t ids, weights;
+    uint32_t top_k;
+    /* expert_shared: F32 [M][gate_ld], each row's sigmoid is its weight; .buffer NULL: 1. */
+    kref_t gate;
+    uint32_t gate_ld;
+} krouting_t;
+
+/* Scores the cached index keys of each row and selects the best (V3.2, V4):
+ *     score(key) = sum over heads of (w[h] * weight_scale) * max(0, (q_h . key) * scale) */
+typedef struct {
+    uint32_t layer, n_heads, head_dim;
+    float scale, weight_scale;
+    uint32_t top_k;
+} kindex_t;
+
+/* V4's compressor. Each position leaves kv and gate, each (overlap ? 2 : 1) * dim wide, side by
+ * side in `inputs` (key_dim that width twice, no values, exact); when the last position of a window
+ * of `rate` is written, its entry is made: per dimension a softmax over the window's gates (+
+ * position_bias) weighs the kv, over the first half of the previous window and the second half of
+ * this one with overlap; then RMS norm by `norm` and `rope` at the window's first position. */
+typedef struct {
+    uint32_t layer; /* of inputs and of the entries */
+    uint32_t dim, rate;
+    bool overlap;
+    kref_t position_bias; /* F32 [rate][(overlap ? 2 : 1) * dim] */
+    kref_t norm;          /* F32 [dim] */
+    float eps;
+    const krope_t *rope;
+} kcompress_t;
+
+/* V4's hyper-connections, from mixes F32 [M][(2 + s) * s] (head: [M][s]) of s streams. */
+typedef struct {
+    uint32_t n_streams, hidden;
+    uint32_t iterations; /* of Sinkhorn and Knopp */
+    float eps;
+    kref_t base, scale; /* F32 [(2 + s) * s] (head: [s]) and [3] (head: [1]) */
+    bool head;          /* the final collapse alone: no post, no comb */
+} khyper_t;
 
 /* Where the partials of the ranks of a group lie when they are added. */
 typedef struct {
@@ -210,7 +348,8 @@ typedef struct {
     /* --- ops of a layer ---------------------------------------------------------------------- */
     /* out F32 [M][k] = rows of the table, dequantized exactly. */
     status_t (*embed)(kqueue_t *queue, kbatch_t *batch, const ktable_t *table, kref_t out);
-    /* out [M][n] = (x * 1/sqrt(mean(x^2) + eps)) * weight, weight F32 [n]; out may be x. */
+    /* out [M][n] = (x * 1/sqrt(mean(x^2) + eps)) * weight, weight F32 [n], .buffer NULL: none; out
+     * may be x. */
     status_t (*rmsnorm)(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, kref_t weight,
                         float eps, kref_t out);
     /* Turns F32 rows x [M][ld], of which the first weight_info.k columns count, into the input of
@@ -241,6 +380,77 @@ typedef struct {
                           const kattention_t *what, kref_t q, uint32_t ld, kref_t out);
     /* out [M][n] = silu(x[.., j]) * x[.., n + j], x [M][2n]: gate, then up. */
     status_t (*silu_mul)(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, kref_t out);
+
+    /* --- version 2 --------------------------------------------------------------------------- */
+    /* RMS norm of each of n_heads heads of head_dim that stand side by side in x [M][ld], in place.
+     * weight F32 [head_dim], shared by the heads; .buffer NULL: none. One head and an offset of x
+     * norm a range of columns. */
+    status_t (*norm_heads)(kqueue_t *queue, kbatch_t *batch, uint32_t n_heads, uint32_t head_dim,
+                           kref_t x, uint32_t ld, kref_t weight, float eps);
+    /* Layer norm with weight and bias F32 [n] of the first n columns of x [M][ld], in place. */
+    status_t (*layer_norm)(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
+                           kref_t weight, kref_t bias, float eps);
+    /* out [M][n] from x [M][2n]; silu_mul is KACTIVATE_SILU. */
+    status_t (*activate)(kqueue_t *queue, kbatch_t *batch, const kactivate_t *what, uint32_t n,
+                         kref_t x, kref_t out);
+    /* x [M][ld], first n columns, in place: x * factor; cap * tanh(x / cap). */
+    status_t (*scale)(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
+                      float factor);
+    status_t (*softcap)(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
+                        float cap);
+    /* x [M][ld] *= sigmoid(gate [M][gate_ld], one value a row). */
+    status_t (*gate_rows)(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
+                          kref_t gate, uint32_t gate_ld);
+    /* out [M][n] = a + b, a * b; out may be a or b. */
+    status_t (*add)(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t a, kref_t b, kref_t out);
+    status_t (*mul)(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t a, kref_t b, kref_t out);
+    /* Copies n columns of each of n_heads heads. */
+    status_t (*copy_heads)(kqueue_t *queue, kbatch_t *batch, uint32_t n_heads, uint32_t n, kref_t x,
+                           kheads_at_t x_at, kref_t out, kheads_at_t out_at);
+
+    status_t (*heads_pack)(kdevice_t *device, const kheads_spec_t *spec, kheads_t **own_out);
+    void (*heads_release)(kheads_t *take_heads);
+    /* x and out must not overlap. A row with values that are not finite becomes a row error. */
+    status_t (*head_matmul)(kqueue_t *queue, kbatch_t *batch, const kheads_t *heads, kref_t x,
+                            kheads_at_t x_at, kref_t out, kheads_at_t out_at);
+
+    /* Writes ids u32 [M][top_k] ascending and weights F32 [M][top_k] from logits [M][ld]. A row
+     * with a logit that is not finite becomes a row error: experts 0 … top_k - 1, weights NaN. */
+    status_t (*route)(kqueue_t *queue, kbatch_t *batch, const kroute_spec_t *spec, kref_t logits,
+                      uint32_t ld, kref_t ids, kref_t weights);
+    status_t (*experts_open)(kdevice_t *device, const kexperts_spec_t *spec, kexperts_t **own_out);
+    void (*experts_close)(kexperts_t *take_experts);
+    /* sum int64 [M][hidden] (8-byte aligned) += each leaf's F32 result * (router weight * 2^28),
+     * rounded half to even, of the rows x [M][ld] that route to experts of this rank. A result that
+     * is not below 2^22 makes a row error: the row's elements become INT64_MIN. The caller clears
+     * `sum` first (integers_clear). */
+    status_t (*experts)(kqueue_t *queue, kbatch_t *batch, const kexperts_t *experts,
+                        const krouting_t *routing, kref_t x, uint32_t ld, kref_t sum);
+    /* The same for one expert (n_experts 1) that gets all rows with weight 1 or its gate. */
+    status_t (*expert_shared)(kqueue_t *queue, kbatch_t *batch, const kexperts_t *experts,
+                              const krouting_t *routing, kref_t x, uint32_t ld, kref_t sum);
+    status_t (*integers_clear)(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t sum);
+    /* residual [M][n] += (float)(sum of the ranks' int64 [M][n]) / 2^28, as out; out may be
+     * residual. residual.buffer NULL: the sum alone. */
+    status_t (*integers_add)(kqueue_t *queue, kbatch_t *batch, uint32_t n, const kref_t *sums,
+                             uint32_t n_ranks, kref_t residual, kref_t out);
+
+    /* Selects for each row the top_k entries of `keys` (one KV head, no values) with the highest
+     * score, of those visible at the row's position; the lower entry on ties. selected u32
+     * [M][top_k] ascending, n_selected u32 [M]. q [M][ld] heads side by side, w [M][w_ld]. */
+    status_t (*index_select)(kqueue_t *queue, kbatch_t *batch, const kkv_t *keys,
+                             const kindex_t *what, kref_t q, uint32_t ld, kref_t w, uint32_t w_ld,
+                             kref_t selected, kref_t n_selected);
+    /* x [M][ld]: kv, then gate. Writes `inputs` and the entries that become complete. */
+    status_t (*compress)(kqueue_t *queue, kbatch_t *batch, const kcompress_t *what, kkv_t *inputs,
+                         kkv_t *entries, kref_t x, uint32_t ld);
+    /* collapsed [M][hidden] = sum of pre[i] * stream i; weights [M][s + s * s]: post, comb. Streams
+     * F32 [M][s * hidden]. head: weights is not written. */
+    status_t (*hyper_pre)(kqueue_t *queue, kbatch_t *batch, const khyper_t *what, kref_t mixes,
+                          kref_t streams, kref_t collapsed, kref_t weights);
+    /* streams[i] = post[i] * y + sum over j of comb[j][i] * streams[j], in place. */
+    status_t (*hyper_post)(kqueue_t *queue, kbatch_t *batch, const khyper_t *what, kref_t weights,
+                           kref_t y, kref_t streams);
 } kernel_ops_t;
 
 /* The CPU's table; valid for ever. */

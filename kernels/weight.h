@@ -4,13 +4,14 @@
 #ifndef SHOAL_KERNELS_WEIGHT_H
 #define SHOAL_KERNELS_WEIGHT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 /* Rows [row_first, row_first + n_rows) of a source matrix [.. rows][k_total]. They become the next
  * n_rows output columns of the packed weight. A fused QKV is three parts, gate and up two. */
 typedef struct {
-    uint32_t qtype;   /* GGML type id (common/base/qtype.h): F32, F16, BF16, Q8_0, Q4_0, Q4_1 */
+    uint32_t qtype;   /* type id (common/base/qtype.h), any that is a weight */
     const void *rows; /* row 0 of the source, raw blocks, borrowed for the call */
     size_t bytes;     /* bytes readable at rows; a part that reaches further is refused */
     uint32_t row_first;
@@ -25,12 +26,13 @@ typedef struct {
 typedef struct {
     const char *name; /* for error texts */
     const kweight_part_t *parts;
-    uint32_t n_parts; /* 1…KWEIGHT_PARTS_MAX; all of one activation kind, see kactivation_t */
+    uint32_t n_parts; /* 1…KWEIGHT_PARTS_MAX; parts of several kinds make a mixed input */
     uint32_t k_total;
     const uint32_t *leaf_edges;
     uint32_t n_leaves; /* 1…16 */
     uint32_t leaf_first;
     uint32_t leaf_end;
+    bool leaves_apart; /* a partial for each leaf, not for each node of the cover: experts' down */
 } kweight_spec_t;
 
 enum {
@@ -41,9 +43,11 @@ enum {
 
 /* What the input of a weight is turned into before the multiplication. */
 typedef enum {
-    KACTIVATION_INT8, /* Q8_0, Q4_0, Q4_1 */
-    KACTIVATION_BF16, /* BF16 */
-    KACTIVATION_F32,  /* F32 and F16, and every type in f32 mode */
+    KACTIVATION_INT8,    /* types with scales for 32 values: Q8_0, Q4_0, Q4_K, MXFP4, I8S … */
+    KACTIVATION_BF16,    /* BF16 and F8S */
+    KACTIVATION_F32,     /* F32 and F16, types without an integer form, and in f32 mode all */
+    KACTIVATION_INT8_16, /* types with scales for 16 values: Q2_K, Q3_K, Q6_K */
+    KACTIVATION_MIXED,   /* parts of several kinds; such an input belongs to its weight alone */
 } kactivation_t;
 
 /* A packed weight; immutable, may be used from any queue of its device. */

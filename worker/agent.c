@@ -14,19 +14,15 @@
 #include "common/base/failpoint.h"
 #include "common/base/log.h"
 #include "common/base/memory.h"
-#include "common/base/options.h"
 #include "worker/agent_core.h"
 #include "worker/agent_data.h"
 #include "worker/agent_host.h"
+#include "worker/agent_models.h"
+#include "worker/agent_options.h"
 #include "worker/agent_store.h"
 #include "worker/rank_process.h"
 
 #define STORE_DOWN_EXIT 6
-
-typedef struct {
-    const char *host_id, *address, *models, *data, *etcd, *cluster;
-    int64_t threads, memory, store_wait_ms, drain_ms, step_timeout_ms;
-} agent_options_t;
 
 typedef struct {
     uint64_t id;
@@ -39,6 +35,7 @@ typedef struct {
     agent_host_t host;
     agent_core_t *core;
     agent_store_t *store;
+    agent_models_t *models;
     int lock, signals;
     bool drained, quit;
     child_t children[AGENT_RANKS_MAX];
@@ -273,9 +270,19 @@ static void hear_child(agent_t *agent, uint64_t id)
             return; /* its end is seen through its pidfd */
         if (!got)
             return;
+        if (message.kind == CONTROL_BEAT && message.beat.sequences > 0)
+            (void)FAILPOINT("agent.beat"); /* of a leader with sequences */
         agent_core_message(agent->core, id, &message, clock_ms());
         carry_out(agent);
     }
+}
+
+/* What a stopped or stuck rank had no room for waits for it, and nobody else does. */
+static void send_more(agent_t *agent, uint64_t id)
+{
+    child_t *child = find_child(agent, id);
+    if (child && rank_process_flush(child->process) != STATUS_OK)
+        log_warn("%s", status_text()); /* its death follows */
 }
 
 static void bury_child(agent_t *agent, uint64_t id)
@@ -285,7 +292,12 @@ static void bury_child(agent_t *agent, uint64_t id)
     child_t *child = find_child(agent, id);
     if (!child || !rank_process_reap(child->process, 0, &death))
         return;
-    agent_core_died(agent->core, id, death.crashed, death.text, clock_ms());
+    static char flying[CONTROL_SESSIONS_MAX][CONTROL_SESSION_BYTES];
+    const agent_death_t told = {.crashed = death.crashed,
+                                .text = death.text,
+                                .n_sessions = rank_process_flying(child->process, flying),
+                                .sessions = (const char(*)[CONTROL_SESSION_BYTES])flying};
+    agent_core_died(agent->core, id, &told, clock_ms());
     carry_out(agent);
 }
 
@@ -308,34 +320,57 @@ static void take_signal(agent_t *agent)
     carry_out(agent);
 }
 
+static void say_models(const agent_t *agent)
+{
+    if (agent->host.n_models == 0)
+        log_warn("no model is under --models %s yet; a GGUF file that is put there is offered",
+                 agent->options.models);
+    for (size_t i = 0; i < agent->host.n_models; i++)
+        log_info("offers model %s", agent->host.models[i].name);
+}
+
+static void take_models(agent_t *agent)
+{
+    if (!agent_models_take(agent->models, &agent->host))
+        return;
+    say_models(agent);
+    agent_store_host_changed(agent->store);
+}
+
 static void turn(agent_t *agent)
 {
-    struct pollfd fds[2 + 2 * AGENT_RANKS_MAX];
+    struct pollfd fds[3 + 2 * AGENT_RANKS_MAX];
     uint64_t ids[AGENT_RANKS_MAX];
     uint32_t n = agent->n_children;
     fds[0] = (struct pollfd){.fd = agent->signals, .events = POLLIN};
     fds[1] = (struct pollfd){.fd = agent_store_fd(agent->store), .events = POLLIN};
+    fds[2] = (struct pollfd){.fd = agent_models_fd(agent->models), .events = POLLIN};
     for (uint32_t i = 0; i < n; i++) {
         rank_process_t *process = agent->children[i].process;
         ids[i] = agent->children[i].id;
-        fds[2 + 2 * i] = (struct pollfd){.fd = rank_process_socket(process), .events = POLLIN};
-        fds[3 + 2 * i] = (struct pollfd){.fd = rank_process_pidfd(process), .events = POLLIN};
+        short events = rank_process_has_unsent(process) ? POLLIN | POLLOUT : POLLIN;
+        fds[3 + 2 * i] = (struct pollfd){.fd = rank_process_socket(process), .events = events};
+        fds[4 + 2 * i] = (struct pollfd){.fd = rank_process_pidfd(process), .events = POLLIN};
         /* After the end of file the socket is readable for ever; only the death counts then. */
         if (rank_process_hung_up(process))
-            fds[2 + 2 * i].fd = -1;
+            fds[3 + 2 * i].fd = -1;
     }
     uint64_t now = clock_ms();
     int wait_ms = now < agent->next_tick_ms ? (int)(agent->next_tick_ms - now) : 0;
-    if (poll(fds, 2 + 2 * (nfds_t)n, wait_ms) < 0)
+    if (poll(fds, 3 + 2 * (nfds_t)n, wait_ms) < 0)
         return;
     for (uint32_t i = 0; i < n; i++) {
-        if (fds[2 + 2 * i].revents)
+        if (fds[3 + 2 * i].revents & POLLOUT)
+            send_more(agent, ids[i]);
+        if (fds[3 + 2 * i].revents & ~POLLOUT)
             hear_child(agent, ids[i]);
-        if (fds[3 + 2 * i].revents)
+        if (fds[4 + 2 * i].revents)
             bury_child(agent, ids[i]);
     }
     if (fds[0].revents)
         take_signal(agent);
+    if (fds[2].revents)
+        take_models(agent);
     now = clock_ms();
     if (fds[1].revents || now >= agent->next_tick_ms)
         agent_store_poll(agent->store, now);
@@ -352,12 +387,10 @@ static status_t prepare(agent_t *agent)
 {
     const agent_options_t *options = &agent->options;
     sigset_t set;
-    if (!options->models)
-        return fail(STATUS_INVALID, "--models is missing: a GGUF file or a directory of them");
     TRY(agent_host_read(options->host_id, options->address, (uint32_t)options->threads,
                         (uint64_t)options->memory, &agent->host));
     TRY(agent_data_lock(options->data, &agent->lock));
-    TRY(agent_host_models(&agent->host, options->models, options->data));
+    TRY(agent_models_open(options->models, options->data, &agent->host, &agent->models));
     agent_data_epoch(options->data, &agent->incarnation_begun, &agent->epoch_begun);
     /* Blocked before any thread starts, so that only the loop sees them. */
     sigemptyset(&set);
@@ -389,6 +422,7 @@ static void leave(agent_t *agent)
     for (uint32_t i = 0; i < AGENT_REPLICAS_MAX; i++)
         fabric_shm_release(agent->shms[i]);
     agent_store_close(agent->store);
+    agent_models_close(agent->models);
     agent_core_free(agent->core);
     agent_host_release(&agent->host);
     if (agent->signals >= 0)
@@ -397,60 +431,13 @@ static void leave(agent_t *agent)
         close(agent->lock);
 }
 
-static status_t read_options(agent_options_t *to, int argc, char **argv, bool *help_out)
-{
-    const option_t table[] = {
-        {"models", OPTION_TEXT, &to->models, NULL, "PATH,…",
-         "GGUF files, or directories of them, that this host offers", 0, 0, NULL},
-        {"data", OPTION_TEXT, &to->data, "./shoal-worker-data", "DIR",
-         "what has to outlive a restart, and caches; one agent a directory", 0, 0, NULL},
-        {"host-id", OPTION_TEXT, &to->host_id, NULL, "NAME", "default: this host's name", 0, 0,
-         NULL},
-        {"address", OPTION_TEXT, &to->address, "127.0.0.1", "IP",
-         "where ranks and leaders listen; other hosts must reach it", 0, 0, NULL},
-        {"etcd", OPTION_TEXT, &to->etcd, "http://127.0.0.1:2379", "URL,…", "the cluster's etcd",
-         0, 0, NULL},
-        {"cluster", OPTION_TEXT, &to->cluster, "default", "NAME", "name of the cluster in etcd",
-         0, 0, NULL},
-        {"threads", OPTION_INTEGER, &to->threads, "0", "N",
-         "cores to offer; 0: all that this process may use", 0, 4096, NULL},
-        {"memory", OPTION_INTEGER, &to->memory, "0", "BYTES",
-         "memory to offer; 0: 80 % of the machine's or the cgroup's", 0, 1e18, NULL},
-        {"step-timeout", OPTION_DURATION_MS, &to->step_timeout_ms, "30s", "TIME",
-         "a rank that waits longer for another gives its epoch up", 1, 3600000, NULL},
-        {"store-wait", OPTION_DURATION_MS, &to->store_wait_ms, "30s", "TIME",
-         "how long to wait for etcd at start; then exit code 6", 0, 86400000, NULL},
-        {"drain", OPTION_DURATION_MS, &to->drain_ms, "10s", "TIME",
-         "how long running sequences may go on after SIGTERM", 0, 86400000, NULL},
-        {NULL, OPTION_FLAG, NULL, NULL, NULL, NULL, 0, 0, NULL},
-    };
-    const char *positional[1];
-    size_t n_positional;
-    TRY(options_read(table, argc, argv, positional, 1, &n_positional, help_out));
-    if (*help_out) {
-        const options_help_t help = {
-            .usage = "shoal-worker [agent] --models PATH,… [options]",
-            .about = "Offers this host's cores, memory and models to a Shoal cluster and runs "
-                     "the ranks that are assigned to it.",
-            .example = "shoal-worker --models /var/lib/models --data /var/lib/shoal "
-                       "--etcd http://10.0.0.1:2379 --address 10.0.0.7",
-            .options = table,
-        };
-        options_print_help(&help);
-    } else if (n_positional > 0) {
-        return fail(STATUS_INVALID, "\"%s\": no such command; agent, rank, offline and version "
-                                    "are", positional[0]);
-    }
-    return STATUS_OK;
-}
-
 int agent_main(int argc, char **argv)
 {
     static agent_t agent = {.lock = -1, .signals = -1};
     bool help = false;
     log_start("shoal-worker agent");
     failpoint_start();
-    status_t status = read_options(&agent.options, argc, argv, &help);
+    status_t status = agent_options_read(&agent.options, argc, argv, &help);
     if (status == STATUS_OK && help)
         return 0;
     if (status == STATUS_OK)
@@ -464,6 +451,7 @@ int agent_main(int argc, char **argv)
              agent.host.address, agent.host.cores,
              (unsigned long long)(agent.host.memory_bytes >> 20), agent.host.n_models,
              agent.host.isa);
+    say_models(&agent);
     while (!agent.drained && !agent.quit)
         turn(&agent);
     leave(&agent);

@@ -9,6 +9,10 @@
 #include "worker/agent_core_internal.h"
 
 #define SILENT_TICKS (CONTROL_SILENCE_MS / AGENT_TICK_MS)
+#define STUCK_TICKS (AGENT_STUCK_MS / AGENT_TICK_MS)
+#define STUCK_IDLE_TICKS (AGENT_STUCK_IDLE_MS / AGENT_TICK_MS)
+/* Less than 2 % of a processor; beating alone takes about 0.1 %. */
+#define IDLE_CPU_MS (AGENT_STUCK_IDLE_MS / 50)
 #define FORMATION_DEFAULT_MS 60000u
 /* A draining leader that says so often in a row that it has no sequence is done. */
 #define DRAIN_IDLE_BEATS 3u
@@ -316,7 +320,7 @@ void agent_core_spawned(agent_core_t *core, uint64_t rank_id, int64_t pid, const
     if (pid > 0)
         rank->pid = pid;
     else
-        agent_core_died(core, rank_id, false, text, now_ms);
+        agent_core_died(core, rank_id, &(agent_death_t){.text = text}, now_ms);
 }
 
 static void take_hello(agent_core_t *core, agent_rank_t *rank, const control_hello_t *hello,
@@ -332,6 +336,19 @@ static void take_hello(agent_core_t *core, agent_rank_t *rank, const control_hel
     agent_form(core, rank->replica, now_ms);
 }
 
+static void take_beat(agent_rank_t *rank, const control_beat_t *beat)
+{
+    rank->beaten = true;
+    rank->cpu_ms = beat->cpu_ms;
+    if (!beat->busy || beat->progress != rank->progress) {
+        rank->ticks_stuck = 0;
+        rank->cpu_ms_then = beat->cpu_ms;
+    }
+    rank->progress = beat->progress;
+    rank->sequences = beat->sequences;
+    rank->idle_beats = rank->sequences == 0 ? rank->idle_beats + 1 : 0;
+}
+
 void agent_core_message(agent_core_t *core, uint64_t rank_id, const control_message_t *message,
                         uint64_t now_ms)
 {
@@ -344,12 +361,7 @@ void agent_core_message(agent_core_t *core, uint64_t rank_id, const control_mess
         take_hello(core, rank, &message->hello, now_ms);
         break;
     case CONTROL_BEAT:
-        rank->beaten = true;
-        if (!message->beat.busy || message->beat.progress != rank->progress)
-            rank->progress_ms = now_ms;
-        rank->progress = message->beat.progress;
-        rank->sequences = message->beat.sequences;
-        rank->idle_beats = rank->sequences == 0 ? rank->idle_beats + 1 : 0;
+        take_beat(rank, &message->beat);
         break;
     case CONTROL_ACTIVE:
         if (rank->start.rank == 0)
@@ -372,7 +384,7 @@ static uint32_t hold_back_ms(agent_core_t *core, uint32_t slot)
     return follows ? AGENT_HOLD_BACK_MS : 0;
 }
 
-void agent_core_died(agent_core_t *core, uint64_t rank_id, bool crashed, const char *text,
+void agent_core_died(agent_core_t *core, uint64_t rank_id, const agent_death_t *death,
                      uint64_t now_ms)
 {
     agent_rank_t *rank = by_id(core, rank_id);
@@ -381,10 +393,14 @@ void agent_core_died(agent_core_t *core, uint64_t rank_id, bool crashed, const c
     uint32_t slot = rank->replica;
     agent_replica_t *replica = &core->replicas[slot];
     bool meant = rank->state == RANK_STOPPING || (rank->state == RANK_DYING && rank->for_plan);
-    agent_failure_t failure = {.rank = rank->start.rank, .crashed = crashed};
+    agent_failure_t failure = {.rank = rank->start.rank, .crashed = death->crashed};
+    failure.n_sessions =
+        death->n_sessions < CONTROL_SESSIONS_MAX ? death->n_sessions : CONTROL_SESSIONS_MAX;
+    if (failure.n_sessions > 0)
+        memcpy(failure.sessions, death->sessions, failure.n_sessions * CONTROL_SESSION_BYTES);
     snprintf(failure.host, sizeof failure.host, "%s", core->config.host);
     snprintf(failure.text, sizeof failure.text, "rank %u (host %s): %s%s%s", rank->start.rank,
-             core->config.host, text, rank->kill_text[0] ? ": " : "", rank->kill_text);
+             core->config.host, death->text, rank->kill_text[0] ? ": " : "", rank->kill_text);
     agent_action_t *action = agent_act(core, AGENT_RELEASE);
     action->rank_id = rank_id;
     action->replica = slot;
@@ -393,7 +409,7 @@ void agent_core_died(agent_core_t *core, uint64_t rank_id, bool crashed, const c
         action = agent_act(core, AGENT_MARK_DEAD);
         action->replica = slot;
         action->rank = rank->start.rank;
-        snprintf(action->text, sizeof action->text, "%s", text);
+        snprintf(action->text, sizeof action->text, "%s", death->text);
     }
     if (meant)
         agent_form(core, slot, now_ms); /* its place may be free for the one that the plan wants */
@@ -410,6 +426,8 @@ static void tick_rank(agent_core_t *core, agent_rank_t *rank, uint64_t now_ms)
     if (rank->state == RANK_NONE || rank->state == RANK_DYING)
         return;
     rank->ticks_silent++;
+    rank->ticks_stuck++;
+    bool idle = rank->cpu_ms - rank->cpu_ms_then < IDLE_CPU_MS;
     if (rank->beaten && rank->ticks_silent > SILENT_TICKS) {
         snprintf(why, sizeof why, "no progress beat for %u ms", CONTROL_SILENCE_MS);
         agent_kill(core, rank, why, false, now_ms);
@@ -417,7 +435,11 @@ static void tick_rank(agent_core_t *core, agent_rank_t *rank, uint64_t now_ms)
         agent_kill(core, rank, "it did not say a word after its start", false, now_ms);
     } else if (rank->state == RANK_STOPPING && now_ms - rank->since_ms > AGENT_STOP_MS) {
         agent_kill(core, rank, "it did not stop when told to", true, now_ms);
-    } else if (now_ms - rank->progress_ms > AGENT_STUCK_MS) {
+    } else if (rank->ticks_stuck > STUCK_IDLE_TICKS && idle && rank->beaten) {
+        snprintf(why, sizeof why, "busy without progress and without computing for %u ms",
+                 AGENT_STUCK_IDLE_MS);
+        agent_kill(core, rank, why, false, now_ms);
+    } else if (rank->ticks_stuck > STUCK_TICKS) {
         snprintf(why, sizeof why, "busy without progress for %u ms", AGENT_STUCK_MS);
         agent_kill(core, rank, why, false, now_ms);
     }

@@ -1,13 +1,13 @@
-/* What an agent decides, as a pure state machine: which ranks to start, keep, stop and kill, when an
- * epoch's memory is made and its ranks are told, what is published. Events and the time come in,
+/* What an agent decides, as a pure state machine: which ranks to start, keep, stop and kill, when
+ * an epoch's memory is made and its ranks are told, what is published. Events and the time come in,
  * actions go out in order; no process, socket, clock or store is known here. The shell (agent.c)
  * and the simulator carry the actions out.
  *
  * The life of a replica on this host: assigned (a plan and its epoch) → ranks of this host are
- * started or kept → each says hello with its address, which is published → when the addresses of all
- * ranks of the plan are known every local rank is sent the epoch → the leader, if it is here, reports
- * active → until a failure ends the epoch. A failure leaves the living ranks waiting, weights in
- * place, for the next plan. A plan that is gone stops the ranks. */
+ * started or kept → each says hello with its address, which is published → when the addresses of
+ * all ranks of the plan are known every local rank is sent the epoch → the leader, if it is here,
+ * reports active → until a failure ends the epoch. A failure leaves the living ranks waiting,
+ * weights in place, for the next plan. A plan that is gone stops the ranks. */
 #ifndef SHOAL_WORKER_AGENT_CORE_H
 #define SHOAL_WORKER_AGENT_CORE_H
 
@@ -22,6 +22,10 @@
 #define AGENT_TICK_MS 100u  /* how often the shell calls agent_core_tick */
 #define AGENT_HELLO_MS 20000u   /* from the spawn to the first word */
 #define AGENT_STUCK_MS 60000u   /* busy without any progress */
+/* The same while the process hardly used a processor: it does not compute slowly, it waits for what
+ * does not come. A plain C kernel at the largest step may take seconds for a layer, and many times
+ * that on a machine with other work, but it uses what processor time it gets. */
+#define AGENT_STUCK_IDLE_MS 5000u
 #define AGENT_STOP_MS 5000u     /* from STOP to the end of the process */
 #define AGENT_NAME_BYTES 129
 
@@ -53,7 +57,8 @@ typedef struct {
     char data_dir[512];
     uint32_t cores;
     uint32_t step_timeout_ms;
-    /* Epochs up to this one were begun by an earlier process of this agent, whose ranks are dead. */
+    /* Epochs up to this one were begun by an earlier process of this agent, whose ranks are
+     * dead. */
     uint64_t incarnation_begun, epoch_begun;
 } agent_config_t;
 
@@ -74,6 +79,14 @@ typedef enum {
     AGENT_PUBLISH_FAILED, /* replica, epoch, failed */
     AGENT_DRAINED,        /* after agent_core_drain: no rank is left */
 } agent_action_kind_t;
+
+/* How a rank ended. */
+typedef struct {
+    bool crashed;     /* by its own doing */
+    const char *text;
+    uint32_t n_sessions; /* of a leader: whose sequences were in the steps under way */
+    const char (*sessions)[CONTROL_SESSION_BYTES];
+} agent_death_t;
 
 /* Why an epoch ended: shoal.cluster.v1.FailureRecord. */
 typedef struct {
@@ -128,13 +141,13 @@ void agent_core_spawned(agent_core_t *core, uint64_t rank_id, int64_t pid, const
                         uint64_t now_ms);
 void agent_core_message(agent_core_t *core, uint64_t rank_id, const control_message_t *message,
                         uint64_t now_ms);
-void agent_core_died(agent_core_t *core, uint64_t rank_id, bool crashed, const char *text,
+void agent_core_died(agent_core_t *core, uint64_t rank_id, const agent_death_t *death,
                      uint64_t now_ms);
 /* SIGTERM: leaders refuse new sequences; when their epochs are idle or after drain_ms the ranks are
  * stopped, then AGENT_DRAINED comes. */
 void agent_core_drain(agent_core_t *core, uint32_t drain_ms, uint64_t now_ms);
-/* To be called every AGENT_TICK_MS. Silence is counted in these calls, not in time: an agent that was
- * stopped itself must not take its ranks for silent. */
+/* To be called every AGENT_TICK_MS. Silence and standing still are counted in these calls, not in
+ * time: an agent that was stopped itself must not take its ranks for silent. */
 void agent_core_tick(agent_core_t *core, uint64_t now_ms);
 
 /* ---- what follows from them ---- */

@@ -69,7 +69,7 @@ static agent_rank_t *spawn(agent_core_t *core, uint32_t replica, const rank_star
         rank->id = ++core->next_rank_id;
         rank->replica = replica;
         rank->start = *start;
-        rank->since_ms = rank->progress_ms = now_ms;
+        rank->since_ms = now_ms;
         agent_action_t *action = agent_act(core, AGENT_SPAWN);
         action->replica = replica;
         action->rank_id = rank->id;

@@ -32,7 +32,9 @@ typedef struct {
     uint8_t address[FABRIC_ADDRESS_BYTES_MAX];
     uint32_t ticks_silent;
     uint64_t since_ms; /* of the state */
-    uint64_t progress, progress_ms;
+    uint64_t progress;
+    uint32_t ticks_stuck; /* since the last progress, or since it was last idle */
+    uint64_t cpu_ms, cpu_ms_then; /* processor time now, and at the last progress */
     char kill_text[128]; /* why we killed it; "" when we did not */
 } agent_rank_t;
 

@@ -2,17 +2,13 @@
 #include "worker/agent_host.h"
 
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/base/log.h"
 #include "common/base/memory.h"
-#include "common/model/model.h"
 #include "kernels/ops.h"
 #include "worker/cgroup.h"
 
@@ -76,79 +72,6 @@ status_t agent_host_read(const char *id, const char *address, uint32_t threads_m
                                                                   : "ref");
     *out = host;
     return STATUS_OK;
-}
-
-static bool is_gguf(const char *name)
-{
-    size_t n = strlen(name);
-    return n > 5 && strcmp(name + n - 5, ".gguf") == 0;
-}
-
-static void add_model(agent_host_t *host, const char *path, const char *data_dir)
-{
-    struct stat about;
-    model_t *model;
-    agent_model_t one = {0};
-    if (host->n_models == AGENT_MODELS_MAX) {
-        log_warn("more than %d models; %s is left out", AGENT_MODELS_MAX, path);
-        return;
-    }
-    /* Opening checks the whole structure: a broken file is named now, not when a plan wants it. */
-    status_t status = model_open(path, &model);
-    if (status == STATUS_OK) {
-        model_close(model);
-        status = model_digest(path, data_dir, one.digest);
-    }
-    if (status != STATUS_OK || stat(path, &about) != 0) {
-        log_warn("%s is left out: %s", path, status_text());
-        return;
-    }
-    const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
-    snprintf(one.name, sizeof one.name, "%.*s", (int)(strlen(name) - (is_gguf(name) ? 5 : 0)),
-             name);
-    snprintf(one.path, sizeof one.path, "%s", path);
-    one.bytes = (uint64_t)about.st_size;
-    host->models = mem_resize(host->models, host->n_models + 1, sizeof *host->models);
-    host->models[host->n_models++] = one;
-}
-
-static void add_directory(agent_host_t *host, const char *path, const char *data_dir)
-{
-    struct dirent **names;
-    int n = scandir(path, &names, NULL, alphasort);
-    for (int i = 0; i < n; i++) {
-        char file[1024];
-        bool fits = snprintf(file, sizeof file, "%s/%s", path, names[i]->d_name) <
-                    (int)sizeof file;
-        if (is_gguf(names[i]->d_name) && fits)
-            add_model(host, file, data_dir);
-        free(names[i]);
-    }
-    if (n >= 0)
-        free(names);
-}
-
-status_t agent_host_models(agent_host_t *host, const char *list, const char *data_dir)
-{
-    char *words = mem_strdup(list), *rest = words;
-    status_t status = STATUS_OK;
-    for (char *word; (word = strsep(&rest, ",")) && status == STATUS_OK;) {
-        struct stat about;
-        char path[4096];
-        if (word[0] == 0)
-            continue;
-        /* Ranks are started elsewhere than where this was typed. */
-        if (!realpath(word, path) || stat(path, &about) != 0)
-            status = fail(STATUS_INVALID, "--models: cannot read %s: %m", word);
-        else if (S_ISDIR(about.st_mode))
-            add_directory(host, path, data_dir);
-        else
-            add_model(host, path, data_dir);
-    }
-    free(words);
-    if (status == STATUS_OK && host->n_models == 0)
-        return fail(STATUS_INVALID, "--models %s: no readable GGUF model is there", list);
-    return status;
 }
 
 const char *agent_host_model_path(const agent_host_t *host, const char *digest)

@@ -31,13 +31,11 @@ typedef struct {
  * of what the machine or cgroup has when 0) and the kernel level. */
 status_t agent_host_read(const char *id, const char *address, uint32_t threads_max,
                          uint64_t memory_bytes, agent_host_t *out) MUST_USE;
-/* Reads the comma-separated files and directories of --models; digests are cached in `data_dir`. A
- * file that is no readable model is named and left out; that nothing is left is STATUS_INVALID. */
-status_t agent_host_models(agent_host_t *host, const char *list, const char *data_dir) MUST_USE;
 /* The path of a digest on this host; "" when it is not there. */
 const char *agent_host_model_path(const agent_host_t *host, const char *digest);
 /* The record as it stands in etcd, packed; *own_out is to be freed. */
 size_t agent_host_pack(const agent_host_t *host, uint8_t **own_out);
+/* Gives up its list of models. */
 void agent_host_release(agent_host_t *host);
 
 #endif

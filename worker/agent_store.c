@@ -111,16 +111,27 @@ static void open_lease(agent_store_t *store)
     store->lease = etcd_lease_open(store->etcd, AGENT_LEASE_S, &handlers);
 }
 
-static void take_lease(agent_store_t *store, int64_t lease)
+static void put_host(agent_store_t *store)
 {
     uint8_t *record;
-    store->lease_id = lease;
     size_t n = agent_host_pack(store->host, &record);
     char *key = mem_format("%shosts/%s", store->prefix, store->host->id);
     agent_store_write(store, key, record, n, WRITE_LEASED, NULL, 0);
     free(key);
     free(record);
+}
+
+static void take_lease(agent_store_t *store, int64_t lease)
+{
+    store->lease_id = lease;
+    put_host(store);
     agent_store_lease_changed(store);
+}
+
+void agent_store_host_changed(agent_store_t *store)
+{
+    if (store->lease_id != 0)
+        put_host(store); /* else the next lease brings it */
 }
 
 /* Splits "<deployment>/<number>[/<number>[/<number>]]"; false for a key that is not ours. */

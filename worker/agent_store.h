@@ -33,6 +33,8 @@ int agent_store_fd(const agent_store_t *store);
 /* Hands out what came and retries what failed; call it when readable and every 100 ms. */
 void agent_store_poll(agent_store_t *store, uint64_t now_ms);
 
+/* What the host offers has changed: its record is written anew. */
+void agent_store_host_changed(agent_store_t *store);
 void agent_store_watch_ranks(agent_store_t *store, const agent_plan_t *plan);
 void agent_store_unwatch_ranks(agent_store_t *store, const char *deployment, uint32_t ordinal);
 void agent_store_put_rank(agent_store_t *store, const agent_plan_t *plan, uint32_t rank,

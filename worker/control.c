@@ -1,6 +1,7 @@
-/* The codec and the socket of the control channel: see control.h. The two ends are the same program,
- * so bodies travel as they lie in memory, but for the lists, which are cut to what is in use; what
- * arrives is checked all the same, because a crashing rank may write anything before it dies. */
+/* The codec and the socket of the control channel: see control.h. The two ends are the same
+ * program, so bodies travel as they lie in memory, but for the lists, which are cut to what is in
+ * use; what arrives is checked all the same, because a crashing rank may write anything before it
+ * dies. */
 #include "worker/control.h"
 
 #include <errno.h>
@@ -11,7 +12,7 @@
 #include <unistd.h>
 
 #define CONTROL_MAGIC 0x43414853u
-#define SEND_WAIT_MS 1000
+#define SEND_LOOK_MS 1000
 
 typedef struct {
     uint32_t magic;
@@ -169,26 +170,36 @@ static void attach_fd(struct msghdr *header, char *space, size_t n, int fd)
     memcpy(CMSG_DATA(part), &fd, sizeof fd);
 }
 
-status_t control_send(int socket, const control_message_t *message)
+status_t control_try_send(int socket, const control_message_t *message, bool *sent_out)
 {
     uint8_t bytes[CONTROL_MESSAGE_BYTES_MAX];
     _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))] = {0};
     struct iovec part = {bytes, control_encode(message, bytes)};
     struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
+    ssize_t n;
     if (message->fd >= 0)
         attach_fd(&header, space, sizeof space, message->fd);
+    do
+        n = sendmsg(socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (n < 0 && errno == EINTR);
+    if (n < 0 && errno != EAGAIN && errno != ENOBUFS)
+        return fail(STATUS_PEER_LOST, "control: cannot send message %d: %m", (int)message->kind);
+    *sent_out = n >= 0;
+    return STATUS_OK;
+}
+
+status_t control_send(int socket, const control_message_t *message)
+{
     for (;;) {
-        if (sendmsg(socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0)
+        bool sent = false;
+        TRY(control_try_send(socket, message, &sent));
+        if (sent)
             return STATUS_OK;
-        if (errno == EINTR)
-            continue;
-        if (errno != EAGAIN && errno != ENOBUFS)
-            return fail(STATUS_PEER_LOST, "control: cannot send message %d: %m",
-                        (int)message->kind);
+        /* Also ends when the other side closes. ENOBUFS is the kernel's own want of memory, of
+         * which poll knows nothing, so it is looked again now and then. */
         struct pollfd fd = {.fd = socket, .events = POLLOUT};
-        if (poll(&fd, 1, SEND_WAIT_MS) == 0)
-            return fail(STATUS_TIMEOUT, "control: message %d was not taken within %d ms",
-                        (int)message->kind, SEND_WAIT_MS);
+        if (poll(&fd, 1, SEND_LOOK_MS) > 0 && (fd.revents & POLLOUT))
+            poll(NULL, 0, 1);
     }
 }
 
@@ -236,7 +247,8 @@ status_t control_receive(int socket, control_message_t *out, bool *got_out)
         fail(STATUS_INVALID, "control: a packet that is too long");
     else
         status = control_decode(bytes, (size_t)n, out);
-    if (status != STATUS_OK || out->kind != CONTROL_EPOCH) {
+    bool wanted = out->kind == CONTROL_EPOCH || out->kind == CONTROL_START;
+    if (status != STATUS_OK || !wanted) {
         if (fd >= 0)
             close(fd);
         fd = -1;

@@ -17,7 +17,7 @@
 #include "common/base/status.h"
 #include "worker/fabric/fabric.h"
 
-#define CONTROL_VERSION 1u
+#define CONTROL_VERSION 2u
 #define CONTROL_FD 3
 #define CONTROL_MESSAGE_BYTES_MAX ((size_t)128 << 10)
 #define CONTROL_BEAT_MS 100u
@@ -61,6 +61,7 @@ typedef struct {
     uint8_t spans_hosts;        /* some rank is on another host: an endpoint is opened */
     uint8_t serve;              /* rank 0 offers the Engine service (false in offline mode) */
     uint8_t prefix_cache_off;   /* offline mode only: no prefix reuse */
+    uint8_t beyond_context;     /* offline mode only: context_max may pass the trained one */
 } rank_start_t;
 
 /* One formation. The shared memory's descriptor travels with the message. */
@@ -82,9 +83,11 @@ typedef struct {
 } control_hello_t;
 
 /* `progress` rises with each piece of work; `busy` says that work is under way, so that a busy rank
- * whose progress stands still is seen to be stuck although it beats. */
+ * whose progress stands still is seen to be stuck although it beats. `cpu_ms` is the processor time
+ * that the process has used: what computes slowly uses it, what waits for ever does not. */
 typedef struct {
     uint64_t progress;
+    uint64_t cpu_ms;
     uint32_t sequences; /* of a leader: running and waiting */
     uint8_t busy;
 } control_beat_t;
@@ -116,7 +119,9 @@ typedef struct {
 
 typedef struct {
     control_kind_t kind;
-    int fd; /* EPOCH: the shared memory, to be closed by the receiver; else -1 */
+    /* EPOCH: the shared memory. START of a leader: its step page (step_page.h). Else -1. Closed by
+     * the receiver. */
+    int fd;
     union {
         rank_start_t start;
         rank_epoch_t epoch;
@@ -128,8 +133,12 @@ typedef struct {
     };
 } control_message_t;
 
-/* Sends one message; never blocks for longer than the socket's buffer is full (1 s, then
- * STATUS_TIMEOUT). STATUS_PEER_LOST when the other side is gone. Any thread. */
+/* Sends one message if the socket has room for it now, which *sent_out says; never waits.
+ * STATUS_PEER_LOST when the other side is gone. Any thread. */
+status_t control_try_send(int socket, const control_message_t *message, bool *sent_out) MUST_USE;
+/* Sends one message and waits for room as long as the other side lives: a parent that is stopped
+ * for a while must not miss a word. STATUS_PEER_LOST when it is gone. Any thread of a rank; a
+ * parent, which has other ranks to look after, uses control_try_send. */
 status_t control_send(int socket, const control_message_t *message) MUST_USE;
 
 /* Reads the next message without waiting; *got_out is false when none is there. STATUS_PEER_LOST

@@ -23,6 +23,9 @@ typedef struct {
     bool no_prefix_cache, late_queue;
     uint32_t context_max;
     uint64_t kv_tokens_max;
+    /* As rank_config_t's: the layers of the first stage. */
+    void (*hidden)(void *context, uint32_t layer, uint32_t position, uint32_t n, const float *row);
+    void *hidden_context;
 } offline_replica_t;
 
 /* A stream to the leader for one thread that may wait. */

@@ -21,7 +21,7 @@
 typedef struct {
     uint32_t n;
     uint32_t *ids;
-    uint32_t logits_tensor, greedy_tensor;
+    uint32_t logits_tensor, greedy_tensor, hidden_tensor;
     double sum_logprob;
     uint32_t n_greedy;
     uint32_t cached; /* tokens found in the prefix cache */
@@ -31,8 +31,10 @@ typedef struct {
     offline_replica_t replica;
     const char *ids_path, *out_path, *output;
     int64_t greedy, passes;
-    bool last, no_sums;
+    bool last, no_sums, hidden;
 
+    uint32_t n_layers, n_hidden;
+    uint32_t hidden_prompts; /* whose first token has been seen: prompts run one after another */
     uint32_t vocab;
     prompt_t *prompts;
     uint32_t n_prompts;
@@ -120,6 +122,11 @@ static status_t create_file(eval_t *eval)
             snprintf(name, sizeof name, "greedy.%u", i);
             prompt->greedy_tensor = safetensors_add(eval->file, name, SAFETENSORS_I32, 1, &n);
         }
+        if (eval->hidden) {
+            uint64_t shape[2] = {eval->n_layers + 1, (uint64_t)prompt->n * eval->n_hidden};
+            snprintf(name, sizeof name, "hidden.%u", i);
+            prompt->hidden_tensor = safetensors_add(eval->file, name, SAFETENSORS_F32, 2, shape);
+        }
     }
     return safetensors_create(eval->file, eval->out_path);
 }
@@ -150,6 +157,21 @@ static void on_logits(void *context, const char *session, uint32_t choice, uint3
         uint64_t first = eval->last ? 0 : (uint64_t)at * vocab;
         keep_failure(eval, safetensors_put(eval->file, prompt->logits_tensor, first, row, vocab));
     }
+}
+
+/* Rows of the residual stream. One prompt at a time is in work, in the order of the file. */
+static void on_hidden(void *context, uint32_t layer, uint32_t position, uint32_t n,
+                      const float *row)
+{
+    eval_t *eval = context;
+    if (layer == 0 && position == 0)
+        eval->hidden_prompts++;
+    if (eval->hidden_prompts == 0 || eval->hidden_prompts > eval->n_prompts)
+        return;
+    const prompt_t *prompt = &eval->prompts[eval->hidden_prompts - 1];
+    if (position < prompt->n)
+        keep_failure(eval, safetensors_put(eval->file, prompt->hidden_tensor,
+                                           ((uint64_t)layer * prompt->n + position) * n, row, n));
 }
 
 static void admit(eval_t *eval, offline_client_t *client, uint32_t index, uint64_t pass)
@@ -231,7 +253,15 @@ static status_t run(eval_t *eval)
     model_t *model;
     TRY(model_open(eval->replica.model_path, &model));
     eval->vocab = model_config(model)->vocab;
+    eval->n_layers = model_config(model)->n_layers;
+    eval->n_hidden = model_residual(model_config(model));
     model_close(model);
+    if (eval->hidden) {
+        eval->replica.batch = 1;
+        eval->replica.no_prefix_cache = true;
+        eval->replica.hidden = on_hidden;
+        eval->replica.hidden_context = eval;
+    }
     TRY(read_prompts(eval));
     size_replica(eval);
     TRY(create_file(eval));
@@ -249,7 +279,8 @@ int offline_eval(int argc, char **argv)
     eval_t eval = {0};
     offline_replica_t *r = &eval.replica;
     const option_t options[] = {
-        {"model", OPTION_TEXT, &r->model_path, NULL, "FILE", "the GGUF file", 0, 0, NULL},
+        {"model", OPTION_TEXT, &r->model_path, NULL, "PATH",
+         "a GGUF file or a Hugging Face directory", 0, 0, NULL},
         {"ids", OPTION_TEXT, &eval.ids_path, NULL, "FILE", "JSON: an array of arrays of token ids",
          0, 0, NULL},
         {"out", OPTION_TEXT, &eval.out_path, NULL, "FILE", "safetensors file to write", 0, 0, NULL},
@@ -270,6 +301,9 @@ int offline_eval(int argc, char **argv)
          NULL},
         {"no-prefix-cache", OPTION_FLAG, &r->no_prefix_cache, NULL, NULL,
          "compute every prompt whole", 0, 0, NULL},
+        {"hidden", OPTION_FLAG, &eval.hidden, NULL, NULL,
+         "for tests: also write hidden.<i> [layers + 1, tokens * hidden], one prompt at a time", 0,
+         0, NULL},
         {"late-queue", OPTION_FLAG, &r->late_queue, NULL, NULL,
          "for tests: rank 0 works only when it is waited for", 0, 0, NULL},
         {"passes", OPTION_INTEGER, &eval.passes, "1", "P",
@@ -300,6 +334,8 @@ int offline_eval(int argc, char **argv)
         status = fail(STATUS_INVALID, "--model, --ids and --out are needed");
     if (status == STATUS_OK && eval.no_sums && !eval.last)
         status = fail(STATUS_INVALID, "--no-sums needs --last: all rows are asked for");
+    if (status == STATUS_OK && eval.hidden && (r->stages != 1 || eval.passes != 1))
+        status = fail(STATUS_INVALID, "--hidden needs one stage and one pass");
     if (status == STATUS_OK && strcmp(eval.output, "table") != 0 &&
         strcmp(eval.output, "json") != 0)
         status = fail(STATUS_INVALID, "-o is \"%s\"; it must be table or json", eval.output);

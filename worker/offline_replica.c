@@ -152,6 +152,7 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
     start->kv_tokens_max = replica->kv_tokens_max;
     start->prefill_tokens_max = (uint64_t)replica->chunk;
     start->prefix_cache_off = replica->no_prefix_cache;
+    start->beyond_context = true;
 }
 
 static status_t plan_layers(const offline_replica_t *replica, plan_run_t layers[PLAN_STAGES_MAX])
@@ -183,7 +184,10 @@ static void own_config(const offline_replica_t *replica, const rank_start_t *sta
         .batch_max = (uint32_t)(replica->batch < replica->chunk ? replica->batch : replica->chunk),
         .no_prefix_cache = replica->no_prefix_cache,
         .form_timeout_ms = FORMATION_MS,
+        .beyond_context = true,
         .late_queue = replica->late_queue,
+        .hidden = replica->hidden,
+        .hidden_context = replica->hidden_context,
     };
 }
 

@@ -2,6 +2,7 @@
 #include "worker/rank_process.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -16,6 +17,7 @@
 #include "common/base/clock.h"
 #include "common/base/memory.h"
 #include "worker/cgroup.h"
+#include "worker/step_page.h"
 
 extern char **environ;
 
@@ -26,6 +28,11 @@ struct rank_process {
     bool reaped, killed_by_us, hung_up;
     uint64_t oom_kills; /* of our cgroup when the rank was spawned */
     rank_death_t death;
+    step_page_t *page; /* of a leader that serves */
+    /* What the socket had no room for. */
+    control_message_t *unsent_epoch; /* own, with its descriptor */
+    uint64_t unsent_since_ms;
+    bool unsent_drain, unsent_stop;
 };
 
 /* What a rank gets besides our own environment, unless that names it. */
@@ -122,16 +129,29 @@ static status_t start_child(rank_process_t *rank)
     return STATUS_OK;
 }
 
+/* A new socket has room for the first message. */
+static status_t send_start(rank_process_t *rank)
+{
+    control_message_t message = {.kind = CONTROL_START, .fd = -1, .start = rank->start};
+    bool sent = false;
+    if (rank->start.serve && rank->start.rank == 0)
+        TRY(step_page_create(&rank->page, &message.fd));
+    status_t status = control_try_send(rank->socket, &message, &sent);
+    if (message.fd >= 0)
+        close(message.fd);
+    if (status == STATUS_OK && !sent)
+        return fail(STATUS_EXHAUSTED, "its control channel has no room for the first word");
+    return status;
+}
+
 status_t rank_process_spawn(const rank_start_t *start, rank_process_t **own_out)
 {
     rank_process_t *rank = MEM_NEW(rank_process_t);
     rank->start = *start;
     rank->socket = rank->pidfd = -1;
     status_t status = start_child(rank);
-    if (status == STATUS_OK) {
-        control_message_t message = {.kind = CONTROL_START, .fd = -1, .start = *start};
-        status = control_send(rank->socket, &message);
-    }
+    if (status == STATUS_OK)
+        status = send_start(rank);
     if (status != STATUS_OK) {
         fail_in(status, "rank %u of %s", start->rank, start->replica);
         rank_process_release(rank);
@@ -141,27 +161,80 @@ status_t rank_process_spawn(const rank_start_t *start, rank_process_t **own_out)
     return STATUS_OK;
 }
 
-status_t rank_process_send_epoch(rank_process_t *rank, const rank_epoch_t *epoch, int shm_fd)
+/* ---- sending ---- */
+
+static void drop_unsent_epoch(rank_process_t *rank)
 {
-    control_message_t message = {.kind = CONTROL_EPOCH, .fd = shm_fd};
-    message.epoch = *epoch;
-    return control_send(rank->socket, &message);
+    if (rank->unsent_epoch && rank->unsent_epoch->fd >= 0)
+        close(rank->unsent_epoch->fd);
+    free(rank->unsent_epoch);
+    rank->unsent_epoch = NULL;
 }
 
-static status_t send_word(rank_process_t *rank, control_kind_t kind)
+bool rank_process_has_unsent(const rank_process_t *rank)
+{
+    return rank->unsent_epoch || rank->unsent_drain || rank->unsent_stop;
+}
+
+static status_t flush_epoch(rank_process_t *rank)
+{
+    bool sent = false;
+    uint64_t now = clock_ms(), late = now - rank->unsent_since_ms;
+    uint32_t *left_ms = &rank->unsent_epoch->epoch.formation_ms;
+    *left_ms = late < *left_ms ? *left_ms - (uint32_t)late : 1;
+    rank->unsent_since_ms = now;
+    TRY(control_try_send(rank->socket, rank->unsent_epoch, &sent));
+    if (sent)
+        drop_unsent_epoch(rank);
+    return STATUS_OK;
+}
+
+static status_t flush_word(rank_process_t *rank, control_kind_t kind, bool *unsent)
 {
     control_message_t message = {.kind = kind, .fd = -1};
-    return control_send(rank->socket, &message);
+    bool sent = false;
+    if (!*unsent)
+        return STATUS_OK;
+    TRY(control_try_send(rank->socket, &message, &sent));
+    *unsent = !sent;
+    return STATUS_OK;
+}
+
+status_t rank_process_flush(rank_process_t *rank)
+{
+    if (rank->unsent_epoch)
+        TRY(flush_epoch(rank));
+    TRY(flush_word(rank, CONTROL_DRAIN, &rank->unsent_drain));
+    return flush_word(rank, CONTROL_STOP, &rank->unsent_stop);
+}
+
+status_t rank_process_send_epoch(rank_process_t *rank, const rank_epoch_t *epoch, int shm_fd)
+{
+    drop_unsent_epoch(rank);
+    rank->unsent_epoch = MEM_NEW(control_message_t);
+    rank->unsent_epoch->kind = CONTROL_EPOCH;
+    rank->unsent_epoch->epoch = *epoch;
+    /* The caller's memory may be gone before the rank takes the message. */
+    rank->unsent_epoch->fd = shm_fd >= 0 ? fcntl(shm_fd, F_DUPFD_CLOEXEC, 0) : -1;
+    rank->unsent_since_ms = clock_ms();
+    if (shm_fd >= 0 && rank->unsent_epoch->fd < 0) {
+        drop_unsent_epoch(rank);
+        return fail(STATUS_EXHAUSTED, "rank %u of %s: no descriptor for the memory of an epoch: %m",
+                    rank->start.rank, rank->start.replica);
+    }
+    return rank_process_flush(rank);
 }
 
 status_t rank_process_send_drain(rank_process_t *rank)
 {
-    return send_word(rank, CONTROL_DRAIN);
+    rank->unsent_drain = true;
+    return rank_process_flush(rank);
 }
 
 status_t rank_process_send_stop(rank_process_t *rank)
 {
-    return send_word(rank, CONTROL_STOP);
+    rank->unsent_stop = true;
+    return rank_process_flush(rank);
 }
 
 status_t rank_process_receive(rank_process_t *rank, control_message_t *out, bool *got_out)
@@ -246,6 +319,12 @@ bool rank_process_reap(rank_process_t *rank, uint32_t timeout_ms, rank_death_t *
     return true;
 }
 
+uint32_t rank_process_flying(const rank_process_t *rank,
+                             char sessions_out[CONTROL_SESSIONS_MAX][CONTROL_SESSION_BYTES])
+{
+    return rank->page ? step_page_read(rank->page, sessions_out) : 0;
+}
+
 void rank_process_release(rank_process_t *take_rank)
 {
     if (!take_rank)
@@ -260,5 +339,7 @@ void rank_process_release(rank_process_t *take_rank)
         close(take_rank->socket);
     if (take_rank->pidfd >= 0)
         close(take_rank->pidfd);
+    drop_unsent_epoch(take_rank);
+    step_page_unmap(take_rank->page);
     free(take_rank);
 }

@@ -1,8 +1,8 @@
 /* The life of a rank process: armed against outliving its parent, told by its control channel, it
  * loads its slice once and then serves one epoch after the other until it is told to stop.
  *
- * Two threads besides the engine's own: the main thread loads and runs, the control thread reads the
- * channel, beats, and ends what the main thread is at when the parent says so. */
+ * Two threads besides the engine's own: the main thread loads and runs, the control thread reads
+ * the channel, beats, and ends what the main thread is at when the parent says so. */
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/base/clock.h"
@@ -21,6 +22,7 @@
 #include "worker/engine/rank.h"
 #include "worker/rank_process.h"
 #include "worker/service.h"
+#include "worker/step_page.h"
 
 #define EXIT_PARENT_GONE 90
 /* The leader has this long to hand out what its streams are owed when an epoch ends. */
@@ -45,12 +47,13 @@ typedef struct {
     service_t *service;
     uint64_t epoch;
     fabric_endpoint_t *endpoint;
+    step_page_t *page; /* of a leader that serves; set before `started` */
 } child_t;
 
 static void send_or_die(const control_message_t *message)
 {
     /* Without its parent a rank is nothing. */
-    if (control_send(CONTROL_FD, message) == STATUS_PEER_LOST)
+    if (control_send(CONTROL_FD, message) != STATUS_OK)
         _exit(EXIT_PARENT_GONE);
 }
 
@@ -77,13 +80,25 @@ static void take_epoch(child_t *child, const control_message_t *message)
     end_running_epoch(child, why);
 }
 
+static void take_start(child_t *child, const control_message_t *message)
+{
+    child->start = message->start;
+    child->started = true;
+    if (message->fd < 0)
+        return;
+    /* Without the page a rank serves all the same; only its own crash is then told without
+     * names. */
+    if (step_page_map(message->fd, &child->page) != STATUS_OK)
+        log_warn("%s", status_text());
+    close(message->fd);
+}
+
 static void take_message(child_t *child, const control_message_t *message)
 {
     pthread_mutex_lock(&child->mutex);
     switch (message->kind) {
     case CONTROL_START:
-        child->start = message->start;
-        child->started = true;
+        take_start(child, message);
         break;
     case CONTROL_EPOCH:
         take_epoch(child, message);
@@ -106,6 +121,13 @@ static void take_message(child_t *child, const control_message_t *message)
     pthread_mutex_unlock(&child->mutex);
 }
 
+static uint64_t cpu_ms(void)
+{
+    struct timespec used = {0};
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+    return (uint64_t)used.tv_sec * 1000 + (uint64_t)used.tv_nsec / 1000000;
+}
+
 static void beat(child_t *child)
 {
     control_message_t *message = MEM_NEW(control_message_t);
@@ -113,6 +135,7 @@ static void beat(child_t *child)
     message->fd = -1;
     message->beat.progress = atomic_load(&child->pulse.beats);
     message->beat.busy = !atomic_load(&child->loading) && !atomic_load(&child->pulse.waiting);
+    message->beat.cpu_ms = cpu_ms();
     pthread_mutex_lock(&child->mutex);
     if (child->leader) {
         scheduler_load_t load = {0};
@@ -120,7 +143,10 @@ static void beat(child_t *child)
         message->beat.sequences = load.running + load.waiting;
     }
     pthread_mutex_unlock(&child->mutex);
-    send_or_die(message);
+    /* A beat that finds no room is no loss: the parent has older ones to read. */
+    bool sent = false;
+    if (control_try_send(CONTROL_FD, message, &sent) != STATUS_OK)
+        _exit(EXIT_PARENT_GONE);
     free(message);
 }
 
@@ -191,6 +217,14 @@ static void send_failed(child_t *child, uint64_t epoch, status_t status, const c
         failed->n_sessions =
             leader_suspects(child->leader, failed->sessions, CONTROL_SESSIONS_MAX);
     send_or_die(&message);
+}
+
+static void on_planned(void *context, uint64_t step, uint32_t n,
+                       const char (*sessions)[SESSION_BYTES])
+{
+    child_t *child = context;
+    (void)step;
+    step_page_write(child->page, n, sessions);
 }
 
 static void on_prepared(void *context, uint64_t kv_tokens)
@@ -268,6 +302,8 @@ static void end(child_t *child, status_t status, const char *text, fabric_t *fab
     if (status != STATUS_OK && fabric)
         fabric_abort(fabric, text);
     send_failed(child, child->epoch, status, text, known ? &failure : NULL);
+    if (child->page)
+        step_page_write(child->page, 0, NULL); /* nothing is under way any more */
     if (child->service)
         service_end(child->service, SERVICE_GRACE_MS);
     begin(child, NULL, NULL);
@@ -288,11 +324,16 @@ static void run_epoch(child_t *child, rank_t *rank, const rank_epoch_t *epoch, i
     const rank_callbacks_t callbacks = {.pulse = &child->pulse,
                                         .context = child,
                                         .active = on_active,
+                                        .planned = child->page ? on_planned : NULL,
                                         .prepared = on_prepared};
-    if (status == STATUS_OK && may_run)
+    if (status == STATUS_OK && may_run) {
+        atomic_store(&child->pulse.waiting, 0);
         status = rank_run(rank, fabric, leader, &callbacks);
-    else if (status == STATUS_OK)
+        /* What follows waits for streams and peers and makes no progress that could be seen. */
+        atomic_store(&child->pulse.waiting, 1);
+    } else if (status == STATUS_OK) {
         status = fail(STATUS_ABORTED, "overtaken before it began");
+    }
     if (status != STATUS_OK) {
         snprintf(text, sizeof text, "%s", status_text());
         log_warn("epoch %llu ended: %s", (unsigned long long)epoch->epoch, text);
@@ -321,6 +362,7 @@ static status_t open_rank(child_t *child, rank_t **own_out)
         .kv_bytes_max = start->memory_bytes,
         .prefill_tokens_max = (uint32_t)start->prefill_tokens_max,
         .no_prefix_cache = start->prefix_cache_off != 0,
+        .beyond_context = start->beyond_context != 0,
     };
     return rank_open(&config, own_out);
 }
@@ -385,9 +427,7 @@ static int live(child_t *child)
     }
     int shm_fd = -1;
     for (rank_epoch_t *epoch; code == 0 && (epoch = next_epoch(child, &shm_fd));) {
-        atomic_store(&child->pulse.waiting, 0);
         run_epoch(child, rank, epoch, shm_fd);
-        atomic_store(&child->pulse.waiting, 1);
         if (shm_fd >= 0)
             close(shm_fd);
         free(epoch);

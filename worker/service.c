@@ -147,6 +147,8 @@ static void pass(service_t *service)
         if (atomic_exchange(&stream->dirty, false) || stream->unsent.size > 0) {
             while (hand_out(service, stream))
                 ;
+            if (leader_stream_overrun(service->leader, stream->leader_stream))
+                rpc_call_finish(stream->call, STATUS_EXHAUSTED, SERVICE_UNREAD, NULL, 0);
         }
         if (clock_ms() - stream->sent_ms >= SERVICE_CREDIT_MS && stream->unsent.size == 0 &&
             rpc_call_writable(stream->call))

@@ -13,8 +13,7 @@ static void refuse(stream_t *stream, const Shoal__Worker__V1__Admit *admit, cons
                    const char *words)
 {
     if (stream->n_refusals == SERVICE_REFUSALS_MAX) {
-        rpc_call_finish(stream->call, STATUS_EXHAUSTED,
-                        "too many refused sequences that were not read", NULL, 0);
+        rpc_call_finish(stream->call, STATUS_EXHAUSTED, SERVICE_UNREAD, NULL, 0);
         return;
     }
     refusal_t *one = MEM_NEW(refusal_t);

@@ -12,6 +12,7 @@
 #include "worker/service_message.h"
 
 #define SERVICE_REFUSALS_MAX 1024u /* of one stream, not yet sent */
+#define SERVICE_UNREAD "too many ends of sequences were not read"
 #define SERVICE_MESSAGE_BYTES_MAX ((size_t)16 << 20)
 
 typedef struct refusal refusal_t;

@@ -1,6 +1,8 @@
 /* See failpoint.h. Points are few and hits are rare, so a linear list under a mutex will do. */
 #include "common/base/failpoint.h"
 
+#include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -57,10 +59,24 @@ static void read_list(char list[LIST_BYTES_MAX])
     fclose(file);
 }
 
+/* The victim of a `kill:PID`. Nothing for what is no process id: 0, 1 and negative ones would mean
+ * groups of processes or the whole machine. */
+static void kill_other(const char *number)
+{
+    char *end;
+    long pid = strtol(number, &end, 10);
+    if (end == number || (*end != 0 && *end != '@') || pid <= 1 || pid > INT_MAX)
+        log_error("fail point: kill:%s names no process", number);
+    else if (kill((pid_t)pid, SIGKILL) != 0)
+        log_warn("fail point: cannot kill process %ld: %s", pid, strerror(errno));
+}
+
 static bool act(const char *name, const char *action)
 {
     log_warn("fail point %s acts: %s", name, action);
-    if (strncmp(action, "kill", 4) == 0)
+    if (strncmp(action, "kill:", 5) == 0)
+        kill_other(action + 5);
+    else if (strncmp(action, "kill", 4) == 0)
         kill(getpid(), SIGKILL);
     else if (strncmp(action, "abort", 5) == 0)
         abort();

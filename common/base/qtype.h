@@ -48,6 +48,10 @@ typedef enum {
     QTYPE_TQ2_0 = 35,
     QTYPE_MXFP4 = 39,
     QTYPE_NVFP4 = 40,
+    /* Our own, for rows made from other formats; they never stand in a file. */
+    QTYPE_OWN_FIRST = 1000,
+    QTYPE_I8S = 1000, /* blocks of 32 signed bytes under an F32 scale */
+    QTYPE_F8S = 1001, /* blocks of 128 e4m3 values under an F32 scale */
 } qtype_t;
 
 typedef struct {
@@ -64,14 +68,32 @@ const qtype_info_t *qtype_info(uint32_t id);
 const char *qtype_name(uint32_t id);
 
 /* Bytes of a row of n_values. False when the type is unknown, the row is not whole blocks, or the
- * product overflows; then *bytes_out is left alone. */
+ * product overflows; then *bytes_out is left alone. In our own types the last block of a row may be
+ * short: it is stored whole, with zeros behind the values. */
 bool qtype_row_bytes(uint32_t id, uint64_t n_values, uint64_t *bytes_out);
 
-/* out[i] = the value of element i of the row, i < n_values; n_values is whole blocks and the type
- * has is_weight (both CHECKed: the file reader has refused everything else). `row` needs no
- * alignment. Q4_0: (q - 8) * d. Q4_1: q * d + m, where the product is exact. Q8_0: q * d. d and m
+/* out[i] = the value of element i of the row, i < n_values; n_values is whole blocks (in our own
+ * types any number) and the type has is_weight (both CHECKed: the file reader has refused everything
+ * else). `row` needs no alignment. The values are those of the format's reference implementation,
+ * bit by bit. Q4_0: (q - 8) * d. Q4_1: q * d + m, where the product is exact. Q8_0: q * d. d and m
  * are halves. */
 void qtype_dequantize_row(qtype_t type, const void *row, size_t n_values, float *out);
+
+/* The value of an e4m3 code (1 sign, 4 exponent, 3 mantissa bits, bias 7; no infinities, 0x7f and
+ * 0xff are NaN), exact. */
+float qtype_e4m3_to_f32(uint8_t code);
+
+/* Nearest, ties to even. Halves above 65504 are Inf; e4m3 saturates at 448. */
+uint16_t qtype_f32_to_f16(float value);
+uint8_t qtype_f32_to_e4m3(float value);
+
+/* Q8_0, Q4_0, Q4_1 (with the bytes of the format's reference implementation) and F8S (d = the
+ * largest size in the block / 448, codes to nearest). */
+bool qtype_can_quantize(qtype_t type);
+/* Writes n_values as a row of the type, which qtype_can_quantize (CHECKed, as is that GGML types get
+ * whole blocks). False when a value is not finite or a scale is beyond what a half can hold; the row
+ * is then undefined. */
+bool qtype_quantize_row(qtype_t type, const float *values, size_t n_values, void *row);
 
 /* One block each of the types with blocks. In Q4 blocks byte i holds value i in its low nibble and
  * value i + 16 in its high one. */
@@ -89,6 +111,18 @@ typedef struct {
     uint16_t d; /* F16 */
     int8_t q[32];
 } qtype_q8_0_t;
+/* value = q * d. */
+typedef struct {
+    float d;
+    int8_t q[32];
+} qtype_i8s_t;
+/* value = e4m3 * d. */
+enum { QTYPE_F8S_VALUES = 128 };
+typedef struct {
+    float d;
+    uint8_t q[QTYPE_F8S_VALUES];
+} qtype_f8s_t;
+_Static_assert(sizeof(qtype_i8s_t) == 36 && sizeof(qtype_f8s_t) == 132, "no padding");
 _Static_assert(sizeof(qtype_q4_0_t) == 18, "as in files");
 _Static_assert(sizeof(qtype_q4_1_t) == 20, "as in files");
 _Static_assert(sizeof(qtype_q8_0_t) == 34, "as in files");

@@ -1,5 +1,5 @@
 /* See chat.h. The interpreter is in the jinja_*.c files; here a rendering is set up and bounded. */
-#include "common/model/chat.h"
+#include "common/model/chat_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +12,8 @@ struct chat_template {
     char *name;
     arena_t arena; /* holds the tree */
     const node_t *root;
+    chat_template_t *for_tools; /* what renders when there are tools; NULL: this one */
+    char *bos_token, *eos_token; /* as the folder has them; NULL: not known */
 };
 
 status_t chat_template_create(const char *source, size_t n, const char *name,
@@ -46,10 +48,21 @@ status_t chat_template_from_gguf(const struct gguf *gguf, chat_template_t **own_
     return chat_template_create(text.data, text.size, gguf_path(gguf), own_out);
 }
 
+void chat_template_complete(chat_template_t *template, const char *bos_token,
+                            const char *eos_token, chat_template_t *take_for_tools)
+{
+    template->bos_token = bos_token == NULL ? NULL : mem_strdup(bos_token);
+    template->eos_token = eos_token == NULL ? NULL : mem_strdup(eos_token);
+    template->for_tools = take_for_tools;
+}
+
 void chat_template_release(chat_template_t *take_template)
 {
     if (take_template == NULL)
         return;
+    chat_template_release(take_template->for_tools);
+    free(take_template->bos_token);
+    free(take_template->eos_token);
     arena_release(&take_template->arena);
     free(take_template->name);
     free(take_template);
@@ -84,7 +97,9 @@ static status_t set_variable(jinja_run_t *run, const char *name, const value_t *
 
 static status_t set_token(jinja_run_t *run, const char *name, const char *token)
 {
-    value_t value = value_text(text_of(token == NULL ? "" : token, MARK_TEMPLATE));
+    if (token == NULL)
+        return STATUS_OK;
+    value_t value = value_text(text_of(token, MARK_TEMPLATE));
     if (utf8_valid_prefix((const uint8_t *)value.text.data, value.text.n) < value.text.n)
         return fail(STATUS_INVALID, "%s is not UTF-8", name);
     return set_variable(run, name, &value);
@@ -103,7 +118,8 @@ static status_t set_extra(jinja_run_t *run, const json_t *json)
         const value_t *taken;
         TRY(scope_find(run, key, &taken));
         value_t function;
-        if (taken != NULL || text_is(key, "tools") || global_find(key, &function))
+        if (taken != NULL || text_is(key, "tools") || text_is(key, "bos_token") ||
+            text_is(key, "eos_token") || global_find(key, &function))
             return fail(STATUS_INVALID, "the template variable \"%.*s\" cannot be set by a request",
                         (int)(key->n < 40 ? key->n : 40), key->data);
         TRY(scope_set(run, key, &extra.dict->values[i]));
@@ -111,8 +127,11 @@ static status_t set_extra(jinja_run_t *run, const json_t *json)
     return STATUS_OK;
 }
 
-static status_t set_variables(jinja_run_t *run, const chat_input_t *input)
+static status_t set_variables(jinja_run_t *run, const chat_template_t *template,
+                              const chat_input_t *input)
 {
+    const char *bos = input->bos_token != NULL ? input->bos_token : template->bos_token;
+    const char *eos = input->eos_token != NULL ? input->eos_token : template->eos_token;
     value_t value;
     if (!json_is_array(input->messages))
         return fail(STATUS_INVALID, "messages must be an array of {role, content} objects");
@@ -120,8 +139,8 @@ static status_t set_variables(jinja_run_t *run, const chat_input_t *input)
     TRY(value_from_json(run, input->messages, 0, &value));
     mark_roles(&value);
     TRY(set_variable(run, "messages", &value));
-    TRY(set_token(run, "bos_token", input->bos_token));
-    TRY(set_token(run, "eos_token", input->eos_token));
+    TRY(set_token(run, "bos_token", bos));
+    TRY(set_token(run, "eos_token", eos));
     value = value_bool(input->add_generation_prompt);
     TRY(set_variable(run, "add_generation_prompt", &value));
     TRY(set_extra(run, input->extra));
@@ -133,9 +152,10 @@ static status_t set_variables(jinja_run_t *run, const chat_input_t *input)
 
 static status_t render(jinja_run_t *run, const chat_template_t *template, const chat_input_t *input)
 {
-    TRY(set_variables(run, input));
-    status_t status = eval_statement(run, template->root);
-    return status == STATUS_OK ? STATUS_OK : fail_in(status, "chat template");
+    TRY(set_variables(run, template, input));
+    bool tools = input->tools != NULL && template->for_tools != NULL;
+    status_t status = eval_statement(run, tools ? template->for_tools->root : template->root);
+    return status == STATUS_OK || run->refused ? status : fail_in(status, "chat template");
 }
 
 status_t chat_render(const chat_template_t *template, const chat_input_t *input,
@@ -158,6 +178,7 @@ status_t chat_render(const chat_template_t *template, const chat_input_t *input,
         if (marks_out != NULL)
             buffer_append(marks_out, sink.marks, sink.n);
     }
+    json_decref(run.parsed);
     arena_release(&run.arena);
     return status;
 }
@@ -177,9 +198,9 @@ status_t chat_encode(const chat_template_t *template, const tokenizer_t *tokeniz
     char *bos = token_text(tokenizer, tokenizer_bos_id(tokenizer));
     char *eos = token_text(tokenizer, tokenizer_eos_id(tokenizer));
     if (complete.bos_token == NULL)
-        complete.bos_token = bos;
+        complete.bos_token = bos == NULL ? "" : bos;
     if (complete.eos_token == NULL)
-        complete.eos_token = eos;
+        complete.eos_token = eos == NULL ? "" : eos;
     buffer_t text = {0}, marks = {0};
     status_t status = chat_render(template, &complete, &text, &marks);
     if (status == STATUS_OK)

@@ -40,7 +40,7 @@ typedef struct {
     const json_t *tools;    /* array; NULL leaves `tools` undefined */
     const json_t *extra;    /* object: further variables (chat_template_kwargs); may be NULL. The
                                names of this struct's other fields in it are refused. */
-    const char *bos_token;  /* text; NULL is "" */
+    const char *bos_token;  /* text; NULL: the folder's own, else undefined */
     const char *eos_token;
     bool add_generation_prompt;
     bool strict;       /* printing an undefined variable is an error, not "" */
@@ -53,16 +53,24 @@ status_t chat_template_create(const char *source, size_t n, const char *name,
                               chat_template_t **own_out) MUST_USE;
 /* Compiles the template that a GGUF file carries; STATUS_NOT_FOUND when it carries none. */
 status_t chat_template_from_gguf(const struct gguf *gguf, chat_template_t **own_out) MUST_USE;
+/* Compiles the template of a Hugging Face folder: chat_template.jinja, else chat_template.json, else
+ * the chat_template of tokenizer_config.json. Where that is a list of named templates, `name` chooses
+ * one; NULL takes the one named "default", and "tool_use", if there is one, for renderings with tools.
+ * What tokenizer_config.json calls bos_token and eos_token stands in where an input has none.
+ * STATUS_NOT_FOUND when the folder has no template (or none of that name): DeepSeek publishes V3.2 and
+ * V4 so, whose prompts are made by code. */
+status_t chat_template_from_folder(const char *path, const char *name,
+                                   chat_template_t **own_out) MUST_USE;
 void chat_template_release(chat_template_t *take_template);
 
 /* Appends the text to `text_out` and a mark for each of its bytes to `marks_out` (may be NULL). On
  * failure both are as before. What the template itself refuses by raise_exception is STATUS_INVALID
- * with its words. */
+ * with the text "TemplateError: " and its words. */
 status_t chat_render(const chat_template_t *template, const chat_input_t *input,
                      buffer_t *text_out, buffer_t *marks_out) MUST_USE;
 
 /* Renders and tokenizes; bos_token and eos_token are taken from the tokenizer where the input has
- * NULL. Appends at most ids_max ids. */
+ * NULL, and are empty where it has none either. Appends at most ids_max ids. */
 status_t chat_encode(const chat_template_t *template, const tokenizer_t *tokenizer,
                      const chat_input_t *input, size_t ids_max, token_ids_t *out) MUST_USE;
 

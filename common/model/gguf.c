@@ -2,15 +2,11 @@
  * gguf_value.c. See gguf.h. */
 #include "common/model/gguf.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "common/model/gguf_internal.h"
+#include "common/model/mapping.h"
 
 enum { LABEL_BYTES_MAX = 160 }; /* leaves two thirds of a failure text to what is wrong */
 
@@ -52,38 +48,11 @@ static status_t parse_or_close(gguf_t *take_gguf, gguf_t **own_out)
     return STATUS_OK;
 }
 
-static status_t map_file(const char *path, void **mapping_out, uint64_t *size_out)
-{
-    /* O_NONBLOCK keeps the open of a FIFO from waiting for a writer; files do not notice it. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return fail(errno == ENOENT ? STATUS_NOT_FOUND : STATUS_IO, "%s: cannot open: %s", path,
-                    strerror(errno));
-    struct stat info;
-    status_t status = STATUS_OK;
-    void *mapping = MAP_FAILED;
-    if (fstat(fd, &info) != 0)
-        status = fail(STATUS_IO, "%s: cannot stat: %s", path, strerror(errno));
-    else if (!S_ISREG(info.st_mode))
-        status = fail(STATUS_INVALID, "%s: not a regular file; a model is one GGUF file", path);
-    else if (info.st_size == 0)
-        status = fail(STATUS_INVALID, "%s: the file is empty, a GGUF begins with 24 bytes", path);
-    else
-        mapping = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
-    if (status == STATUS_OK && mapping == MAP_FAILED)
-        status = fail(STATUS_IO, "%s: cannot map: %s", path, strerror(errno));
-    close(fd);
-    TRY(status);
-    *mapping_out = mapping;
-    *size_out = (uint64_t)info.st_size;
-    return STATUS_OK;
-}
-
 status_t gguf_open(const char *path, gguf_t **own_out)
 {
     void *mapping;
     uint64_t size;
-    TRY(map_file(path, &mapping, &size));
+    TRY(mapping_open(path, "a model is one GGUF file", &mapping, &size));
     return parse_or_close(handle_new(path, mapping, size, mapping), own_out);
 }
 
@@ -97,8 +66,7 @@ void gguf_close(gguf_t *take_gguf)
 {
     if (take_gguf == NULL)
         return;
-    if (take_gguf->mapping != NULL)
-        munmap(take_gguf->mapping, (size_t)take_gguf->size);
+    mapping_close(take_gguf->mapping, take_gguf->size);
     arena_release(&take_gguf->arena);
     free(take_gguf->path);
     free(take_gguf->label);
@@ -113,6 +81,11 @@ const char *gguf_path(const gguf_t *gguf)
 uint64_t gguf_file_bytes(const gguf_t *gguf)
 {
     return gguf->size;
+}
+
+const uint8_t *gguf_bytes(const gguf_t *gguf)
+{
+    return gguf->bytes;
 }
 
 uint32_t gguf_version(const gguf_t *gguf)

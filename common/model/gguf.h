@@ -88,6 +88,8 @@ void gguf_close(gguf_t *take_gguf);
 
 const char *gguf_path(const gguf_t *gguf);
 uint64_t gguf_file_bytes(const gguf_t *gguf);
+/* The whole file as it lies in memory. */
+const uint8_t *gguf_bytes(const gguf_t *gguf);
 uint32_t gguf_version(const gguf_t *gguf);
 uint32_t gguf_alignment(const gguf_t *gguf);
 

@@ -287,7 +287,7 @@ static status_t take_shape(cursor_t *cursor, gguf_tensor_t *tensor)
     }
     uint32_t type;
     TRY(take_u32(cursor, "a tensor's type", &type));
-    const qtype_info_t *info = qtype_info(type);
+    const qtype_info_t *info = type < QTYPE_OWN_FIRST ? qtype_info(type) : NULL;
     if (info == NULL)
         return fail(STATUS_INVALID, "%s: tensor %s: the format has no type %d (any more)", label,
                     tensor->name, (int)type);

@@ -46,12 +46,18 @@ status_t value_equal(jinja_run_t *run, const value_t *a, const value_t *b, unsig
     } else if (a->kind == VALUE_TEXT) {
         TRY(run_charge(run, a->text.n / 64));
         *out = text_equal(&a->text, &b->text);
-    } else if (value_is_list(a)) {
+    } else if (value_is_sequence(a)) {
         return lists_equal(run, a->list, b->list, depth, out);
     } else if (a->kind == VALUE_DICT) {
         return dicts_equal(run, a->dict, b->dict, depth, out);
     } else if (a->kind == VALUE_NAMESPACE) {
         *out = a->dict == b->dict;
+    } else if (a->kind == VALUE_VIEW || a->kind == VALUE_GENERATOR) {
+        *out = a->list == b->list;
+    } else if (a->kind == VALUE_LOOP) {
+        *out = a->loop == b->loop;
+    } else if (a->kind == VALUE_METHOD) {
+        *out = a->method == b->method;
     } else if (a->kind == VALUE_MACRO) {
         *out = a->macro == b->macro;
     } else if (a->kind == VALUE_FUNCTION) {
@@ -59,6 +65,22 @@ status_t value_equal(jinja_run_t *run, const value_t *a, const value_t *b, unsig
     } else {
         *out = true; /* none and none, undefined and undefined */
     }
+    return STATUS_OK;
+}
+
+/* The first elements that differ decide, then the lengths. */
+static status_t lists_compare(jinja_run_t *run, const list_t *a, const list_t *b, int *out)
+{
+    size_t n = a->n < b->n ? a->n : b->n;
+    /* A list cannot hold itself, so its depth is bounded by that of the template and the data. */
+    TRY(run_charge(run, 1));
+    for (size_t i = 0; i < n; i++) {
+        bool equal;
+        TRY(value_equal(run, &a->items[i], &b->items[i], 0, &equal));
+        if (!equal)
+            return value_compare(run, &a->items[i], &b->items[i], out);
+    }
+    *out = a->n < b->n ? -1 : a->n > b->n;
     return STATUS_OK;
 }
 
@@ -73,6 +95,8 @@ status_t value_compare(jinja_run_t *run, const value_t *a, const value_t *b, int
         *out = x < y ? -1 : x > y;
         return STATUS_OK;
     }
+    if (value_is_list(a) && a->kind == b->kind)
+        return lists_compare(run, a->list, b->list, out);
     if (a->kind != VALUE_TEXT || b->kind != VALUE_TEXT)
         return jinja_fail(run, "%s and %s have no order", value_kind_name(a), value_kind_name(b));
     /* UTF-8 sorts by bytes as its characters do. */
@@ -97,12 +121,17 @@ status_t value_contains(jinja_run_t *run, const value_t *haystack, const value_t
                       needle->text.n) != NULL;
         return STATUS_OK;
     }
-    if (value_is_list(haystack)) {
-        for (size_t i = 0; i < haystack->list->n && !*out; i++)
-            TRY(value_equal(run, &haystack->list->items[i], needle, 0, out));
+    if (value_is_sequence(haystack) || haystack->kind == VALUE_VIEW ||
+        haystack->kind == VALUE_GENERATOR) {
+        list_t *list;
+        TRY(value_elements(run, haystack, &list));
+        for (size_t i = 0; i < list->n && !*out; i++)
+            TRY(value_equal(run, &list->items[i], needle, 0, out));
         return STATUS_OK;
     }
-    if (value_is_dict(haystack)) {
+    if (haystack->kind == VALUE_DICT) {
+        if (value_is_list(needle) || needle->kind == VALUE_DICT)
+            return jinja_fail(run, "%s is no key of a mapping", value_kind_name(needle));
         const value_t *found = NULL;
         if (needle->kind == VALUE_TEXT)
             TRY(dict_get(run, haystack->dict, &needle->text, &found));
@@ -126,12 +155,27 @@ static status_t characters(jinja_run_t *run, const text_t *text, list_t *list)
     return STATUS_OK;
 }
 
+/* What a generator has left, which it then has no more. */
+static status_t take_rest(jinja_run_t *run, list_t *generator, list_t **out)
+{
+    value_t rest;
+    TRY(list_new(run, VALUE_LIST, 0, &rest));
+    *rest.list = (list_t){.items = generator->items + generator->n_taken,
+                          .n = generator->n - generator->n_taken,
+                          .capacity = generator->n - generator->n_taken};
+    generator->n_taken = generator->n;
+    *out = rest.list;
+    return STATUS_OK;
+}
+
 status_t value_elements(jinja_run_t *run, const value_t *value, list_t **out)
 {
-    if (value_is_list(value)) {
+    if (value_is_sequence(value) || value->kind == VALUE_VIEW) {
         *out = value->list;
         return STATUS_OK;
     }
+    if (value->kind == VALUE_GENERATOR)
+        return take_rest(run, value->list, out);
     if (value->kind == VALUE_UNDEFINED && run->strict)
         return jinja_fail(run, "\"%.*s\" is undefined", (int)value->text.n, value->text.data);
     value_t list;

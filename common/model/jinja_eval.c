@@ -108,38 +108,37 @@ static status_t set_attribute(jinja_run_t *run, const node_t *target, const valu
     return dict_set(run, object.dict, &name, value);
 }
 
-static status_t bind(jinja_run_t *run, const node_t *node, const value_t *value)
+status_t eval_bind(jinja_run_t *run, const node_t *target, const value_t *value)
 {
-    const value_t *items = value;
-    if (node->n_items > 1) {
-        list_t *list;
-        TRY(value_elements(run, value, &list));
-        if (list->n != node->n_items)
-            return jinja_fail(run, "%zu values for %zu names", list->n, node->n_items);
-        items = list->items;
-    }
-    for (size_t i = 0; i < node->n_items; i++) {
-        const node_t *target = node->items[i];
+    if (target->kind == NODE_ATTRIBUTE)
+        return set_attribute(run, target, value);
+    if (target->kind == NODE_NAME) {
         text_t name = node_text(target);
-        if (target->kind == NODE_ATTRIBUTE)
-            TRY(set_attribute(run, target, &items[i]));
-        else
-            TRY(scope_set(run, &name, &items[i]));
+        return scope_set(run, &name, value);
     }
+    list_t *list;
+    TRY(value_elements(run, value, &list));
+    if (list->n != target->n_items)
+        return jinja_fail(run, "%zu values for %zu names", list->n, target->n_items);
+    for (size_t i = 0; i < target->n_items; i++)
+        TRY(eval_bind(run, target->items[i], &list->items[i]));
     return STATUS_OK;
 }
 
-/* Runs a body with its output going to a text. */
-static status_t capture(jinja_run_t *run, const node_t *body, text_t *out)
+status_t eval_capture(jinja_run_t *run, const node_t *body, text_t *out)
 {
-    sink_t sink = {0}, *outer = run->sink;
+    sink_t sink = {0}, *outer_sink = run->sink;
+    scope_t *outer = run->scope;
+    TRY(scope_push(run));
     run->sink = &sink;
     status_t status = eval_statement(run, body);
-    run->sink = outer;
+    run->sink = outer_sink;
+    run->scope = outer;
     *out = sink_text(&sink);
     return status;
 }
 
+/* A break or continue inside a captured body leaves the set as well. */
 static status_t run_set(jinja_run_t *run, const node_t *node)
 {
     value_t value;
@@ -147,51 +146,57 @@ static status_t run_set(jinja_run_t *run, const node_t *node)
         TRY(eval_expression(run, node->a, &value));
     } else {
         text_t text;
-        TRY(capture(run, node->c, &text));
+        TRY(eval_capture(run, node->c, &text));
+        if (run->flow != FLOW_ON)
+            return STATUS_OK;
         value = value_text(text);
         TRY(eval_filter_chain(run, node->a, &value));
     }
-    return bind(run, node, &value);
+    return eval_bind(run, node->items[0], &value);
 }
 
 static status_t run_filter_block(jinja_run_t *run, const node_t *node)
 {
     text_t text;
-    TRY(capture(run, node->c, &text));
+    TRY(eval_capture(run, node->c, &text));
+    if (run->flow != FLOW_ON)
+        return STATUS_OK;
     value_t value = value_text(text);
     TRY(eval_filter_chain(run, node->a, &value));
     TRY(value_string(run, &value, &text));
     return sink_append(run, run->sink, &text);
 }
 
-/* Sets what `loop` shows in iteration i of `items`. It is one object for the whole loop, as in
- * Jinja, so a long conversation costs no memory for it. */
-static status_t update_loop(jinja_run_t *run, const list_t *items, size_t i, dict_t *loop)
+/* The values are computed outside of the new scope. */
+static status_t run_with(jinja_run_t *run, const node_t *node)
 {
-    const struct {
-        const char *name;
-        value_t value;
-    } fields[] = {
-        {"index", value_integer((int64_t)i + 1)},
-        {"index0", value_integer((int64_t)i)},
-        {"first", value_bool(i == 0)},
-        {"last", value_bool(i + 1 == items->n)},
-        {"length", value_integer((int64_t)items->n)},
-        {"revindex", value_integer((int64_t)(items->n - i))},
-        {"revindex0", value_integer((int64_t)(items->n - i - 1))},
-        {"previtem", i > 0 ? items->items[i - 1] : value_undefined(text_of("loop.previtem", 0))},
-        {"nextitem", i + 1 < items->n ? items->items[i + 1]
-                                      : value_undefined(text_of("loop.nextitem", 0))},
-    };
-    for (size_t f = 0; f < sizeof fields / sizeof *fields; f++) {
-        text_t name = text_of(fields[f].name, MARK_TEMPLATE);
-        TRY(dict_set(run, loop, &name, &fields[f].value));
-    }
+    value_t *values;
+    scope_t *outer = run->scope;
+    TRY(run_alloc(run, node->n_items / 2, sizeof *values, &values));
+    for (size_t i = 0; i < node->n_items / 2; i++)
+        TRY(eval_expression(run, node->items[2 * i + 1], &values[i]));
+    TRY(scope_push(run));
+    for (size_t i = 0; i < node->n_items / 2; i++)
+        TRY(eval_bind(run, node->items[2 * i], &values[i]));
+    TRY(eval_statement(run, node->c));
+    run->scope = outer;
+    return STATUS_OK;
+}
+
+/* A named block sees the variables of the template, not those of loops or scopes around it. */
+static status_t run_named_block(jinja_run_t *run, const node_t *node)
+{
+    scope_t *outer = run->scope;
+    while (run->scope->parent != NULL)
+        run->scope = run->scope->parent;
+    TRY(scope_push(run));
+    TRY(eval_statement(run, node->c));
+    run->scope = outer;
     return STATUS_OK;
 }
 
 /* The items that pass the for's own `if`; `loop` counts only these. */
-static status_t filter_items(jinja_run_t *run, const node_t *node, list_t **items)
+static status_t filter_items(jinja_run_t *run, const node_t *node, const list_t **items)
 {
     value_t kept;
     TRY(list_new(run, VALUE_LIST, 0, &kept));
@@ -199,7 +204,7 @@ static status_t filter_items(jinja_run_t *run, const node_t *node, list_t **item
         value_t condition;
         scope_t *outer = run->scope;
         TRY(scope_push(run));
-        TRY(bind(run, node, &(*items)->items[i]));
+        TRY(eval_bind(run, node->items[0], &(*items)->items[i]));
         TRY(eval_expression(run, node->b, &condition));
         run->scope = outer;
         if (value_truth(&condition))
@@ -209,32 +214,42 @@ static status_t filter_items(jinja_run_t *run, const node_t *node, list_t **item
     return STATUS_OK;
 }
 
+status_t eval_loop(jinja_run_t *run, const node_t *node, const list_t *items, size_t depth0)
+{
+    scope_t *outer = run->scope;
+    loop_t *loop;
+    if (node->b != NULL)
+        TRY(filter_items(run, node, &items));
+    TRY(run_alloc(run, 1, sizeof *loop, &loop));
+    *loop = (loop_t){.items = items, .depth0 = depth0, .node = node, .scope = outer};
+    value_t value = {.kind = VALUE_LOOP, .loop = loop};
+    text_t name = text_of("loop", MARK_TEMPLATE);
+    TRY(scope_push(run));
+    if (items->n == 0) {
+        status_t status = node->d == NULL ? STATUS_OK : eval_statement(run, node->d);
+        run->scope = outer;
+        return status;
+    }
+    for (size_t i = 0; i < items->n && run->flow != FLOW_BREAK; i++) {
+        run->flow = FLOW_ON;
+        run->scope->n = 0; /* what an iteration sets ends with it */
+        loop->index0 = i;
+        TRY(scope_set(run, &name, &value));
+        TRY(eval_bind(run, node->items[0], &items->items[i]));
+        TRY(eval_statement(run, node->c));
+    }
+    run->scope = outer;
+    run->flow = FLOW_ON;
+    return STATUS_OK;
+}
+
 static status_t run_for(jinja_run_t *run, const node_t *node)
 {
     value_t iterated;
     list_t *items;
     TRY(eval_expression(run, node->a, &iterated));
     TRY(value_elements(run, &iterated, &items));
-    if (node->b != NULL)
-        TRY(filter_items(run, node, &items));
-    if (items->n == 0)
-        return node->d == NULL ? STATUS_OK : eval_statement(run, node->d);
-    scope_t *outer = run->scope;
-    value_t loop;
-    text_t loop_name = text_of("loop", MARK_TEMPLATE);
-    TRY(dict_new(run, VALUE_DICT, &loop));
-    TRY(scope_push(run));
-    for (size_t i = 0; i < items->n && run->flow != FLOW_BREAK; i++) {
-        run->flow = FLOW_ON;
-        run->scope->n = 0; /* what an iteration sets ends with it */
-        TRY(update_loop(run, items, i, loop.dict));
-        TRY(scope_set(run, &loop_name, &loop));
-        TRY(bind(run, node, &items->items[i]));
-        TRY(eval_statement(run, node->c));
-    }
-    run->scope = outer;
-    run->flow = FLOW_ON;
-    return STATUS_OK;
+    return eval_loop(run, node, items, 0);
 }
 
 static status_t run_macro(jinja_run_t *run, const node_t *node)
@@ -247,48 +262,17 @@ static status_t run_macro(jinja_run_t *run, const node_t *node)
     return scope_set(run, &name, &value);
 }
 
-static status_t bind_parameters(jinja_run_t *run, const node_t *node, const arguments_t *arguments)
+static status_t run_call_block(jinja_run_t *run, const node_t *node)
 {
-    size_t n_positional = arguments->n - arguments->n_named, n_bound = 0;
-    if (n_positional > node->n_items)
-        return jinja_fail(run, "the macro \"%.*s\" takes %zu arguments, not %zu",
-                          (int)node->text_size, node->text, node->n_items, n_positional);
-    for (size_t i = 0; i < node->n_items; i++) {
-        const node_t *parameter = node->items[i];
-        text_t name = node_text(parameter);
-        value_t value = value_undefined(name);
-        if (parameter->a != NULL)
-            TRY(eval_expression(run, parameter->a, &value));
-        if (i < n_positional)
-            value = arguments->items[i];
-        for (size_t k = 0; k < arguments->n_named; k++)
-            if (text_equal(&arguments->names[k], &name)) {
-                value = arguments->items[n_positional + k];
-                n_bound++;
-            }
-        TRY(scope_set(run, &name, &value));
-    }
-    if (n_bound < arguments->n_named)
-        return jinja_fail(run, "the macro \"%.*s\" has no such argument or got it twice",
-                          (int)node->text_size, node->text);
-    return STATUS_OK;
-}
-
-status_t eval_macro(jinja_run_t *run, const macro_t *macro, const arguments_t *arguments,
-                    value_t *out)
-{
-    scope_t *outer = run->scope;
-    flow_t flow = run->flow;
-    run->scope = macro->scope;
-    run->flow = FLOW_ON;
-    TRY(scope_push(run));
-    TRY(bind_parameters(run, macro->node, arguments));
+    macro_t *body;
+    value_t result;
     text_t text;
-    TRY(capture(run, macro->node->c, &text));
-    run->scope = outer;
-    run->flow = flow;
-    *out = value_text(text);
-    return STATUS_OK;
+    TRY(run_alloc(run, 1, sizeof *body, &body));
+    *body = (macro_t){node, run->scope};
+    value_t caller = {.kind = VALUE_MACRO, .macro = body};
+    TRY(eval_call(run, node->a, &caller, &result));
+    TRY(value_string(run, &result, &text));
+    return sink_append(run, run->sink, &text);
 }
 
 static status_t run_statement(jinja_run_t *run, const node_t *node)
@@ -307,8 +291,14 @@ static status_t run_statement(jinja_run_t *run, const node_t *node)
         return run_set(run, node);
     case NODE_FILTER_BLOCK:
         return run_filter_block(run, node);
+    case NODE_WITH:
+        return run_with(run, node);
+    case NODE_NAMED_BLOCK:
+        return run_named_block(run, node);
     case NODE_MACRO:
         return run_macro(run, node);
+    case NODE_CALL_BLOCK:
+        return run_call_block(run, node);
     case NODE_BREAK:
         run->flow = FLOW_BREAK;
         return STATUS_OK;

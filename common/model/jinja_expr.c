@@ -9,127 +9,6 @@ static text_t node_text(const node_t *node)
     return (text_t){node->text, node->text_size, NULL, MARK_TEMPLATE};
 }
 
-status_t value_attribute(jinja_run_t *run, const value_t *value, const text_t *name, value_t *out)
-{
-    if (name->n >= 2 && memcmp(name->data, "__", 2) == 0)
-        return jinja_fail(run, "the attribute \"%.*s\" is not accessible",
-                          (int)(name->n < 40 ? name->n : 40), name->data);
-    if (value->kind == VALUE_UNDEFINED)
-        return jinja_fail(run, "\"%.*s\" is undefined", (int)value->text.n, value->text.data);
-    const value_t *found = NULL;
-    if (value_is_dict(value))
-        TRY(dict_get(run, value->dict, name, &found));
-    *out = found == NULL ? value_undefined(*name) : *found;
-    return STATUS_OK;
-}
-
-status_t value_index(jinja_run_t *run, const value_t *value, const value_t *index, value_t *out)
-{
-    if (index->kind == VALUE_TEXT && (value_is_dict(value) || value->kind == VALUE_UNDEFINED)) {
-        if (value->kind == VALUE_UNDEFINED)
-            return jinja_fail(run, "\"%.*s\" is undefined", (int)value->text.n, value->text.data);
-        const value_t *found;
-        TRY(dict_get(run, value->dict, &index->text, &found));
-        *out = found == NULL ? value_undefined(index->text) : *found;
-        return STATUS_OK;
-    }
-    if (value->kind == VALUE_UNDEFINED)
-        return jinja_fail(run, "\"%.*s\" is undefined", (int)value->text.n, value->text.data);
-    *out = value_undefined(text_of("an element", MARK_DATA));
-    if (index->kind != VALUE_INTEGER)
-        return STATUS_OK;
-    int64_t at = index->integer;
-    if (value_is_list(value)) {
-        int64_t n = (int64_t)value->list->n;
-        at += at < 0 ? n : 0;
-        if (at >= 0 && at < n)
-            *out = value->list->items[at];
-    } else if (value->kind == VALUE_TEXT) {
-        TRY(run_charge(run, value->text.n / 64));
-        int64_t n = (int64_t)text_length(&value->text);
-        at += at < 0 ? n : 0;
-        if (at >= 0 && at < n) {
-            size_t start = text_offset(&value->text, (size_t)at);
-            text_t rest = text_slice(&value->text, start, value->text.n - start);
-            *out = value_text(text_slice(&rest, 0, text_offset(&rest, 1)));
-        }
-    }
-    return STATUS_OK;
-}
-
-/* start:stop:step over n elements, as Python clamps them. */
-typedef struct {
-    int64_t start, stop, step;
-} range_t;
-
-static status_t slice_part(jinja_run_t *run, const node_t *node, int64_t *inout)
-{
-    value_t value;
-    if (node == NULL)
-        return STATUS_OK;
-    TRY(eval_expression(run, node, &value));
-    if (value.kind == VALUE_NONE)
-        return STATUS_OK;
-    if (value.kind != VALUE_INTEGER)
-        return jinja_fail(run, "a slice needs integers, not %s", value_kind_name(&value));
-    *inout = value.integer;
-    return STATUS_OK;
-}
-
-static int64_t clamp(int64_t at, int64_t n, int64_t low, int64_t high)
-{
-    if (at < 0)
-        at = at < -n ? low : at + n; /* far enough below is below the first */
-    return at < low ? low : at > high ? high : at;
-}
-
-static status_t slice_range(jinja_run_t *run, const node_t *node, int64_t n, range_t *out)
-{
-    out->step = 1;
-    TRY(slice_part(run, node->d, &out->step));
-    if (out->step == 0 || out->step == INT64_MIN)
-        return jinja_fail(run, "a slice step of %lld is not possible", (long long)out->step);
-    bool up = out->step > 0;
-    int64_t low = up ? 0 : -1, high = up ? n : n - 1;
-    int64_t start = INT64_MIN, stop = INT64_MIN;
-    TRY(slice_part(run, node->b, &start));
-    TRY(slice_part(run, node->c, &stop));
-    out->start = start == INT64_MIN ? (up ? low : high) : clamp(start, n, low, high);
-    out->stop = stop == INT64_MIN ? (up ? high : low) : clamp(stop, n, low, high);
-    return STATUS_OK;
-}
-
-static status_t eval_slice(jinja_run_t *run, const node_t *node, value_t *out)
-{
-    value_t value;
-    list_t *list;
-    range_t range;
-    TRY(eval_expression(run, node->a, &value));
-    if (value.kind != VALUE_TEXT && !value_is_list(&value))
-        return jinja_fail(run, "%s cannot be sliced", value_kind_name(&value));
-    TRY(value_elements(run, &value, &list));
-    TRY(slice_range(run, node, (int64_t)list->n, &range));
-    value_t picked;
-    TRY(list_new(run, value.kind == VALUE_TEXT ? VALUE_LIST : value.kind, 0, &picked));
-    for (int64_t at = range.start; range.step > 0 ? at < range.stop : at > range.stop;) {
-        TRY(run_charge(run, 1));
-        TRY(list_append(run, picked.list, &list->items[at]));
-        if (__builtin_add_overflow(at, range.step, &at))
-            break;
-    }
-    *out = picked;
-    if (value.kind != VALUE_TEXT)
-        return STATUS_OK;
-    text_t *parts;
-    TRY(run_alloc(run, picked.list->n, sizeof *parts, &parts));
-    for (size_t i = 0; i < picked.list->n; i++)
-        parts[i] = picked.list->items[i].text;
-    text_t text;
-    TRY(text_join(run, parts, picked.list->n, &text));
-    *out = value_text(text);
-    return STATUS_OK;
-}
-
 static status_t eval_binary(jinja_run_t *run, const node_t *node, value_t *out)
 {
     value_t a, b;
@@ -203,56 +82,129 @@ static status_t eval_dict(jinja_run_t *run, const node_t *node, value_t *out)
     return STATUS_OK;
 }
 
-status_t eval_arguments(jinja_run_t *run, const node_t *const *items, size_t n, arguments_t *out)
+/* Arguments while they are collected: those by position, then those by name. */
+typedef struct {
+    list_t positional;
+    dict_t named;
+} collected_t;
+
+static status_t collect_star(jinja_run_t *run, const node_t *item, collected_t *collected)
 {
-    value_t *values;
-    text_t *names;
-    *out = (arguments_t){.n = n};
-    TRY(run_alloc(run, n, sizeof *values, &values));
-    TRY(run_alloc(run, n, sizeof *names, &names));
-    for (size_t i = 0; i < n; i++) {
-        const node_t *item = items[i];
-        if (item->kind == NODE_KEYWORD) {
-            names[out->n_named++] = node_text(item);
-            item = item->a;
-        }
-        TRY(eval_expression(run, item, &values[i]));
+    value_t value;
+    TRY(eval_expression(run, item->a, &value));
+    if (item->integer == 1) {
+        list_t *list;
+        TRY(value_elements(run, &value, &list));
+        for (size_t i = 0; i < list->n; i++)
+            TRY(list_append(run, &collected->positional, &list->items[i]));
+        return STATUS_OK;
     }
-    out->items = values;
-    out->names = names;
+    if (value.kind != VALUE_DICT)
+        return jinja_fail(run, "** needs a mapping, not %s", value_kind_name(&value));
+    for (size_t i = 0; i < value.dict->n; i++)
+        TRY(dict_set(run, &collected->named, &value.dict->keys[i], &value.dict->values[i]));
     return STATUS_OK;
 }
 
-static status_t eval_call(jinja_run_t *run, const node_t *node, value_t *out)
+static status_t collect_argument(jinja_run_t *run, const node_t *item, collected_t *collected)
+{
+    value_t value;
+    const value_t *twice;
+    text_t name = node_text(item);
+    if (item->kind == NODE_STAR)
+        return collect_star(run, item, collected);
+    TRY(eval_expression(run, item->kind == NODE_KEYWORD ? item->a : item, &value));
+    if (item->kind != NODE_KEYWORD)
+        return list_append(run, &collected->positional, &value);
+    TRY(dict_get(run, &collected->named, &name, &twice));
+    if (twice != NULL)
+        return jinja_fail(run, "the argument \"%.*s\" is given twice", (int)name.n, name.data);
+    return dict_set(run, &collected->named, &name, &value);
+}
+
+status_t eval_arguments(jinja_run_t *run, const node_t *const *items, size_t n, arguments_t *out)
+{
+    collected_t collected = {0};
+    for (size_t i = 0; i < n; i++)
+        TRY(collect_argument(run, items[i], &collected));
+    *out = (arguments_t){.items = collected.positional.items, .n = collected.positional.n,
+                         .names = collected.named.keys, .n_named = collected.named.n};
+    for (size_t i = 0; i < collected.named.n; i++)
+        TRY(list_append(run, &collected.positional, &collected.named.values[i]));
+    out->items = collected.positional.items;
+    out->n = collected.positional.n;
+    return STATUS_OK;
+}
+
+status_t call_value(jinja_run_t *run, const value_t *callee, const arguments_t *arguments,
+                    value_t *out)
+{
+    switch (callee->kind) {
+    case VALUE_MACRO:
+        return eval_macro(run, callee->macro, arguments, out);
+    case VALUE_FUNCTION:
+        return callee->function(run, arguments, out);
+    case VALUE_METHOD:
+        return callee->method->fn(run, &callee->method->value, arguments, out);
+    case VALUE_LOOP:
+        return eval_loop_call(run, callee->loop, arguments, out);
+    case VALUE_UNDEFINED:
+        return jinja_fail(run, "\"%.*s\" is undefined", (int)callee->text.n, callee->text.data);
+    default:
+        return jinja_fail(run, "%s cannot be called", value_kind_name(callee));
+    }
+}
+
+/* What is called: for x.name(…) without the detour over a bound method. *fn_out is NULL unless it is
+ * a method of *object_out. */
+static status_t eval_callee(jinja_run_t *run, const node_t *node, value_t *callee_out,
+                            value_t *object_out, method_fn *fn_out)
+{
+    *fn_out = NULL;
+    if (node->kind != NODE_ATTRIBUTE)
+        return eval_expression(run, node, callee_out);
+    text_t name = node_text(node);
+    TRY(eval_expression(run, node->a, object_out));
+    *fn_out = method_find(object_out, &name);
+    if (*fn_out != NULL)
+        return STATUS_OK;
+    TRY(value_attribute(run, object_out, &name, callee_out));
+    if (callee_out->kind == VALUE_UNDEFINED)
+        return jinja_fail(run, "%s has no method \"%.*s\"", value_kind_name(object_out),
+                          (int)name.n, name.data);
+    return STATUS_OK;
+}
+
+/* Adds the body of a call block as the argument `caller`. */
+static status_t add_caller(jinja_run_t *run, const value_t *caller, arguments_t *arguments)
+{
+    value_t *items;
+    text_t *names;
+    TRY(run_alloc(run, arguments->n + 1, sizeof *items, &items));
+    TRY(run_alloc(run, arguments->n_named + 1, sizeof *names, &names));
+    for (size_t i = 0; i < arguments->n; i++)
+        items[i] = arguments->items[i];
+    for (size_t i = 0; i < arguments->n_named; i++)
+        names[i] = arguments->names[i];
+    items[arguments->n++] = *caller;
+    names[arguments->n_named++] = text_of("caller", MARK_TEMPLATE);
+    arguments->items = items;
+    arguments->names = names;
+    return STATUS_OK;
+}
+
+status_t eval_call(jinja_run_t *run, const node_t *node, const value_t *caller, value_t *out)
 {
     arguments_t arguments;
-    value_t callee;
-    if (node->a->kind == NODE_ATTRIBUTE) {
-        value_t object;
-        bool found;
-        text_t name = node_text(node->a);
-        TRY(eval_expression(run, node->a->a, &object));
-        TRY(eval_arguments(run, node->items, node->n_items, &arguments));
-        run->line = node->line;
-        TRY(method_call(run, &object, &name, &arguments, out, &found));
-        if (found)
-            return STATUS_OK;
-        TRY(value_attribute(run, &object, &name, &callee));
-        if (callee.kind == VALUE_UNDEFINED)
-            return jinja_fail(run, "%s has no method \"%.*s\"", value_kind_name(&object),
-                              (int)name.n, name.data);
-    } else {
-        TRY(eval_expression(run, node->a, &callee));
-        TRY(eval_arguments(run, node->items, node->n_items, &arguments));
-    }
+    value_t callee, object;
+    method_fn fn;
+    TRY(eval_callee(run, node->a, &callee, &object, &fn));
+    TRY(eval_arguments(run, node->items, node->n_items, &arguments));
+    if (caller != NULL)
+        TRY(add_caller(run, caller, &arguments));
     run->line = node->line;
-    if (callee.kind == VALUE_MACRO)
-        return eval_macro(run, callee.macro, &arguments, out);
-    if (callee.kind == VALUE_FUNCTION)
-        return callee.function(run, &arguments, out);
-    if (callee.kind == VALUE_UNDEFINED)
-        return jinja_fail(run, "\"%.*s\" is undefined", (int)callee.text.n, callee.text.data);
-    return jinja_fail(run, "%s cannot be called", value_kind_name(&callee));
+    return fn != NULL ? fn(run, &object, &arguments, out)
+                      : call_value(run, &callee, &arguments, out);
 }
 
 static status_t eval_filter(jinja_run_t *run, const node_t *node, const value_t *left, value_t *out)
@@ -306,6 +258,10 @@ static status_t eval_sign(jinja_run_t *run, const node_t *node, value_t *out)
     TRY(eval_expression(run, node->a, &value));
     if (!value_is_number(&value, &number))
         return jinja_fail(run, "%s has no sign", value_kind_name(&value));
+    if (node->kind == NODE_PLUS && value.kind == VALUE_REAL) {
+        *out = value;
+        return STATUS_OK;
+    }
     *out = value_real(-number);
     if (node->kind == NODE_NEGATE && value.kind == VALUE_REAL)
         return STATUS_OK;
@@ -381,7 +337,7 @@ static status_t eval_node(jinja_run_t *run, const node_t *node, value_t *out)
     case NODE_SLICE:
         return eval_slice(run, node, out);
     case NODE_CALL:
-        return eval_call(run, node, out);
+        return eval_call(run, node, NULL, out);
     case NODE_TEST:
         return eval_test(run, node, out);
     case NODE_NEGATE:

@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static status_t parse_body(parser_t *parser, const char *const *ends, const node_t **out);
-
 static bool token_is(const jinja_token_t *token, jinja_token_kind_t kind, const char *text)
 {
     return token->kind == kind && token->size == strlen(text) &&
@@ -130,11 +128,17 @@ void nodes_drop(nodes_t *nodes)
     *nodes = (nodes_t){0};
 }
 
-/* "%} body {% end %}" with the closing word taken. */
-static status_t parse_closed_body(parser_t *parser, const char *end, const node_t **out)
+/* The end of a tag that opens a body, where Jinja lets a colon stand as Python wants one. */
+static status_t need_head_close(parser_t *parser)
+{
+    (void)parser_take_operator(parser, ":");
+    return need_close(parser);
+}
+
+status_t parse_closed_body(parser_t *parser, const char *end, const node_t **out)
 {
     const char *const ends[] = {end, NULL};
-    TRY(need_close(parser));
+    TRY(need_head_close(parser));
     TRY(parse_body(parser, ends, out));
     parser->at++;
     return need_close(parser);
@@ -146,7 +150,7 @@ static status_t collect_branches(parser_t *parser, nodes_t *nodes)
     do {
         const node_t *condition, *body;
         TRY(parse_tuple(parser, false, &condition));
-        TRY(need_close(parser));
+        TRY(need_head_close(parser));
         TRY(parse_body(parser, ends, &body));
         nodes_add(nodes, condition);
         nodes_add(nodes, body);
@@ -169,46 +173,80 @@ static status_t parse_if(parser_t *parser, node_t node, const node_t **out)
     return parser_node(parser, node, out);
 }
 
-/* Names with commas between, perhaps in brackets: what a for or set binds. */
+static status_t collect_targets(parser_t *parser, nodes_t *nodes);
+
+/* A name, ns.x, or targets in brackets. */
+static status_t parse_one_target(parser_t *parser, bool with_attribute, const node_t **out)
+{
+    if (parser_take_operator(parser, "(")) {
+        TRY(parser_enter(parser));
+        status_t status = parse_target(parser, with_attribute, out);
+        parser_leave(parser);
+        TRY(status);
+        return parser_need_operator(parser, ")");
+    }
+    static const char *const constants[] = {"true", "True", "false", "False", "none", "None"};
+    for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
+        if (parser_is_name(parser, constants[i]))
+            return parser_unexpected(parser, "a name that can be set");
+    const jinja_token_t *name;
+    TRY(parser_need_name(parser, &name));
+    TRY(parser_node(parser, (node_t){.kind = NODE_NAME, .line = name->line, .text = name->text,
+                                     .text_size = name->size}, out));
+    if (!with_attribute || !parser_take_operator(parser, "."))
+        return STATUS_OK;
+    TRY(parser_need_name(parser, &name));
+    return parser_node(parser, (node_t){.kind = NODE_ATTRIBUTE, .line = name->line, .a = *out,
+                                        .text = name->text, .text_size = name->size}, out);
+}
+
+/* What stands behind the first of several targets; a comma may end them. */
 static status_t collect_targets(parser_t *parser, nodes_t *nodes)
 {
-    bool bracket = parser_take_operator(parser, "(");
-    do {
-        const jinja_token_t *name;
-        TRY(parser_need_name(parser, &name));
-        node_t node = {.kind = NODE_NAME, .line = name->line, .text = name->text,
-                       .text_size = name->size};
+    bool with_attribute = nodes->items[0]->kind == NODE_ATTRIBUTE;
+    while (parser_take_operator(parser, ",")) {
+        if (parser_token(parser)->kind == TOKEN_CLOSE_BLOCK || parser_is_operator(parser, ")"))
+            break;
         const node_t *target;
-        TRY(parser_node(parser, node, &target));
-        if (parser_take_operator(parser, ".")) {
-            TRY(parser_need_name(parser, &name));
-            node = (node_t){.kind = NODE_ATTRIBUTE, .line = name->line, .text = name->text,
-                            .text_size = name->size, .a = target};
-            TRY(parser_node(parser, node, &target));
-        }
+        TRY(parse_one_target(parser, with_attribute, &target));
         nodes_add(nodes, target);
-    } while (parser_take_operator(parser, ","));
-    return bracket ? parser_need_operator(parser, ")") : STATUS_OK;
+    }
+    return STATUS_OK;
+}
+
+status_t parse_target(parser_t *parser, bool with_attribute, const node_t **out)
+{
+    node_t node = {.kind = NODE_TUPLE, .line = parser_token(parser)->line};
+    TRY(parse_one_target(parser, with_attribute, out));
+    if (!parser_is_operator(parser, ","))
+        return STATUS_OK;
+    nodes_t nodes = {0};
+    nodes_add(&nodes, *out);
+    status_t status = collect_targets(parser, &nodes);
+    if (status != STATUS_OK) {
+        nodes_drop(&nodes);
+        return status;
+    }
+    nodes_keep(&nodes, parser, &node);
+    return parser_node(parser, node, out);
 }
 
 static status_t parse_for(parser_t *parser, node_t node, const node_t **out)
 {
     static const char *const ends[] = {"else", "endfor", NULL};
     node.kind = NODE_FOR;
-    const node_t *targets;
-    TRY(collect_into(parser, collect_targets, node, &targets));
-    node = *targets;
-    for (size_t i = 0; i < node.n_items; i++)
-        if (node.items[i]->kind != NODE_NAME)
-            return fail(STATUS_INVALID, "line %u: a for binds names only", node.line);
+    nodes_t nodes = {0};
+    const node_t *target;
+    TRY(parse_target(parser, false, &target));
+    nodes_add(&nodes, target);
+    nodes_keep(&nodes, parser, &node);
     if (!parser_take_name(parser, "in"))
         return parser_unexpected(parser, "in");
     TRY(parse_tuple(parser, false, &node.a));
     if (parser_take_name(parser, "if"))
         TRY(parse_expression(parser, &node.b));
-    if (parser_is_name(parser, "recursive"))
-        return fail(STATUS_INVALID, "line %u: recursive loops are not supported", node.line);
-    TRY(need_close(parser));
+    node.integer = parser_take_name(parser, "recursive");
+    TRY(need_head_close(parser));
     parser->loops++;
     status_t status = parse_body(parser, ends, &node.c);
     parser->loops--;
@@ -225,116 +263,44 @@ static status_t parse_for(parser_t *parser, node_t node, const node_t **out)
 static status_t parse_set(parser_t *parser, node_t node, const node_t **out)
 {
     node.kind = NODE_SET;
-    const node_t *targets;
-    TRY(collect_into(parser, collect_targets, node, &targets));
-    node = *targets;
+    nodes_t nodes = {0};
+    const node_t *target;
+    TRY(parse_target(parser, true, &target));
+    nodes_add(&nodes, target);
+    nodes_keep(&nodes, parser, &node);
     if (parser_take_operator(parser, "=")) {
         TRY(parse_tuple(parser, true, &node.a));
         TRY(need_close(parser));
         return parser_node(parser, node, out);
     }
     node.kind = NODE_SET_BLOCK;
-    if (node.n_items != 1)
-        return parser_unexpected(parser, "=");
     if (parser_take_operator(parser, "|"))
         TRY(parse_filter_chain(parser, &node.a));
     TRY(parse_closed_body(parser, "endset", &node.c));
     return parser_node(parser, node, out);
 }
 
-static status_t collect_parameters(parser_t *parser, nodes_t *nodes)
+static statement_fn find_statement(const parser_t *parser)
 {
-    TRY(parser_need_operator(parser, "("));
-    while (!parser_is_operator(parser, ")")) {
-        if (nodes->n > 0)
-            TRY(parser_need_operator(parser, ","));
-        const jinja_token_t *name;
-        TRY(parser_need_name(parser, &name));
-        node_t node = {.kind = NODE_KEYWORD, .line = name->line, .text = name->text,
-                       .text_size = name->size};
-        if (parser_take_operator(parser, "="))
-            TRY(parse_expression(parser, &node.a));
-        const node_t *parameter;
-        TRY(parser_node(parser, node, &parameter));
-        nodes_add(nodes, parameter);
-    }
-    return parser_need_operator(parser, ")");
+    if (parser_is_name(parser, "if"))
+        return parse_if;
+    if (parser_is_name(parser, "for"))
+        return parse_for;
+    return parser_is_name(parser, "set") ? parse_set : parse_block_statement(parser_token(parser));
 }
-
-static status_t parse_macro(parser_t *parser, node_t node, const node_t **out)
-{
-    const jinja_token_t *name;
-    TRY(parser_need_name(parser, &name));
-    node.kind = NODE_MACRO;
-    node.text = name->text;
-    node.text_size = name->size;
-    const node_t *head;
-    TRY(collect_into(parser, collect_parameters, node, &head));
-    node = *head;
-    unsigned loops = parser->loops; /* a break in a macro does not leave the loop around it */
-    parser->loops = 0;
-    status_t status = parse_closed_body(parser, "endmacro", &node.c);
-    parser->loops = loops;
-    TRY(status);
-    return parser_node(parser, node, out);
-}
-
-static status_t parse_filter_block(parser_t *parser, node_t node, const node_t **out)
-{
-    node.kind = NODE_FILTER_BLOCK;
-    TRY(parse_filter_chain(parser, &node.a));
-    TRY(parse_closed_body(parser, "endfilter", &node.c));
-    return parser_node(parser, node, out);
-}
-
-/* Marks what the assistant wrote, for training; the text is the same with and without. */
-static status_t parse_generation(parser_t *parser, node_t node, const node_t **out)
-{
-    (void)node;
-    return parse_closed_body(parser, "endgeneration", out);
-}
-
-static status_t parse_loop_exit(parser_t *parser, node_t node, const node_t **out)
-{
-    if (parser->loops == 0)
-        return fail(STATUS_INVALID, "line %u: break and continue stand inside a for only",
-                    node.line);
-    TRY(need_close(parser));
-    return parser_node(parser, node, out);
-}
-
-static status_t parse_break(parser_t *parser, node_t node, const node_t **out)
-{
-    node.kind = NODE_BREAK;
-    return parse_loop_exit(parser, node, out);
-}
-
-static status_t parse_continue(parser_t *parser, node_t node, const node_t **out)
-{
-    node.kind = NODE_CONTINUE;
-    return parse_loop_exit(parser, node, out);
-}
-
-static const struct {
-    const char *name;
-    status_t (*parse)(parser_t *parser, node_t node, const node_t **out);
-} statements[] = {
-    {"if", parse_if}, {"for", parse_for}, {"set", parse_set}, {"macro", parse_macro},
-    {"filter", parse_filter_block}, {"generation", parse_generation}, {"break", parse_break},
-    {"continue", parse_continue},
-};
 
 static status_t parse_statement(parser_t *parser, const node_t **out)
 {
     node_t node = {.line = parser_token(parser)->line};
-    for (size_t i = 0; i < sizeof statements / sizeof *statements; i++)
-        if (parser_take_name(parser, statements[i].name)) {
-            TRY(parser_enter(parser));
-            status_t status = statements[i].parse(parser, node, out);
-            parser_leave(parser);
-            return status;
-        }
-    return parser_unexpected(parser, "if, for, set, macro, filter, generation, break or continue");
+    statement_fn parse = find_statement(parser);
+    if (parse == NULL)
+        return parser_unexpected(parser, "if, for, set, macro, call, filter, with, generation, "
+                                         "break or continue");
+    parser->at++;
+    TRY(parser_enter(parser));
+    status_t status = parse(parser, node, out);
+    parser_leave(parser);
+    return status;
 }
 
 static bool is_end(const parser_t *parser, const char *const *ends)
@@ -367,9 +333,7 @@ static status_t parse_piece(parser_t *parser, const node_t **out)
     return parser_node(parser, node, out);
 }
 
-/* Everything up to one of the closing words, whose tag is opened but whose word is not taken; with
- * no words, up to the end of the template. */
-static status_t parse_body(parser_t *parser, const char *const *ends, const node_t **out)
+status_t parse_body(parser_t *parser, const char *const *ends, const node_t **out)
 {
     nodes_t nodes = {0};
     node_t body = {.kind = NODE_BLOCK, .line = parser_token(parser)->line};
@@ -405,5 +369,5 @@ status_t jinja_parse(arena_t *arena, const char *source, size_t n, const node_t 
         status = parse_body(&parser, no_ends, out);
     }
     jinja_tokens_release(&tokens);
-    return status;
+    return status == STATUS_OK ? jinja_check(*out) : status;
 }

@@ -14,6 +14,7 @@ typedef struct {
     size_t at;      /* never beyond the last token, which is TOKEN_END */
     unsigned depth; /* open blocks and brackets: bounds the parser's own recursion */
     unsigned loops; /* open for blocks: break and continue need one */
+    unsigned specials; /* special_name_t seen so far in the macro being parsed */
     size_t n_nodes;
 } parser_t;
 
@@ -55,6 +56,18 @@ void nodes_drop(nodes_t *nodes);
 /* Runs a collector one level deeper and makes a node of the items it found. */
 typedef status_t (*collect_fn)(parser_t *parser, nodes_t *nodes);
 status_t collect_into(parser_t *parser, collect_fn fn, node_t node, const node_t **out) MUST_USE;
+
+/* Everything up to one of the closing words, whose tag is opened but whose word is not taken; with
+ * no words (a list ends with NULL), up to the end of the template. */
+status_t parse_body(parser_t *parser, const char *const *ends, const node_t **out) MUST_USE;
+/* "%} body {% end %}" with the closing word taken. */
+status_t parse_closed_body(parser_t *parser, const char *end, const node_t **out) MUST_USE;
+/* A target of set, for or with: names, with commas a tuple. with_attribute: ns.x as well. */
+status_t parse_target(parser_t *parser, bool with_attribute, const node_t **out) MUST_USE;
+
+/* The statements of jinja_parse_block.c; each starts after its first word. */
+typedef status_t (*statement_fn)(parser_t *parser, node_t node, const node_t **out);
+statement_fn parse_block_statement(const jinja_token_t *word);
 
 /* A signed or plain value with its postfixes and, unless it stands behind a sign, its filters. */
 status_t parse_unary(parser_t *parser, bool with_filter, const node_t **out) MUST_USE;

@@ -43,21 +43,42 @@ static status_t collect_pairs(parser_t *parser, nodes_t *nodes)
     return parser_need_operator(parser, "}");
 }
 
-/* Positional arguments, then name=value ones. The opening bracket is already taken. */
+/* *list or **mapping in a call. */
+static status_t parse_star(parser_t *parser, int64_t stars, nodes_t *nodes)
+{
+    node_t node = {.kind = NODE_STAR, .line = parser_token(parser)->line, .integer = stars};
+    const node_t *star;
+    TRY(parse_expression(parser, &node.a));
+    TRY(parser_node(parser, node, &star));
+    nodes_add(nodes, star);
+    return STATUS_OK;
+}
+
+/* Positional arguments, then name=value ones; *list may stand between or behind these, **mapping at
+ * the end. The opening bracket is already taken. */
 static status_t collect_arguments(parser_t *parser, nodes_t *nodes)
 {
-    bool keywords = false;
+    bool keywords = false, list = false, mapping = false;
     while (!parser_is_operator(parser, ")")) {
         if (nodes->n > 0)
             TRY(parser_need_operator(parser, ","));
         if (parser_is_operator(parser, ")"))
             break;
+        if (mapping)
+            return parser_unexpected(parser, "nothing behind **");
+        bool star = !list && parser_take_operator(parser, "*");
+        mapping = !star && parser_take_operator(parser, "**");
+        list = list || star;
+        if (star || mapping) {
+            TRY(parse_star(parser, mapping ? 2 : 1, nodes));
+            continue;
+        }
         const jinja_token_t *name = parser_token(parser);
         bool keyword = name->kind == TOKEN_NAME && name[1].kind == TOKEN_OPERATOR &&
                        name[1].size == 1 && name[1].text[0] == '=';
         if (keyword)
             parser->at += 2;
-        else if (keywords)
+        else if (keywords || list)
             return parser_unexpected(parser, "a name=value argument");
         const node_t *value;
         TRY(parse_expression(parser, &value));
@@ -141,6 +162,9 @@ static status_t parse_name(parser_t *parser, const node_t **out)
             node.kind = constants[i].kind;
             node.integer = constants[i].integer;
         }
+    parser->specials |= (parser_is_name(parser, "caller") ? SPECIAL_CALLER : 0u) |
+                        (parser_is_name(parser, "kwargs") ? SPECIAL_KWARGS : 0u) |
+                        (parser_is_name(parser, "varargs") ? SPECIAL_VARARGS : 0u);
     parser->at++;
     return parser_node(parser, node, out);
 }
@@ -253,24 +277,24 @@ status_t parse_filter_chain(parser_t *parser, const node_t **out)
     return STATUS_OK;
 }
 
-/* Whether a test's argument follows without brackets, as in "x is divisibleby 3". */
+/* Whether a test's argument follows without brackets, as in "x is divisibleby 3". Jinja takes every
+ * name but these three for one. */
 static bool is_bare_argument(const parser_t *parser)
 {
-    static const char *const words[] = {"else", "or", "and", "if", "in", "not", "is"};
     const jinja_token_t *token = parser_token(parser);
     if (token->kind == TOKEN_TEXT || token->kind == TOKEN_INTEGER || token->kind == TOKEN_REAL)
         return true;
     if (token->kind == TOKEN_OPERATOR)
         return parser_is_operator(parser, "[") || parser_is_operator(parser, "{");
-    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
-        if (parser_is_name(parser, words[i]))
-            return false;
-    return token->kind == TOKEN_NAME;
+    return token->kind == TOKEN_NAME && !parser_is_name(parser, "else") &&
+           !parser_is_name(parser, "or") && !parser_is_name(parser, "and");
 }
 
 static status_t collect_bare(parser_t *parser, nodes_t *nodes)
 {
     const node_t *argument;
+    if (parser_is_name(parser, "is"))
+        return parser_unexpected(parser, "one test at a time");
     TRY(parse_primary(parser, &argument));
     TRY(parse_postfix(parser, &argument));
     nodes_add(nodes, argument);

@@ -5,6 +5,7 @@
 
 #include "common/base/checked.h"
 #include "common/model/chat.h"
+#include "common/model/jinja_eval.h"
 #include "common/model/unicode.h"
 
 status_t jinja_fail_at(uint32_t line, status_t status)
@@ -39,9 +40,10 @@ const char *value_kind_name(const value_t *value)
     static const char *const names[] = {
         [VALUE_UNDEFINED] = "undefined", [VALUE_NONE] = "none", [VALUE_BOOL] = "a boolean",
         [VALUE_INTEGER] = "an integer",  [VALUE_REAL] = "a float", [VALUE_TEXT] = "a string",
-        [VALUE_LIST] = "a list", [VALUE_TUPLE] = "a tuple", [VALUE_DICT] = "a mapping",
-        [VALUE_NAMESPACE] = "a namespace", [VALUE_MACRO] = "a macro",
-        [VALUE_FUNCTION] = "a function"};
+        [VALUE_LIST] = "a list", [VALUE_TUPLE] = "a tuple", [VALUE_RANGE] = "a range",
+        [VALUE_VIEW] = "a view", [VALUE_GENERATOR] = "a generator", [VALUE_DICT] = "a mapping",
+        [VALUE_NAMESPACE] = "a namespace", [VALUE_LOOP] = "a loop", [VALUE_MACRO] = "a macro",
+        [VALUE_FUNCTION] = "a function", [VALUE_METHOD] = "a method"};
     return names[value->kind];
 }
 
@@ -77,7 +79,7 @@ value_t value_undefined(text_t name)
 
 text_t text_of(const char *text, uint8_t mark)
 {
-    return (text_t){text, strlen(text), NULL, mark};
+    return (text_t){text, strlen(text), NULL, mark, false};
 }
 
 bool text_is(const text_t *text, const char *other)
@@ -144,7 +146,7 @@ status_t text_join(jinja_run_t *run, const text_t *parts, size_t n_parts, text_t
         copy_text(&parts[i], data + at, marks + at);
         at += parts[i].n;
     }
-    *out = (text_t){data, n, marks, 0};
+    *out = (text_t){data, n, marks, 0, false};
     return STATUS_OK;
 }
 
@@ -174,7 +176,8 @@ status_t sink_append(jinja_run_t *run, sink_t *sink, const text_t *text)
 
 text_t sink_text(const sink_t *sink)
 {
-    return (text_t){sink->n == 0 ? "" : sink->data, sink->n, sink->n == 0 ? NULL : sink->marks, 0};
+    return (text_t){sink->n == 0 ? "" : sink->data, sink->n, sink->n == 0 ? NULL : sink->marks, 0,
+                    false};
 }
 
 status_t list_new(jinja_run_t *run, value_kind_t kind, size_t capacity, value_t *out)
@@ -317,9 +320,32 @@ status_t value_from_json(jinja_run_t *run, const json_t *json, unsigned depth, v
     return STATUS_OK;
 }
 
+status_t value_from_text(jinja_run_t *run, const text_t *text, value_t *out)
+{
+    enum { JSON_BYTES_PER_BYTE = 64 }; /* of memory that parsing takes, at most */
+    json_error_t error;
+    size_t bytes;
+    if (!checked_mul_size(text->n, JSON_BYTES_PER_BYTE, &bytes) || bytes > run->memory_left)
+        return jinja_fail(run, "the JSON text is too large");
+    run->memory_left -= bytes;
+    TRY(run_charge(run, text->n));
+    json_t *json = json_loadb(text->data, text->n, JSON_DECODE_ANY | JSON_ALLOW_NUL, &error);
+    if (json == NULL)
+        return jinja_fail(run, "not JSON at line %d: %s", error.line, error.text);
+    if (run->parsed == NULL)
+        run->parsed = json_array();
+    json_array_append_new(run->parsed, json);
+    return value_from_json(run, json, 0, out);
+}
+
 bool value_is_list(const value_t *value)
 {
     return value->kind == VALUE_LIST || value->kind == VALUE_TUPLE;
+}
+
+bool value_is_sequence(const value_t *value)
+{
+    return value_is_list(value) || value->kind == VALUE_RANGE;
 }
 
 bool value_is_dict(const value_t *value)
@@ -360,6 +386,8 @@ bool value_truth(const value_t *value)
         return value->text.n > 0;
     case VALUE_LIST:
     case VALUE_TUPLE:
+    case VALUE_RANGE:
+    case VALUE_VIEW:
         return value->list->n > 0;
     case VALUE_DICT:
         return value->dict->n > 0;

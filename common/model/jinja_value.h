@@ -20,6 +20,7 @@ typedef struct {
     size_t n;
     const uint8_t *marks; /* one a byte; NULL: all are `mark` */
     uint8_t mark;
+    bool safe; /* Python's Markup, which the filter safe makes: + escapes what is added to it */
 } text_t;
 
 typedef enum {
@@ -31,10 +32,15 @@ typedef enum {
     VALUE_TEXT,
     VALUE_LIST,
     VALUE_TUPLE,
+    VALUE_RANGE,     /* a list to read, with the three numbers that it was made of */
+    VALUE_VIEW,      /* what a dictionary's items(), keys() and values() give: no index */
+    VALUE_GENERATOR, /* what map, select and others give: can be gone through once */
     VALUE_DICT,
     VALUE_NAMESPACE, /* a dictionary that set may change */
+    VALUE_LOOP,      /* `loop` inside a for */
     VALUE_MACRO,
     VALUE_FUNCTION,
+    VALUE_METHOD, /* an attribute that can be called, bound to its value */
 } value_kind_t;
 
 typedef struct value value_t;
@@ -44,6 +50,9 @@ typedef struct scope scope_t;
 typedef struct {
     value_t *items;
     size_t n, capacity;
+    const char *type;          /* of a view or a groupby pair: Python's name for it */
+    int64_t start, stop, step; /* of a range */
+    size_t n_taken;            /* of a generator: how many items are gone */
 } list_t;
 
 typedef struct {
@@ -61,10 +70,22 @@ typedef struct {
 
 typedef status_t (*function_fn)(jinja_run_t *run, const arguments_t *arguments, value_t *out);
 
+/* Also the body of a call block, which its macro knows as `caller`. */
 typedef struct {
-    const node_t *node;
-    scope_t *scope; /* where it was defined */
+    const node_t *node; /* NODE_MACRO or NODE_CALL_BLOCK */
+    scope_t *scope;     /* where it was defined */
 } macro_t;
+
+/* One run of a for over its items. */
+typedef struct {
+    const list_t *items;
+    size_t index0, depth0;
+    const node_t *node;     /* the for, to call it again when it is recursive */
+    scope_t *scope;         /* around the for */
+    const list_t *changed; /* the last arguments of loop.changed; NULL before the first */
+} loop_t;
+
+typedef struct method method_t;
 
 struct value {
     value_kind_t kind;
@@ -75,9 +96,19 @@ struct value {
         text_t text; /* of an undefined value: its name, for errors */
         list_t *list;
         dict_t *dict;
+        loop_t *loop;
         macro_t *macro;
         function_fn function;
+        const method_t *method;
     };
+};
+
+typedef status_t (*method_fn)(jinja_run_t *run, const value_t *value, const arguments_t *arguments,
+                              value_t *out);
+
+struct method {
+    value_t value; /* what it belongs to */
+    method_fn fn;
 };
 
 typedef struct {
@@ -112,6 +143,8 @@ struct jinja_run {
     scope_t *scope;
     sink_t *sink;
     flow_t flow;
+    bool refused;   /* raise_exception has spoken: its words stand as they are */
+    json_t *parsed; /* array of what from_json read; values borrow their texts from it */
 };
 
 /* Words an error with the line before it. */
@@ -157,23 +190,37 @@ status_t value_from_json(jinja_run_t *run, const json_t *json, unsigned depth,
                          value_t *out) MUST_USE;
 
 bool value_is_list(const value_t *value); /* list or tuple */
+/* What has a length and elements by number: list, tuple, range. */
+bool value_is_sequence(const value_t *value);
 bool value_is_dict(const value_t *value); /* dictionary or namespace */
 bool value_is_number(const value_t *value, double *out); /* booleans count, as in Python */
 bool value_truth(const value_t *value);
 status_t value_equal(jinja_run_t *run, const value_t *a, const value_t *b, unsigned depth,
                      bool *out) MUST_USE;
-/* -1, 0 or 1 in *out for numbers and texts; other pairs are an error. */
+/* -1, 0 or 1 in *out for numbers, texts and lists; other pairs are an error. */
 status_t value_compare(jinja_run_t *run, const value_t *a, const value_t *b, int *out) MUST_USE;
 /* `needle in haystack` */
 status_t value_contains(jinja_run_t *run, const value_t *haystack, const value_t *needle,
                         bool *out) MUST_USE;
-/* The elements that iterating gives: items, keys or characters. */
+/* The elements that iterating gives: items, keys or characters. A generator is empty after. */
 status_t value_elements(jinja_run_t *run, const value_t *value, list_t **out) MUST_USE;
 
 /* As {{ }} prints it. */
 status_t value_string(jinja_run_t *run, const value_t *value, text_t *out) MUST_USE;
-/* Python's json.dumps without ASCII escapes; indent < 0: on one line. */
-status_t value_json(jinja_run_t *run, const value_t *value, int64_t indent, bool sort_keys,
+/* Python's repr: a text in quotes, everything else as it prints. */
+status_t value_repr(jinja_run_t *run, const value_t *value, text_t *out) MUST_USE;
+
+/* How json.dumps writes. */
+typedef struct {
+    bool indented, sort_keys, ascii;
+    text_t indent;          /* one level of it */
+    text_t comma, colon;    /* between items, between key and value */
+} json_style_t;
+
+status_t value_json(jinja_run_t *run, const value_t *value, const json_style_t *style,
                     text_t *out) MUST_USE;
+/* The shortest digits that read back as the same number, as Python lays them out. */
+enum { NUMBER_TEXT_BYTES = 400 };
+void real_text(double real, bool json, char out[NUMBER_TEXT_BYTES]);
 
 #endif

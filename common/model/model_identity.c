@@ -10,6 +10,7 @@
 
 #include "common/base/memory.h"
 #include "common/model/model.h"
+#include "common/model/model_files.h"
 
 enum { CACHE_BYTES_MAX = 1024 };
 static const char prefix[] = "sha256:";
@@ -29,7 +30,13 @@ void model_text_identity(const model_identity_t *identity, char hex_out[DIGEST_H
     digest_finish(digest, hex_out);
 }
 
-status_t model_check_inside(const char *dir, const char *path)
+static bool is_folder(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+static status_t check_file_inside(const char *dir, const char *path)
 {
     char *real_dir = realpath(dir, NULL);
     char *real_path = real_dir ? realpath(path, NULL) : NULL;
@@ -48,6 +55,22 @@ status_t model_check_inside(const char *dir, const char *path)
     }
     free(real_dir);
     free(real_path);
+    return status;
+}
+
+status_t model_check_inside(const char *dir, const char *path)
+{
+    TRY(check_file_inside(dir, path));
+    if (!is_folder(path))
+        return STATUS_OK;
+    model_files_t files = {0};
+    status_t status = model_files_list(path, &files);
+    for (size_t i = 0; i < files.n && status == STATUS_OK; i++) {
+        char *file = mem_format("%s/%s", path, files.names[i]);
+        status = check_file_inside(dir, file);
+        free(file);
+    }
+    model_files_release(&files);
     return status;
 }
 
@@ -152,7 +175,8 @@ static status_t compute(const char *path, const char *stamp, char digest_out[MOD
     return STATUS_OK;
 }
 
-status_t model_digest(const char *path, const char *cache_dir, char digest_out[MODEL_DIGEST_SIZE])
+static status_t digest_of_one(const char *path, const char *cache_dir,
+                              char digest_out[MODEL_DIGEST_SIZE])
 {
     struct stat before;
     TRY(stat_model(path, &before));
@@ -167,4 +191,40 @@ status_t model_digest(const char *path, const char *cache_dir, char digest_out[M
     free(stamp);
     free(file);
     return status;
+}
+
+/* The names and digests of a directory's files, in the order of the names. Each file is cached by
+ * itself, so that a changed configuration does not cost reading the weights again. */
+static status_t digest_of_folder(const char *path, const char *cache_dir,
+                                 char digest_out[MODEL_DIGEST_SIZE])
+{
+    static const char head[] = "shoal model directory 1";
+    model_files_t files = {0};
+    digest_t *digest = digest_start();
+    digest_add_field(digest, head, sizeof head - 1);
+    status_t status = model_files_list(path, &files);
+    for (size_t i = 0; i < files.n && status == STATUS_OK; i++) {
+        char one[MODEL_DIGEST_SIZE];
+        char *file = mem_format("%s/%s", path, files.names[i]);
+        status = digest_of_one(file, cache_dir, one);
+        free(file);
+        digest_add_field(digest, files.names[i], strlen(files.names[i]));
+        if (status == STATUS_OK)
+            digest_add_field(digest, one, strlen(one));
+    }
+    model_files_release(&files);
+    if (status != STATUS_OK) {
+        digest_drop(digest);
+        return status;
+    }
+    char hex[DIGEST_HEX_SIZE];
+    digest_finish(digest, hex);
+    snprintf(digest_out, MODEL_DIGEST_SIZE, "%s%s", prefix, hex);
+    return STATUS_OK;
+}
+
+status_t model_digest(const char *path, const char *cache_dir, char digest_out[MODEL_DIGEST_SIZE])
+{
+    return is_folder(path) ? digest_of_folder(path, cache_dir, digest_out)
+                           : digest_of_one(path, cache_dir, digest_out);
 }

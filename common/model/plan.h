@@ -17,6 +17,7 @@
 
 enum {
     PLAN_LEAVES_MAX = 16, /* also in the kernels' definition of numbers; a test holds them equal */
+    PLAN_EXPERT_LEAVES = 4,
     PLAN_TP_MAX = 16, /* more slices than leaves would leave ranks without work */
     PLAN_STAGES_MAX = 64,
     PLAN_RANKS_MAX = 256, /* of one replica: tp * stages */
@@ -42,9 +43,16 @@ typedef struct {
 /* Of attention output over H heads: n = min(H, 16), edge i = floor(i*H/n), counted in heads. */
 void plan_leaf_edges_heads(uint32_t n_heads, plan_leaves_t *out);
 
+/* The same of a model's attention: of whole groups of heads where outputs are projected by group.
+ * Counted in heads. */
+void plan_leaf_edges_attention(const model_config_t *config, plan_leaves_t *out);
+
 /* Of the FFN's down over K values: n = min(16, max(4, floor(K/128))), edge i =
  * u * floor(i*ceil(K/u)/n), the last at K, with u = 32, or 8 if K < 512. Counted in values of K. */
 void plan_leaf_edges_ffn(uint32_t k, plan_leaves_t *out);
+
+/* Of an expert's down, the shared one's too: as above, but 4 leaves at most. */
+void plan_leaf_edges_expert(uint32_t k, plan_leaves_t *out);
 
 /* The leaves of slice `slice` of tp: for tp = 2^j the tree's node at depth j (a node of n leaves
  * has children of ceil(n/2) and floor(n/2)), else leaves
@@ -65,6 +73,14 @@ typedef struct {
     plan_run_t kv_heads;    /* key/value heads that those read; neighbours may share one */
     plan_run_t ffn_leaves;  /* leaves of down */
     plan_run_t ffn;         /* rows of gate and up, columns of down */
+    /* Experts are divided both ways: the slices form groups, a group holds a run of whole experts,
+     * and inside it each slice owns leaves of every one of them. Sums are exact integers, so the
+     * numbers do not depend on this choice. All empty without experts. */
+    plan_run_t experts;
+    plan_run_t expert_leaves;
+    plan_run_t expert_ffn;
+    plan_run_t shared_leaves; /* of the shared expert, over all slices */
+    plan_run_t shared_ffn;
     plan_run_t vocab;       /* rows of the head; edges at multiples of PLAN_VOCAB_BLOCK, or vocab */
 } plan_slice_t;
 
@@ -84,18 +100,23 @@ typedef struct {
     uint64_t file_bytes;
     uint64_t embedding_values, embedding_bytes;
     uint64_t head_values, head_bytes;   /* output norm included */
-    uint64_t norm_values, norm_bytes;   /* of the largest layer; every rank holds them */
-    uint64_t q_values, q_bytes;         /* of one layer, as are the rest (the largest layer) */
+    uint64_t norm_values, norm_bytes;   /* of the largest layer: norms, routers, projections to
+                                           latents; every rank holds them */
+    uint64_t q_values, q_bytes;         /* of one layer, as are the rest (the largest layer): what
+                                           is cut by query heads */
     uint64_t kv_values, kv_bytes;       /* attn_k and attn_v */
     uint64_t output_values, output_bytes;
-    uint64_t ffn_values, ffn_bytes;     /* gate, up and down */
+    uint64_t ffn_values, ffn_bytes;     /* gate, up and down of a dense layer */
+    uint64_t expert_values, expert_bytes; /* all experts of a layer that has them */
+    uint64_t shared_values, shared_bytes; /* its shared expert */
 } plan_sizes_t;
 void plan_sizes(const model_t *model, plan_sizes_t *out);
 
 /* --- stages --- */
 
 /* Layers of each stage: contiguous, at least one each. The largest cost is as small as can be, and
- * among such cuts the costs are as even as can be. A layer costs the values it multiplies; stage 0
+ * among such cuts the costs are as even as can be. A layer costs the values it multiplies (of
+ * experts, those that are used); stage 0
  * also embeds (a row's copy: one norm's worth); the last stage also has the head, at half its
  * values, because it runs for one row of a prompt but for every row of a decode.
  * STATUS_INVALID unless 1 <= stages <= min(layers, PLAN_STAGES_MAX). */

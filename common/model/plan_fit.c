@@ -10,59 +10,81 @@
 /* Code, stacks, the allocator's slack, the fabric's rings and the program's libraries. */
 static const uint64_t PROCESS_BYTES = 64ull << 20;
 
-static void add_largest(uint64_t values, uint64_t bytes, uint64_t *values_max, uint64_t *bytes_max)
+/* Of one layer, by how its tensors are cut. */
+typedef struct {
+    uint64_t values[MODEL_CUT_ROWS_VOCAB + 1], bytes[MODEL_CUT_ROWS_VOCAB + 1];
+} layer_sizes_t;
+
+static void add_tensor(const model_tensor_t *tensor, uint64_t times, layer_sizes_t *out)
 {
-    if (values > *values_max)
-        *values_max = values;
-    if (bytes > *bytes_max)
-        *bytes_max = bytes;
+    if (tensor == NULL)
+        return;
+    out->values[tensor->cut] += tensor->rows * tensor->columns * times;
+    out->bytes[tensor->cut] += tensor->bytes * times;
 }
 
-/* Sums the tensors of some roles of one layer into a pair that keeps the largest layer's. */
-static void add_roles(const model_t *model, uint32_t layer, const model_role_t *roles, size_t n,
-                      uint64_t *values_max, uint64_t *bytes_max)
+static void add_largest(const layer_sizes_t *layer, model_cut_t a, model_cut_t b,
+                        uint64_t *values_max, uint64_t *bytes_max)
 {
-    uint64_t values = 0, bytes = 0;
-    for (size_t i = 0; i < n; i++) {
-        const model_tensor_t *tensor = model_tensor(model, roles[i], layer);
-        values += tensor->rows * tensor->columns;
-        bytes += tensor->bytes;
+    uint64_t values = layer->values[a], bytes = layer->bytes[a];
+    if (b != a) {
+        values += layer->values[b];
+        bytes += layer->bytes[b];
     }
-    add_largest(values, bytes, values_max, bytes_max);
+    *values_max = values > *values_max ? values : *values_max;
+    *bytes_max = bytes > *bytes_max ? bytes : *bytes_max;
+}
+
+static void add_layer(const model_t *model, uint32_t layer, plan_sizes_t *out)
+{
+    layer_sizes_t sizes = {0};
+    for (int role = MODEL_ATTN_NORM; role < MODEL_N_ROLES; role++)
+        add_tensor(model_tensor(model, (model_role_t)role, layer),
+                   role < MODEL_EXPERT_GATE ? 1 : out->config.experts.n, &sizes);
+    add_largest(&sizes, MODEL_CUT_NONE, MODEL_CUT_NONE, &out->norm_values, &out->norm_bytes);
+    add_largest(&sizes, MODEL_CUT_ROWS_HEADS, MODEL_CUT_ROWS_HEADS, &out->q_values, &out->q_bytes);
+    add_largest(&sizes, MODEL_CUT_ROWS_KV_HEADS, MODEL_CUT_ROWS_KV_HEADS, &out->kv_values,
+                &out->kv_bytes);
+    add_largest(&sizes, MODEL_CUT_COLUMNS_HEADS, MODEL_CUT_COLUMNS_HEADS, &out->output_values,
+                &out->output_bytes);
+    add_largest(&sizes, MODEL_CUT_ROWS_FFN, MODEL_CUT_COLUMNS_FFN, &out->ffn_values,
+                &out->ffn_bytes);
+    add_largest(&sizes, MODEL_CUT_ROWS_EXPERT, MODEL_CUT_COLUMNS_EXPERT, &out->expert_values,
+                &out->expert_bytes);
+    add_largest(&sizes, MODEL_CUT_ROWS_SHARED, MODEL_CUT_COLUMNS_SHARED, &out->shared_values,
+                &out->shared_bytes);
 }
 
 void plan_sizes(const model_t *model, plan_sizes_t *out)
 {
-    static const model_role_t norms[] = {MODEL_ATTN_NORM, MODEL_FFN_NORM};
-    static const model_role_t q[] = {MODEL_ATTN_Q};
-    static const model_role_t kv[] = {MODEL_ATTN_K, MODEL_ATTN_V};
-    static const model_role_t output[] = {MODEL_ATTN_OUTPUT};
-    static const model_role_t ffn[] = {MODEL_FFN_GATE, MODEL_FFN_UP, MODEL_FFN_DOWN};
-    static const model_role_t embedding[] = {MODEL_TOKEN_EMBD};
-    static const model_role_t head[] = {MODEL_OUTPUT_NORM, MODEL_OUTPUT};
-    *out = (plan_sizes_t){.config = *model_config(model),
-                          .file_bytes = gguf_file_bytes(model_gguf(model))};
-    add_roles(model, 0, embedding, 1, &out->embedding_values, &out->embedding_bytes);
-    add_roles(model, 0, head, 2, &out->head_values, &out->head_bytes);
-    for (uint32_t layer = 0; layer < out->config.n_layers; layer++) {
-        add_roles(model, layer, norms, 2, &out->norm_values, &out->norm_bytes);
-        add_roles(model, layer, q, 1, &out->q_values, &out->q_bytes);
-        add_roles(model, layer, kv, 2, &out->kv_values, &out->kv_bytes);
-        add_roles(model, layer, output, 1, &out->output_values, &out->output_bytes);
-        add_roles(model, layer, ffn, 3, &out->ffn_values, &out->ffn_bytes);
-    }
+    const model_tensor_t *embedding = model_tensor(model, MODEL_TOKEN_EMBD, 0);
+    const model_tensor_t *norm = model_tensor(model, MODEL_OUTPUT_NORM, 0);
+    const model_tensor_t *head = model_tensor(model, MODEL_OUTPUT, 0);
+    *out = (plan_sizes_t){
+        .config = *model_config(model),
+        .file_bytes = source_bytes(model_source(model)),
+        .embedding_values = embedding->rows * embedding->columns,
+        .embedding_bytes = embedding->bytes,
+        .head_values = norm->columns + head->rows * head->columns,
+        .head_bytes = norm->bytes + head->bytes,
+    };
+    for (uint32_t layer = 0; layer < out->config.n_layers; layer++)
+        add_layer(model, layer, out);
 }
 
 /* --- stages --- */
 
 typedef struct {
-    double layer, first, last; /* of a layer; extra of stage 0; extra of the last stage */
+    double before[MODEL_LAYERS_MAX + 1]; /* all layers before the n-th */
+    double first, last;                  /* extra of stage 0; extra of the last stage */
     uint32_t stages;
 } stage_costs_t;
 
-static double stage_cost(const stage_costs_t *costs, uint32_t stage, uint32_t n_layers)
+/* Of layers [end - n_layers, end). */
+static double stage_cost(const stage_costs_t *costs, uint32_t stage, uint32_t end,
+                         uint32_t n_layers)
 {
-    double cost = costs->layer * n_layers;
+    double cost = costs->before[end] - costs->before[end - n_layers];
     if (stage == 0)
         cost += costs->first;
     if (stage == costs->stages - 1)
@@ -85,7 +107,7 @@ static double cut_layers(const stage_costs_t *costs, uint32_t n_layers, bool squ
             next[n] = DBL_MAX;
             /* Of equal scores the one with more layers on the earlier stages wins. */
             for (uint32_t here = 1; here <= n; here++) {
-                double cost = stage_cost(costs, s, here), before = best[n - here];
+                double cost = stage_cost(costs, s, n, here), before = best[n - here];
                 if (before == DBL_MAX || cost > cost_max)
                     continue;
                 double score = squares ? before + cost * cost : (cost > before ? cost : before);
@@ -100,6 +122,21 @@ static double cut_layers(const stage_costs_t *costs, uint32_t n_layers, bool squ
     return best[n_layers];
 }
 
+static void layer_costs(const plan_sizes_t *sizes, stage_costs_t *out)
+{
+    const model_config_t *config = &sizes->config;
+    double attention = (double)(sizes->norm_values + sizes->q_values + sizes->kv_values +
+                                sizes->output_values);
+    double dense = attention + (double)sizes->ffn_values, experts = attention;
+    if (config->experts.n > 0)
+        experts += (double)sizes->shared_values +
+                   (double)sizes->expert_values * config->experts.n_used / config->experts.n;
+    out->before[0] = 0;
+    for (uint32_t i = 0; i < config->n_layers; i++)
+        out->before[i + 1] =
+            out->before[i] + (config->layers[i].ffn == MODEL_FFN_DENSE ? dense : experts);
+}
+
 status_t plan_stages(const plan_sizes_t *sizes, uint32_t stages,
                      plan_run_t layers_out[PLAN_STAGES_MAX])
 {
@@ -110,12 +147,11 @@ status_t plan_stages(const plan_sizes_t *sizes, uint32_t stages,
         return fail(STATUS_INVALID, "%u stages for %u layers; 1 to %u would be right", stages,
                     n_layers, max);
     stage_costs_t costs = {
-        .layer = (double)(sizes->norm_values + sizes->q_values + sizes->kv_values +
-                          sizes->output_values + sizes->ffn_values),
         .first = (double)sizes->norm_values / 2,
         .last = (double)sizes->head_values / 2,
         .stages = stages,
     };
+    layer_costs(sizes, &costs);
     uint16_t *choice = MEM_NEW_ARRAY(uint16_t, (size_t)stages * (MODEL_LAYERS_MAX + 1));
     double cost_max = cut_layers(&costs, n_layers, false, DBL_MAX, choice);
     cut_layers(&costs, n_layers, true, cost_max, choice);
@@ -192,13 +228,59 @@ static uint64_t scratch_bytes(const plan_sizes_t *sizes, const plan_shape_t *sha
     uint64_t rows = shape->prefill_tokens_max ? shape->prefill_tokens_max : PLAN_STEP_ROWS;
     /* A row: residual, norm, its quantized copy and two partials of the exchange; q, its attention
      * output, k and v; gate, up and their product. All as F32. */
-    uint64_t values = 5ull * config->hidden +
+    uint64_t values = 2ull * model_residual(config) + 3ull * config->hidden +
                       2ull * config->head_dim * (slice->heads.count + slice->kv_heads.count) +
                       3ull * slice->ffn.count;
+    const model_latent_t *latent = &config->latent;
+    if (latent->kv_rank > 0) /* absorbed queries, and latents before they become values */
+        values += (uint64_t)slice->heads.count * (2ull * latent->kv_rank + latent->rope_dim) +
+                  latent->q_rank + latent->kv_rank + latent->rope_dim;
+    if (config->experts.n > 0) /* sums of 8 bytes, this rank's and the group's */
+        values += 2ull * config->hidden * (shape->tp + 1) + config->experts.n +
+                  3ull * slice->expert_ffn.count * config->experts.n_used +
+                  3ull * slice->shared_ffn.count;
     uint64_t bytes = rows * values * sizeof(float);
     if (last) /* the sampler also gathers whole rows of logits */
         bytes += (uint64_t)PLAN_LOGIT_ROWS * (slice->vocab.count + config->vocab) * sizeof(float);
     return bytes;
+}
+
+static uint64_t ffn_bytes(const plan_sizes_t *sizes, const plan_shape_t *shape,
+                          const plan_slice_t *slice, uint32_t layer)
+{
+    const model_config_t *config = &sizes->config;
+    const model_experts_t *experts = &config->experts;
+    if (config->layers[layer].ffn == MODEL_FFN_DENSE)
+        return packed(shape, sizes->ffn_values, sizes->ffn_bytes, slice->ffn.count, config->ffn);
+    uint64_t whole = share(sizes->expert_bytes, slice->experts.count, experts->n);
+    uint64_t values = share(sizes->expert_values, slice->experts.count, experts->n);
+    uint64_t bytes = packed(shape, values, whole, slice->expert_ffn.count, experts->ffn);
+    if (experts->shared_ffn > 0)
+        bytes += packed(shape, sizes->shared_values, sizes->shared_bytes, slice->shared_ffn.count,
+                        experts->shared_ffn);
+    return bytes;
+}
+
+/* What a token leaves in the caches of one layer. `element` is the size of an ordinary value; what is
+ * kept of each position until its entry is made is F32, and an entry counts by the token. */
+static uint64_t kv_bytes(const model_config_t *config, const plan_slice_t *slice, uint32_t layer,
+                         uint64_t element)
+{
+    const model_layer_t *kind = &config->layers[layer];
+    uint64_t dim = config->head_dim, index = kind->indexed ? config->index.head_dim : 0;
+    if (slice->heads.count == 0)
+        return 0;
+    switch ((model_attention_kind_t)kind->attention) {
+    case MODEL_ATTENTION_GROUPED: return 2ull * slice->kv_heads.count * dim * element;
+    case MODEL_ATTENTION_LATENT:
+        return ((uint64_t)config->latent.kv_rank + config->latent.rope_dim + index) * element;
+    case MODEL_ATTENTION_COMPRESSED: break;
+    }
+    if (kind->rate == 0)
+        return dim * element;
+    uint64_t width = kind->indexed ? 2 : 1;
+    return dim * element + 2 * width * (dim + index) * sizeof(float) +
+           ((dim + index) * element + kind->rate - 1) / kind->rate;
 }
 
 static void need_of(const plan_sizes_t *sizes, const plan_shape_t *shape, const plan_run_t *layers,
@@ -206,16 +288,16 @@ static void need_of(const plan_sizes_t *sizes, const plan_shape_t *shape, const 
 {
     const model_config_t *config = &sizes->config;
     bool last = stage == shape->stages - 1;
-    uint64_t layer =
+    uint64_t attention =
         packed(shape, sizes->norm_values, sizes->norm_bytes, 1, 1) +
         packed(shape, sizes->q_values, sizes->q_bytes, slice->heads.count, config->n_heads) +
         packed(shape, sizes->kv_values, sizes->kv_bytes, slice->kv_heads.count,
                config->n_kv_heads) +
         packed(shape, sizes->output_values, sizes->output_bytes, slice->heads.count,
-               config->n_heads) +
-        packed(shape, sizes->ffn_values, sizes->ffn_bytes, slice->ffn.count, config->ffn);
+               config->n_heads);
     plan_need_t need = {.process = PROCESS_BYTES};
-    need.weights = layer * layers[stage].count;
+    for (uint32_t i = 0; i < layers[stage].count; i++)
+        need.weights += attention + ffn_bytes(sizes, shape, slice, layers[stage].first + i);
     /* Rows of the embedding are read from the mapped file, so it counts as stored. */
     if (stage == 0)
         need.weights += sizes->embedding_bytes;
@@ -225,8 +307,8 @@ static void need_of(const plan_sizes_t *sizes, const plan_shape_t *shape, const 
     need.scratch = scratch_bytes(sizes, shape, slice, last);
     need.fixed = need.weights + need.scratch + need.process;
     uint64_t element = shape->activations_f32 ? 4 : 2;
-    need.kv_per_token =
-        2ull * layers[stage].count * slice->kv_heads.count * config->head_dim * element;
+    for (uint32_t i = 0; i < layers[stage].count; i++)
+        need.kv_per_token += kv_bytes(config, slice, layers[stage].first + i, element);
     *out = need;
 }
 

@@ -26,16 +26,34 @@ void plan_leaf_edges_heads(uint32_t n_heads, plan_leaves_t *out)
         out->edge[i] = edge_floor(n_heads, out->n, i);
 }
 
-void plan_leaf_edges_ffn(uint32_t k, plan_leaves_t *out)
+static void leaf_edges(uint32_t k, uint32_t n_max, plan_leaves_t *out)
 {
-    CHECK(k > 0 && k <= MODEL_FFN_MAX);
+    CHECK(k > 0);
     uint32_t unit = k < 512 ? 8 : 32;
     uint32_t n_units = (k + unit - 1) / unit;
     uint32_t n = k / 128;
-    out->n = n < 4 ? 4 : min_u32(n, PLAN_LEAVES_MAX);
+    out->n = min_u32(n < 4 ? 4 : n, n_max);
     for (uint32_t i = 0; i <= out->n; i++)
         out->edge[i] = min_u32(unit * edge_floor(n_units, out->n, i), k);
     out->edge[out->n] = k;
+}
+
+void plan_leaf_edges_attention(const model_config_t *config, plan_leaves_t *out)
+{
+    uint32_t units = config->compressed.groups > 0 ? config->compressed.groups : config->n_heads;
+    plan_leaf_edges_heads(units, out);
+    for (uint32_t i = 0; i <= out->n; i++)
+        out->edge[i] *= config->n_heads / units;
+}
+
+void plan_leaf_edges_ffn(uint32_t k, plan_leaves_t *out)
+{
+    leaf_edges(k, PLAN_LEAVES_MAX, out);
+}
+
+void plan_leaf_edges_expert(uint32_t k, plan_leaves_t *out)
+{
+    leaf_edges(k, PLAN_EXPERT_LEAVES, out);
 }
 
 static bool is_power_of_two(uint32_t n)
@@ -99,6 +117,33 @@ static plan_run_t run_of_leaves(const plan_leaves_t *leaves, plan_run_t run)
     return (plan_run_t){first, leaves->edge[run.first + run.count] - first};
 }
 
+/* Slices that share each expert: as many as can be with a leaf each, so that the groups, which can
+ * be uneven in work from one token to the next, are few. */
+static uint32_t slices_of_group(uint32_t tp)
+{
+    for (uint32_t n = PLAN_EXPERT_LEAVES; n > 1; n--)
+        if (tp % n == 0)
+            return n;
+    return 1;
+}
+
+static void slice_experts(const model_experts_t *experts, uint32_t tp, uint32_t slice,
+                          plan_slice_t *out)
+{
+    plan_leaves_t leaves;
+    uint32_t inside = slices_of_group(tp), groups = tp / inside, group = slice / inside;
+    uint32_t first = edge_floor(experts->n, groups, group);
+    out->experts = (plan_run_t){first, edge_floor(experts->n, groups, group + 1) - first};
+    plan_leaf_edges_expert(experts->ffn, &leaves);
+    out->expert_leaves = plan_leaf_run(leaves.n, inside, slice % inside);
+    out->expert_ffn = run_of_leaves(&leaves, out->expert_leaves);
+    if (experts->shared_ffn == 0)
+        return;
+    plan_leaf_edges_expert(experts->shared_ffn, &leaves);
+    out->shared_leaves = plan_leaf_run(leaves.n, tp, slice);
+    out->shared_ffn = run_of_leaves(&leaves, out->shared_leaves);
+}
+
 status_t plan_slice(const model_config_t *config, uint32_t tp, uint32_t slice, plan_slice_t *out)
 {
     if (tp < 1 || tp > PLAN_TP_MAX)
@@ -106,13 +151,17 @@ status_t plan_slice(const model_config_t *config, uint32_t tp, uint32_t slice, p
     if (slice >= tp)
         return fail(STATUS_INVALID, "slice %u of tp %u; 0 to %u would be right", slice, tp, tp - 1);
     plan_leaves_t heads, ffn;
-    plan_leaf_edges_heads(config->n_heads, &heads);
-    plan_leaf_edges_ffn(config->ffn, &ffn);
+    plan_leaf_edges_attention(config, &heads);
     plan_slice_t found = {0};
     found.head_leaves = plan_leaf_run(heads.n, tp, slice);
     found.heads = run_of_leaves(&heads, found.head_leaves);
-    found.ffn_leaves = plan_leaf_run(ffn.n, tp, slice);
-    found.ffn = run_of_leaves(&ffn, found.ffn_leaves);
+    if (config->ffn > 0) {
+        plan_leaf_edges_ffn(config->ffn, &ffn);
+        found.ffn_leaves = plan_leaf_run(ffn.n, tp, slice);
+        found.ffn = run_of_leaves(&ffn, found.ffn_leaves);
+    }
+    if (config->experts.n > 0)
+        slice_experts(&config->experts, tp, slice, &found);
     found.vocab = plan_vocab_run(config->vocab, tp, slice);
     if (found.heads.count > 0) {
         uint32_t group = config->n_heads / config->n_kv_heads;

@@ -1,5 +1,5 @@
 /* See tokenizer.h. Here: what a finished tokenizer answers, and decoding. Building is in
- * tokenizer_build.c, encoding in tokenizer_encode.c. */
+ * tokenizer_build.c and what calls it, encoding in tokenizer_encode.c. */
 #include "common/model/tokenizer.h"
 
 #include <stdlib.h>
@@ -91,19 +91,39 @@ uint32_t tokenizer_index_add(tokenizer_t *tokenizer, uint32_t id)
     return TOKENIZER_NO_ID;
 }
 
+uint32_t tokenizer_model_find(const tokenizer_t *tokenizer, const uint8_t *text, size_t n)
+{
+    uint32_t id = tokenizer_index_find(tokenizer, text, n);
+    if (id == TOKENIZER_NO_ID || (tokenizer->flags[id] & TOKEN_FLAG_MODEL) == 0 ||
+        tokenizer_is_special(tokenizer, id))
+        return TOKENIZER_NO_ID;
+    return id;
+}
+
 void tokenizer_release(tokenizer_t *take_tokenizer)
 {
     if (take_tokenizer == NULL)
         return;
     free(take_tokenizer->name);
     free(take_tokenizer->texts);
+    free(take_tokenizer->spoken);
     free(take_tokenizer->bytes);
     free(take_tokenizer->kinds);
+    free(take_tokenizer->flags);
     free(take_tokenizer->index);
+    free(take_tokenizer->direct_ids);
+    free(take_tokenizer->continuing_prefix);
+    free(take_tokenizer->word_suffix);
     free(take_tokenizer->end_ids);
     bpe_release(&take_tokenizer->merges);
+    unigram_release(&take_tokenizer->unigram);
     special_release(&take_tokenizer->specials);
-    pretok_release(take_tokenizer->pretok);
+    special_release(&take_tokenizer->normal_specials);
+    normalizer_release(&take_tokenizer->normalizer);
+    pretok_release(&take_tokenizer->pretok);
+    decoder_release(&take_tokenizer->decoder);
+    token_ids_release(&take_tokenizer->prefix);
+    token_ids_release(&take_tokenizer->suffix);
     arena_release(&take_tokenizer->arena);
     free(take_tokenizer);
 }
@@ -125,7 +145,22 @@ uint32_t tokenizer_eos_id(const tokenizer_t *tokenizer)
 
 bool tokenizer_adds_bos(const tokenizer_t *tokenizer)
 {
-    return tokenizer->add_bos;
+    for (size_t i = 0; i < tokenizer->prefix.n; i++)
+        if (tokenizer->prefix.ids[i] == tokenizer->bos_id)
+            return true;
+    return false;
+}
+
+const uint32_t *tokenizer_prefix_ids(const tokenizer_t *tokenizer, size_t *n_out)
+{
+    *n_out = tokenizer->prefix.n;
+    return tokenizer->prefix.ids;
+}
+
+const uint32_t *tokenizer_suffix_ids(const tokenizer_t *tokenizer, size_t *n_out)
+{
+    *n_out = tokenizer->suffix.n;
+    return tokenizer->suffix.ids;
 }
 
 const uint32_t *tokenizer_end_ids(const tokenizer_t *tokenizer, size_t *n_out)

@@ -6,6 +6,10 @@
 #include "common/base/memory.h"
 #include "common/base/status.h"
 
+/* Ids are below UINT32_MAX, so no pair has this key. */
+#define EMPTY UINT64_MAX
+enum { SHORT_PIECE = 32 };
+
 static uint64_t pair_key(uint32_t left, uint32_t right)
 {
     return (uint64_t)left << 32 | right;
@@ -25,6 +29,8 @@ void bpe_reserve(bpe_merges_t *merges, size_t n_merges)
     while (merges->n_slots < 2 * n_merges + 1)
         merges->n_slots *= 2;
     merges->slots = MEM_NEW_ARRAY(bpe_slot_t, merges->n_slots);
+    for (size_t i = 0; i < merges->n_slots; i++)
+        merges->slots[i].key = EMPTY;
 }
 
 void bpe_release(bpe_merges_t *merges)
@@ -37,24 +43,25 @@ void bpe_release(bpe_merges_t *merges)
 static bpe_slot_t *slot_of(const bpe_merges_t *merges, uint64_t key)
 {
     size_t mask = merges->n_slots - 1, at = pair_hash(key) & mask;
-    while (merges->slots[at].used && merges->slots[at].key != key)
+    while (merges->slots[at].key != EMPTY && merges->slots[at].key != key)
         at = (at + 1) & mask;
     return &merges->slots[at];
 }
 
-bool bpe_add(bpe_merges_t *merges, uint32_t left, uint32_t right, uint32_t rank, uint32_t merged)
+bool bpe_add(bpe_merges_t *merges, uint32_t left, uint32_t right, uint32_t rank, uint32_t merged,
+             bool repeat)
 {
     bpe_slot_t *slot = slot_of(merges, pair_key(left, right));
-    if (slot->used)
+    if (slot->key != EMPTY && !repeat)
         return false;
-    *slot = (bpe_slot_t){pair_key(left, right), rank, merged, true};
+    *slot = (bpe_slot_t){pair_key(left, right), rank, merged};
     return true;
 }
 
 const bpe_slot_t *bpe_find(const bpe_merges_t *merges, uint32_t left, uint32_t right)
 {
     const bpe_slot_t *slot = slot_of(merges, pair_key(left, right));
-    return slot->used ? slot : NULL;
+    return slot->key != EMPTY ? slot : NULL;
 }
 
 void bpe_scratch_release(bpe_scratch_t *scratch)
@@ -125,12 +132,43 @@ static bool is_current(const bpe_merges_t *merges, const bpe_scratch_t *scratch,
     return slot != NULL && slot->merged == candidate->merged;
 }
 
+/* Most pieces are words of a few symbols: there looking at all pairs each time is faster than a
+ * heap. ranks[i] is that of the pair (i, i + 1); the last is never read. */
+static size_t merge_short(const bpe_merges_t *merges, uint32_t *ids, size_t n)
+{
+    const bpe_slot_t *pairs[SHORT_PIECE];
+    for (size_t i = 0; i + 1 < n; i++)
+        pairs[i] = bpe_find(merges, ids[i], ids[i + 1]);
+    while (n > 1) {
+        size_t best = n;
+        for (size_t i = 0; i + 1 < n; i++)
+            if (pairs[i] != NULL && (best == n || pairs[i]->rank < pairs[best]->rank))
+                best = i;
+        if (best == n)
+            break;
+        ids[best] = pairs[best]->merged;
+        n--;
+        for (size_t i = best + 1; i < n; i++) {
+            ids[i] = ids[i + 1];
+            pairs[i] = i + 1 < n ? pairs[i + 1] : NULL;
+        }
+        pairs[best] = best + 1 < n ? bpe_find(merges, ids[best], ids[best + 1]) : NULL;
+        if (best > 0)
+            pairs[best - 1] = bpe_find(merges, ids[best - 1], ids[best]);
+    }
+    return n;
+}
+
 void bpe_merge(const bpe_merges_t *merges, bpe_scratch_t *scratch, uint32_t *ids, size_t *n)
 {
     CHECK(*n < BPE_NONE);
     uint32_t count = (uint32_t)*n;
     if (count < 2)
         return;
+    if (count <= SHORT_PIECE) {
+        *n = merge_short(merges, ids, count);
+        return;
+    }
     MEM_GROW(scratch->symbols, scratch->symbols_capacity, count);
     bpe_symbol_t *symbols = scratch->symbols;
     for (uint32_t i = 0; i < count; i++)

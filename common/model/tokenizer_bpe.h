@@ -17,7 +17,6 @@ typedef struct {
     uint64_t key; /* left << 32 | right */
     uint32_t rank;
     uint32_t merged; /* the id that replaces the pair */
-    bool used;
 } bpe_slot_t;
 
 /* An open-addressed table of pairs. Zero-initialised, then bpe_reserve. */
@@ -28,8 +27,10 @@ typedef struct {
 
 void bpe_reserve(bpe_merges_t *merges, size_t n_merges);
 void bpe_release(bpe_merges_t *merges);
-/* Returns false when the pair is already there. At most n_merges of bpe_reserve may be added. */
-bool bpe_add(bpe_merges_t *merges, uint32_t left, uint32_t right, uint32_t rank, uint32_t merged);
+/* Returns false when the pair is already there; with `repeat` the new rank counts instead. At most
+ * n_merges of bpe_reserve may be added. */
+bool bpe_add(bpe_merges_t *merges, uint32_t left, uint32_t right, uint32_t rank, uint32_t merged,
+             bool repeat);
 /* NULL when the pair does not merge. */
 const bpe_slot_t *bpe_find(const bpe_merges_t *merges, uint32_t left, uint32_t right);
 

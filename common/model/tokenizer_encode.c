@@ -1,86 +1,97 @@
-/* Text to ids: special tokens first, then pieces, then the bytes of each piece merged. */
+/* Text to ids: the tokens that are looked for in the raw text first, then those in the normalized
+ * text between them, then pieces, which tokenizer_model.c turns into ids. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/model/tokenizer_internal.h"
 #include "common/model/unicode.h"
 
-/* One encode in progress. */
-typedef struct {
-    const tokenizer_t *tokenizer;
-    token_ids_t *out;
-    size_t n_before; /* ids in `out` when it began */
-    size_t ids_max;
-    bpe_scratch_t scratch;
-    buffer_t spelling; /* of a piece in the byte alphabet */
-} encode_t;
+/* What is done with the text between two found tokens. */
+typedef status_t (*between_fn)(encode_t *encode, const normal_text_t *text, bool all_marked);
 
-static status_t check_count(const encode_t *encode)
+/* The last character before `at`, which must be above 0. */
+static uint32_t point_before(const uint8_t *text, size_t at)
 {
-    if (encode->out->n - encode->n_before > encode->ids_max)
-        return fail(STATUS_INVALID, "the text has more than %zu tokens; shorten it",
-                    encode->ids_max);
-    return STATUS_OK;
+    size_t length;
+    do
+        at--;
+    while (at > 0 && (text[at] & 0xC0) == 0x80);
+    return utf8_decode(text + at, &length);
 }
 
-/* The token that is the whole piece, for vocabularies that prefer it to the merges. */
-static uint32_t find_whole(encode_t *encode, const uint8_t *piece, size_t n)
+static bool is_whole_word(const normal_text_t *text, size_t start, size_t end)
 {
-    buffer_clear(&encode->spelling);
-    for (size_t i = 0; i < n; i++) {
-        uint8_t character[BYTE_TEXT_MAX];
-        size_t size = byte_alphabet_write(piece[i], character);
-        buffer_append(&encode->spelling, character, size);
-    }
-    return tokenizer_index_find(encode->tokenizer, encode->spelling.data, encode->spelling.size);
+    size_t length;
+    return (start == 0 || !unicode_is_word(point_before(text->data, start))) &&
+           (end == text->n || !unicode_is_word(utf8_decode(text->data + end, &length)));
 }
 
-static status_t encode_piece(void *context, const char *piece, size_t n)
+/* Takes the white space around a found token that the token asks for; nothing before `done`. */
+static void take_spaces(const normal_text_t *text, unsigned flags, size_t done, size_t *start,
+                        size_t *end)
 {
-    encode_t *encode = context;
-    const tokenizer_t *tokenizer = encode->tokenizer;
-    const uint8_t *bytes = (const uint8_t *)piece;
-    if (pretok_ignores_merges(tokenizer->pretok) && n <= TOKENIZER_TOKEN_BYTES_MAX) {
-        uint32_t whole = find_whole(encode, bytes, n);
-        if (whole != TOKENIZER_NO_ID) {
-            token_ids_append(encode->out, whole);
-            return check_count(encode);
-        }
-    }
-    size_t start = encode->out->n;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t id = tokenizer->byte_ids[bytes[i]];
-        if (id != TOKENIZER_NO_ID)
-            token_ids_append(encode->out, id);
-    }
-    size_t n_ids = encode->out->n - start;
-    if (n_ids > 1)
-        bpe_merge(&tokenizer->merges, &encode->scratch, encode->out->ids + start, &n_ids);
-    encode->out->n = start + n_ids;
-    return check_count(encode);
+    if (flags & TOKEN_FLAG_LSTRIP)
+        while (*start > done && unicode_is_white(point_before(text->data, *start)))
+            do
+                (*start)--;
+            while ((text->data[*start] & 0xC0) == 0x80);
+    size_t length;
+    if (flags & TOKEN_FLAG_RSTRIP)
+        while (*end < text->n && unicode_is_white(utf8_decode(text->data + *end, &length)))
+            *end += length;
 }
 
-/* Walks the text from special token to special token. */
-static status_t encode_text(encode_t *encode, const char *text, const uint8_t *marks,
-                            bool all_marked, size_t n)
+static normal_text_t part_of(const normal_text_t *text, size_t start, size_t end)
 {
-    const special_trie_t *specials = &encode->tokenizer->specials;
-    const pretok_t *pretok = encode->tokenizer->pretok;
-    size_t at = 0, plain = 0; /* text[plain..at) holds no special token */
-    while (at < n) {
+    return (normal_text_t){text->data + start, text->marks == NULL ? NULL : text->marks + start,
+                           end - start, text->is_start && start == 0};
+}
+
+/* Walks the text from token to token. */
+static status_t walk(encode_t *encode, const special_trie_t *trie, const normal_text_t *text,
+                     bool all_marked, between_fn between)
+{
+    const uint8_t *flags = encode->tokenizer->flags;
+    size_t at = 0, done = 0; /* text[done..at) holds no token */
+    while (at < text->n && trie->n_nodes > 0) {
         uint32_t id = TOKENIZER_NO_ID;
-        size_t size = special_match(specials, (const uint8_t *)text + at,
-                                    marks == NULL ? NULL : marks + at, all_marked, n - at, &id);
-        if (size == 0) {
-            at++;
+        size_t size = trie->roots[text->data[at]] == 0
+                          ? 0
+                          : special_match(trie, text->data + at,
+                                          text->marks == NULL ? NULL : text->marks + at, all_marked,
+                                          text->n - at, &id);
+        size_t start = at, end = at + size;
+        at = size == 0 ? at + 1 : end;
+        if (size == 0 || ((flags[id] & TOKEN_FLAG_WORD) && !is_whole_word(text, start, end)))
             continue;
-        }
-        TRY(pretok_split(pretok, text + plain, at - plain, encode_piece, encode));
+        take_spaces(text, flags[id], done, &start, &end);
+        normal_text_t before = part_of(text, done, start);
+        TRY(between(encode, &before, all_marked));
         token_ids_append(encode->out, id);
-        TRY(check_count(encode));
-        at += size;
-        plain = at;
+        TRY(encode_check_count(encode));
+        at = done = end;
     }
-    return pretok_split(pretok, text + plain, n - plain, encode_piece, encode);
+    normal_text_t rest = part_of(text, done, text->n);
+    return between(encode, &rest, all_marked);
+}
+
+static status_t cut(encode_t *encode, const normal_text_t *text, bool all_marked)
+{
+    (void)all_marked;
+    if (text->n == 0)
+        return STATUS_OK;
+    const tokenizer_t *tokenizer = encode->tokenizer;
+    return pretok_split(&tokenizer->pretok, tokenizer->n_pretok_stages, &encode->pretok,
+                        (const char *)text->data, text->n, text->is_start, encode_piece, encode);
+}
+
+static status_t normalize(encode_t *encode, const normal_text_t *text, bool all_marked)
+{
+    if (text->n == 0)
+        return STATUS_OK;
+    normal_text_t normal;
+    TRY(normalizer_run(&encode->tokenizer->normalizer, &encode->normalize, text, &normal));
+    return walk(encode, &encode->tokenizer->normal_specials, &normal, all_marked, cut);
 }
 
 static status_t encode_checked(const tokenizer_t *tokenizer, const char *text, const uint8_t *marks,
@@ -97,11 +108,11 @@ static status_t encode_checked(const tokenizer_t *tokenizer, const char *text, c
                     valid, (uint8_t)text[valid]);
     encode_t encode = {
         .tokenizer = tokenizer, .out = out, .n_before = out->n, .ids_max = ids_max};
-    status_t status = encode_text(&encode, text, marks, all_marked, n);
+    normal_text_t whole = {(const uint8_t *)text, marks, n, true};
+    status_t status = walk(&encode, &tokenizer->specials, &whole, all_marked, normalize);
     if (status != STATUS_OK)
         out->n = encode.n_before;
-    bpe_scratch_release(&encode.scratch);
-    buffer_release(&encode.spelling);
+    encode_release(&encode);
     return status;
 }
 

@@ -20,15 +20,17 @@ static const char *const end_keys[] = {"tokenizer.ggml.eot_token_id",
 enum {
     N_END_TEXTS = sizeof end_texts / sizeof *end_texts,
     N_END_KEYS = sizeof end_keys / sizeof *end_keys,
-    PRE_BYTES_MAX = 64,
+    NAME_BYTES_MAX = 64,
+    CHARSMAP_BYTES_MAX = 16 << 20,
 };
 
 /* The arrays that live while the tokenizer is built. */
 typedef struct {
     tokenizer_source_t source;
     tokenizer_text_t *tokens, *merges;
-    uint8_t *kinds;
-    char pre[PRE_BYTES_MAX];
+    uint8_t *kinds, *charsmap;
+    double *scores;
+    char model[NAME_BYTES_MAX], pre[NAME_BYTES_MAX];
     uint32_t end_ids[N_END_TEXTS + N_END_KEYS];
 } reading_t;
 
@@ -112,36 +114,96 @@ static status_t read_ids(const gguf_t *gguf, reading_t *reading)
     return STATUS_OK;
 }
 
-static status_t read_pre(const gguf_t *gguf, reading_t *reading)
+static status_t read_name(const gguf_t *gguf, const char *key, char out[NAME_BYTES_MAX])
 {
-    gguf_text_t model, pre;
-    TRY(gguf_read_text(gguf, "tokenizer.ggml.model", &model));
-    if (!gguf_text_is(model, "gpt2"))
-        return fail(STATUS_UNSUPPORTED,
-                    "%s: tokenizer.ggml.model is \"%.*s\"; only gpt2 (byte-level BPE) is supported",
-                    gguf_path(gguf), (int)(model.size < 40 ? model.size : 40), model.data);
-    if (gguf_find(gguf, "tokenizer.ggml.pre") == NULL)
-        return STATUS_OK;
-    TRY(gguf_read_text(gguf, "tokenizer.ggml.pre", &pre));
-    size_t n = pre.size < PRE_BYTES_MAX ? pre.size : PRE_BYTES_MAX - 1;
-    memcpy(reading->pre, pre.data, n);
-    reading->source.pre = reading->pre;
+    gguf_text_t text;
+    TRY(gguf_read_text(gguf, key, &text));
+    size_t n = text.size < NAME_BYTES_MAX ? text.size : NAME_BYTES_MAX - 1;
+    memcpy(out, text.data, n);
+    out[n] = 0;
     return STATUS_OK;
+}
+
+static status_t read_scores(const gguf_t *gguf, reading_t *reading)
+{
+    static const char *const key = "tokenizer.ggml.scores";
+    if (gguf_find(gguf, key) == NULL)
+        return STATUS_OK;
+    const gguf_value_t *value;
+    TRY(gguf_read_array(gguf, key, GGUF_F32, &value));
+    size_t n = reading->source.n_tokens;
+    if (value->count != n)
+        return fail(STATUS_INVALID, "%s: %s has %llu entries for %zu tokens; it needs one each",
+                    gguf_path(gguf), key, (unsigned long long)value->count, n);
+    reading->scores = MEM_NEW_ARRAY(double, n + 1);
+    for (size_t i = 0; i < n; i++)
+        reading->scores[i] = (double)gguf_array_f32(value, i);
+    reading->source.scores = reading->scores;
+    return STATUS_OK;
+}
+
+static status_t may_read_bool(const gguf_t *gguf, const char *key, bool *out)
+{
+    return gguf_find(gguf, key) == NULL ? STATUS_OK : gguf_read_bool(gguf, key, out);
+}
+
+static status_t read_charsmap(const gguf_t *gguf, reading_t *reading)
+{
+    static const char *const key = "tokenizer.ggml.precompiled_charsmap";
+    if (gguf_find(gguf, key) == NULL)
+        return STATUS_OK;
+    const gguf_value_t *value;
+    TRY(gguf_read_array(gguf, key, GGUF_I64, &value));
+    if (value->count > CHARSMAP_BYTES_MAX)
+        return fail(STATUS_INVALID, "%s: %s has %llu bytes; at most %d are possible",
+                    gguf_path(gguf), key, (unsigned long long)value->count, CHARSMAP_BYTES_MAX);
+    size_t n = (size_t)value->count;
+    reading->charsmap = MEM_NEW_ARRAY(uint8_t, n + 1);
+    for (size_t i = 0; i < n; i++)
+        reading->charsmap[i] = (uint8_t)gguf_array_integer(value, i);
+    reading->source.charsmap = reading->charsmap;
+    reading->source.charsmap_size = n;
+    return STATUS_OK;
+}
+
+/* What the models of SentencePiece have besides. */
+static status_t read_sentencepiece(const gguf_t *gguf, reading_t *reading)
+{
+    bool prefix = true;
+    TRY(read_scores(gguf, reading));
+    TRY(may_read_bool(gguf, "tokenizer.ggml.add_space_prefix", &prefix));
+    reading->source.no_space_prefix = !prefix;
+    TRY(may_read_bool(gguf, "tokenizer.ggml.remove_extra_whitespaces",
+                      &reading->source.squeeze_spaces));
+    TRY(may_read_bool(gguf, "tokenizer.ggml.add_eos_token", &reading->source.add_eos));
+    return read_charsmap(gguf, reading);
 }
 
 static status_t read_all(const gguf_t *gguf, reading_t *reading)
 {
     tokenizer_source_t *source = &reading->source;
     source->name = gguf_path(gguf);
-    TRY(read_pre(gguf, reading));
+    TRY(read_name(gguf, "tokenizer.ggml.model", reading->model));
+    source->model = reading->model;
     TRY(read_texts(gguf, "tokenizer.ggml.tokens", TOKENIZER_TOKENS_MAX, &reading->tokens,
                    &source->n_tokens));
     source->tokens = reading->tokens;
+    TRY(read_kinds(gguf, reading));
+    TRY(read_ids(gguf, reading));
+    if (strcmp(reading->model, "gpt2") != 0) {
+        /* Files of SentencePiece may leave out what was always so in the first ones. */
+        source->add_bos = source->add_bos || (strcmp(reading->model, "llama") == 0 &&
+                                              gguf_find(gguf, "tokenizer.ggml.add_bos_token") == NULL);
+        return read_sentencepiece(gguf, reading);
+    }
+    if (gguf_find(gguf, "tokenizer.ggml.pre") != NULL) {
+        TRY(read_name(gguf, "tokenizer.ggml.pre", reading->pre));
+        source->pre = reading->pre;
+    }
     TRY(read_texts(gguf, "tokenizer.ggml.merges", TOKENIZER_MERGES_MAX, &reading->merges,
                    &source->n_merges));
     source->merges = reading->merges;
-    TRY(read_kinds(gguf, reading));
-    return read_ids(gguf, reading);
+    return STATUS_OK;
 }
 
 status_t tokenizer_from_gguf(const struct gguf *gguf, tokenizer_t **own_out)
@@ -153,14 +215,7 @@ status_t tokenizer_from_gguf(const struct gguf *gguf, tokenizer_t **own_out)
     free(reading.tokens);
     free(reading.merges);
     free(reading.kinds);
-    return status;
-}
-
-status_t tokenizer_open(const char *path, tokenizer_t **own_out)
-{
-    gguf_t *gguf;
-    TRY(gguf_open(path, &gguf));
-    status_t status = tokenizer_from_gguf(gguf, own_out);
-    gguf_close(gguf);
+    free(reading.scores);
+    free(reading.charsmap);
     return status;
 }

@@ -1,165 +1,244 @@
 /* See tokenizer_pretok.h. */
-#define PCRE2_CODE_UNIT_WIDTH 8
 #include "common/model/tokenizer_pretok.h"
 
-#include <pcre2.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "common/model/tokenizer_internal.h"
+#include "common/model/unicode.h"
 
-enum { PATTERNS_MAX = 4 };
-
-/* White space is written out: PCRE2's \s under UCP also takes U+180E, which left White_Space in
- * Unicode 6.3 and which the patterns' other engines no longer take. */
-#define SPACES "\\t-\\r\\x20\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}"                   \
-               "\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
-#define SPACE "[" SPACES "]"
-#define NO_SPACE "[^" SPACES "]"
-#define GPT2_WORDS                                                                                 \
-    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" SPACES "\\p{L}\\p{N}]+|" SPACE              \
-    "+(?!" NO_SPACE ")"
-
-typedef struct {
-    const char *name;
-    bool ignores_merges;
-    const char *patterns[PATTERNS_MAX]; /* NULL after the last */
-} pretok_row_t;
-
-/* "smollm" is tokenizer.json's Digits (individual) then ByteLevel; "default" is what llama.cpp uses
- * for files that name no pre-tokenizer. */
-static const pretok_row_t rows[] = {
-    {"gpt-2", false, {GPT2_WORDS "|" SPACE "+"}},
-    {"smollm", false, {"\\p{N}", GPT2_WORDS "|" SPACE "+"}},
-    {"llama-bpe", true,
-     {"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
-      "\\p{N}{1,3}| ?[^" SPACES "\\p{L}\\p{N}]+[\\r\\n]*|" SPACE "*[\\r\\n]+|" SPACE
-      "+(?!" NO_SPACE ")|" SPACE "+"}},
-    {"default", false, {"[\\p{P}$+<=>^~|]+", GPT2_WORDS, "\\p{N}+", "[0-9][0-9][0-9]"}},
-};
-
-struct pretok {
-    const pretok_row_t *row;
-    pcre2_code *codes[PATTERNS_MAX];
-    size_t n_codes;
-};
-
-/* One split in progress: the library's scratch memory, one for each pattern since they nest. */
+/* One split in progress. */
 typedef struct {
     const pretok_t *pretok;
-    pcre2_match_context *limits;
-    pcre2_match_data *matches[PATTERNS_MAX];
+    size_t n_stages;
+    pretok_scratch_t *scratch;
     pretok_fn fn;
     void *context;
 } split_t;
 
-static status_t compile(pretok_t *pretok, const char *pattern)
+status_t pretok_add(pretok_t *pretok, pretok_stage_t take_stage)
 {
-    int code;
-    PCRE2_SIZE at;
-    pcre2_code *compiled = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED,
-                                         PCRE2_UTF | PCRE2_UCP, &code, &at, NULL);
-    if (compiled == NULL)
-        return fail(STATUS_INTERNAL, "pre-tokenizer %s: pattern %zu: PCRE2 error %d at %zu",
-                    pretok->row->name, pretok->n_codes, code, at);
-    pretok->codes[pretok->n_codes++] = compiled;
-    return STATUS_OK;
+    if (pretok->n < PRETOK_STAGES_MAX) {
+        pretok->stages[pretok->n++] = take_stage;
+        return STATUS_OK;
+    }
+    pattern_release(take_stage.pattern);
+    return fail(STATUS_INVALID, "the pre-tokenizer has more than %d stages", PRETOK_STAGES_MAX);
 }
 
-static const pretok_row_t *find_row(const char *name)
+status_t pretok_add_split(pretok_t *pretok, const char *expression, split_behavior_t behavior,
+                          bool invert)
 {
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        if (strcmp(rows[i].name, name) == 0)
-            return &rows[i];
-    return NULL;
+    pretok_stage_t stage = {.kind = PRETOK_SPLIT, .behavior = behavior, .invert = invert};
+    TRY(pattern_regex(expression, strlen(expression), &stage.pattern));
+    return pretok_add(pretok, stage);
 }
 
-status_t pretok_create(const char *name, pretok_t **own_out)
+status_t pretok_add_byte_level(pretok_t *pretok, bool prefix_space, bool words)
 {
-    const pretok_row_t *row = find_row(name);
-    if (row == NULL)
-        return fail(STATUS_UNSUPPORTED,
-                    "pre-tokenizer \"%.64s\" is not known; "
-                    "known are gpt-2, smollm, llama-bpe and default",
-                    name);
-    pretok_t *pretok = MEM_NEW(pretok_t);
-    pretok->row = row;
-    for (size_t i = 0; i < PATTERNS_MAX && row->patterns[i] != NULL; i++) {
-        status_t status = compile(pretok, row->patterns[i]);
-        if (status != STATUS_OK) {
-            pretok_release(pretok);
-            return status;
+    if (prefix_space)
+        TRY(pretok_add(pretok, (pretok_stage_t){.kind = PRETOK_SPACE}));
+    if (words)
+        TRY(pretok_add_split(pretok,
+                             "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|"
+                             "\\s+(?!\\S)|\\s+",
+                             SPLIT_ISOLATED, false));
+    return pretok_add(pretok, (pretok_stage_t){.kind = PRETOK_BYTES});
+}
+
+status_t pretok_add_metaspace(pretok_t *pretok, const char *replacement, prepend_t prepend,
+                              bool split)
+{
+    pretok_stage_t stage = {.kind = PRETOK_METASPACE, .prepend = prepend,
+                            .behavior = SPLIT_MERGED_WITH_NEXT};
+    size_t n = strlen(replacement), length = 0;
+    if (n == 0 || utf8_next((const uint8_t *)replacement, n, &length) != UTF8_COMPLETE ||
+        length != n)
+        return fail(STATUS_INVALID, "a Metaspace replaces by \"%.20s\"; it must be one character",
+                    replacement);
+    memcpy(stage.replacement, replacement, n);
+    if (split)
+        TRY(pattern_literal(replacement, n, &stage.pattern));
+    return pretok_add(pretok, stage);
+}
+
+void pretok_release(pretok_t *pretok)
+{
+    for (size_t i = 0; i < pretok->n; i++)
+        pattern_release(pretok->stages[i].pattern);
+    *pretok = (pretok_t){0};
+}
+
+void pretok_scratch_release(pretok_scratch_t *scratch)
+{
+    for (size_t i = 0; i < PRETOK_STAGES_MAX; i++) {
+        buffer_release(&scratch->text[i]);
+        free(scratch->ranges[i]);
+    }
+    pattern_scratch_release(&scratch->patterns);
+    *scratch = (pretok_scratch_t){0};
+}
+
+static void add_range(pretok_scratch_t *scratch, size_t level, size_t start, size_t end,
+                      bool is_match)
+{
+    MEM_GROW(scratch->ranges[level], scratch->ranges_capacity[level], scratch->n_ranges[level] + 1);
+    scratch->ranges[level][scratch->n_ranges[level]++] = (pretok_range_t){start, end, is_match};
+}
+
+/* Joins a match with the text before it or behind it. Of a run of matches only the one that touches
+ * the text joins, as in Hugging Face. */
+static size_t merge_with_neighbour(pretok_range_t *ranges, size_t n, bool with_next)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < n; i++) {
+        bool joins = with_next ? kept > 0 && ranges[kept - 1].is_match && !ranges[i].is_match
+                               : kept > 0 && ranges[i].is_match && !ranges[i - 1].is_match;
+        if (joins) {
+            ranges[kept - 1].end = ranges[i].end;
+            ranges[kept - 1].is_match = false;
+        } else {
+            ranges[kept++] = ranges[i];
         }
     }
-    *own_out = pretok;
+    return kept;
+}
+
+static size_t merge_equals(pretok_range_t *ranges, size_t n)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < n; i++)
+        if (kept > 0 && ranges[kept - 1].is_match == ranges[i].is_match)
+            ranges[kept - 1].end = ranges[i].end;
+        else
+            ranges[kept++] = ranges[i];
+    return kept;
+}
+
+/* All matches of the stage's pattern and what lies between, from left to right, none overlapping. */
+static status_t find_ranges(split_t *split, const pretok_stage_t *stage, size_t level,
+                            const char *text, size_t n)
+{
+    pretok_scratch_t *scratch = split->scratch;
+    size_t at = 0, done = 0;
+    scratch->n_ranges[level] = 0;
+    while (at < n) {
+        bool found;
+        size_t start, end;
+        TRY(pattern_find(stage->pattern, &scratch->patterns, text, n, at, &found, &start, &end));
+        if (!found)
+            break;
+        if (start > done)
+            add_range(scratch, level, done, start, stage->invert);
+        add_range(scratch, level, start, end, !stage->invert);
+        done = end;
+        at = end;
+        if (start == end) { /* an empty match cuts; the search goes on behind the next character */
+            size_t length = 1;
+            if (at < n)
+                (void)utf8_decode((const uint8_t *)text + at, &length);
+            at += length;
+        }
+    }
+    if (done < n)
+        add_range(scratch, level, done, n, stage->invert);
     return STATUS_OK;
 }
 
-void pretok_release(pretok_t *take_pretok)
+static status_t run_stage(split_t *split, size_t level, const char *text, size_t n, bool is_start);
+
+static status_t run_split(split_t *split, size_t level, const char *text, size_t n, bool is_start)
 {
-    if (take_pretok == NULL)
-        return;
-    for (size_t i = 0; i < take_pretok->n_codes; i++)
-        pcre2_code_free(take_pretok->codes[i]);
-    free(take_pretok);
+    const pretok_stage_t *stage = &split->pretok->stages[level];
+    pretok_scratch_t *scratch = split->scratch;
+    TRY(find_ranges(split, stage, level, text, n));
+    size_t n_ranges = scratch->n_ranges[level];
+    if (stage->behavior == SPLIT_CONTIGUOUS)
+        n_ranges = merge_equals(scratch->ranges[level], n_ranges);
+    else if (stage->behavior == SPLIT_MERGED_WITH_NEXT ||
+             stage->behavior == SPLIT_MERGED_WITH_PREVIOUS)
+        n_ranges = merge_with_neighbour(scratch->ranges[level], n_ranges,
+                                        stage->behavior == SPLIT_MERGED_WITH_NEXT);
+    for (size_t i = 0; i < n_ranges; i++) {
+        pretok_range_t range = scratch->ranges[level][i];
+        if (stage->behavior == SPLIT_REMOVED && range.is_match)
+            continue;
+        TRY(run_stage(split, level + 1, text + range.start, range.end - range.start,
+                      is_start && range.start == 0));
+    }
+    return STATUS_OK;
 }
 
-bool pretok_ignores_merges(const pretok_t *pretok)
+static status_t run_space(split_t *split, size_t level, const char *text, size_t n, bool is_start)
 {
-    return pretok->row->ignores_merges;
+    if (*text == ' ')
+        return run_stage(split, level + 1, text, n, is_start);
+    buffer_t *out = &split->scratch->text[level];
+    buffer_clear(out);
+    buffer_append(out, " ", 1);
+    buffer_append(out, text, n);
+    return run_stage(split, level + 1, buffer_text(out), out->size, is_start);
 }
 
-/* Cuts one piece by the patterns from `level` on. Recurses once a pattern. */
-static status_t split_piece(split_t *split, size_t level, const char *piece, size_t n)
+static status_t run_bytes(split_t *split, size_t level, const char *text, size_t n, bool is_start)
+{
+    buffer_t *out = &split->scratch->text[level];
+    buffer_clear(out);
+    for (size_t i = 0; i < n; i++) {
+        uint8_t character[BYTE_TEXT_MAX];
+        size_t size = byte_alphabet_write((uint8_t)text[i], character);
+        buffer_append(out, character, size);
+    }
+    return run_stage(split, level + 1, buffer_text(out), out->size, is_start);
+}
+
+static status_t run_metaspace(split_t *split, size_t level, const char *text, size_t n,
+                              bool is_start)
+{
+    const pretok_stage_t *stage = &split->pretok->stages[level];
+    buffer_t *out = &split->scratch->text[level];
+    size_t size = strlen(stage->replacement);
+    buffer_clear(out);
+    bool prepend = stage->prepend == PREPEND_ALWAYS || (stage->prepend == PREPEND_FIRST && is_start);
+    bool has_one = *text == ' ' || (n >= size && memcmp(text, stage->replacement, size) == 0);
+    if (prepend && !has_one)
+        buffer_append(out, stage->replacement, size);
+    for (size_t at = 0; at < n;) {
+        const char *space = memchr(text + at, ' ', n - at);
+        size_t run = space == NULL ? n - at : (size_t)(space - text) - at;
+        buffer_append(out, text + at, run);
+        at += run;
+        if (space != NULL) {
+            buffer_append(out, stage->replacement, size);
+            at++;
+        }
+    }
+    if (stage->pattern != NULL)
+        return run_split(split, level, buffer_text(out), out->size, is_start);
+    return run_stage(split, level + 1, buffer_text(out), out->size, is_start);
+}
+
+/* Cuts one piece by the stages from `level` on. Recurses once a stage. */
+static status_t run_stage(split_t *split, size_t level, const char *text, size_t n, bool is_start)
 {
     if (n == 0)
         return STATUS_OK;
-    if (level == split->pretok->n_codes)
-        return split->fn(split->context, piece, n);
-    size_t at = 0;
-    while (at < n) {
-        int rc = pcre2_match(split->pretok->codes[level], (PCRE2_SPTR)piece, n, at,
-                             PCRE2_NO_UTF_CHECK, split->matches[level], split->limits);
-        if (rc == PCRE2_ERROR_NOMATCH)
-            break;
-        if (rc < 0)
-            return fail(STATUS_INVALID,
-                        "pre-tokenizer %s gives up on a piece of %zu bytes (PCRE2 error %d); "
-                        "shorter runs of one kind of character pass",
-                        split->pretok->row->name, n, rc);
-        const PCRE2_SIZE *range = pcre2_get_ovector_pointer(split->matches[level]);
-        size_t start = range[0], end = range[1];
-        CHECK(start >= at && end > start && end <= n); /* no pattern of the table matches nothing */
-        TRY(split_piece(split, level + 1, piece + at, start - at));
-        TRY(split_piece(split, level + 1, piece + start, end - start));
-        at = end;
+    if (level == split->n_stages)
+        return split->fn(split->context, text, n);
+    switch (split->pretok->stages[level].kind) {
+    case PRETOK_SPLIT: return run_split(split, level, text, n, is_start);
+    case PRETOK_SPACE: return run_space(split, level, text, n, is_start);
+    case PRETOK_METASPACE: return run_metaspace(split, level, text, n, is_start);
+    case PRETOK_BYTES: return run_bytes(split, level, text, n, is_start);
     }
-    return split_piece(split, level + 1, piece + at, n - at);
+    return STATUS_OK;
 }
 
-status_t pretok_split(const pretok_t *pretok, const char *text, size_t n, pretok_fn fn,
-                      void *context)
+status_t pretok_split(const pretok_t *pretok, size_t n_stages, pretok_scratch_t *scratch,
+                      const char *text, size_t n, bool is_start, pretok_fn fn, void *context)
 {
-    if (n == 0)
-        return STATUS_OK;
-    split_t split = {.pretok = pretok, .fn = fn, .context = context};
-    split.limits = pcre2_match_context_create(NULL);
-    bool have_memory = split.limits != NULL;
-    for (size_t i = 0; i < pretok->n_codes; i++) {
-        split.matches[i] = pcre2_match_data_create(1, NULL);
-        have_memory = have_memory && split.matches[i] != NULL;
-    }
-    status_t status;
-    if (have_memory) {
-        /* Each pattern needs a few steps a character; the limit keeps a wrong row from hanging. */
-        uint32_t steps_max = (uint32_t)(n < 64u << 20 ? 1000000 + 16 * n : UINT32_MAX);
-        pcre2_set_match_limit(split.limits, steps_max);
-        status = split_piece(&split, 0, text, n);
-    } else {
-        status = fail(STATUS_NO_MEMORY, "no memory for the pre-tokenizer");
-    }
-    for (size_t i = 0; i < pretok->n_codes; i++)
-        pcre2_match_data_free(split.matches[i]);
-    pcre2_match_context_free(split.limits);
-    return status;
+    CHECK(n_stages <= pretok->n);
+    split_t split = {pretok, n_stages, scratch, fn, context};
+    return run_stage(&split, 0, text, n, is_start);
 }

@@ -39,7 +39,8 @@ void special_add(special_trie_t *trie, const uint8_t *text, size_t n, uint32_t i
         }
         node = child;
     }
-    CHECK(trie->nodes[node].id == TOKENIZER_NO_ID);
+    if (trie->nodes[node].id != TOKENIZER_NO_ID) /* two tokens may have one normalized form */
+        return;
     trie->nodes[node].id = id;
     trie->nodes[node].needs_mark = needs_mark;
 }

@@ -21,7 +21,7 @@ typedef struct {
     uint32_t roots[256]; /* node of each first byte; 0 is none */
 } special_trie_t;
 
-/* text must not be empty and must not be there already. */
+/* text must not be empty. Where it is there already, the first stays. */
 void special_add(special_trie_t *trie, const uint8_t *text, size_t n, uint32_t id, bool needs_mark);
 void special_release(special_trie_t *trie);
 

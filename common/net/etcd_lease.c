@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "common/base/failpoint.h"
 #include "common/net/etcd_internal.h"
 
 #define UNANSWERED_MAX 8
@@ -125,6 +126,7 @@ static void send_keepalive(etcd_lease_t *lease, uint64_t now)
     request.id = atomic_load(&lease->id);
     if (lease->n_sent < UNANSWERED_MAX && etcd_stream_send(lease->stream, &request))
         lease->sent_ms[lease->n_sent++] = now;
+    (void)FAILPOINT("etcd.keepalive"); /* sent, and not answered yet */
     lease->next_send_ms = now + period_ms(lease);
 }
 

@@ -1,4 +1,4 @@
-#!lua name=shoal_jobs_v1
+#!lua name=shoal_jobs_v2
 -- Durable batch jobs as a library of server-side functions (docs/design.md, "Jobs"). Each function
 -- runs alone and either refuses before its first write or completes. It is loaded once under a name
 -- that carries its version and never replaced: a changed text needs a new name.
@@ -8,6 +8,7 @@
 --   uploads         zset   upload -> when it is forgotten; upload:<u> hash next, reserve
 --   items:<u>       hash   index -> line
 --   jobs            zset   job -> sequence; exp zset job -> deadline
+--   queued          set    jobs that nobody has begun, for their number
 --   job:<j>         hash   everything about the job; idem:<tenant>:<key> string job + hash
 --   claim:<j>       hash   index -> "process attempt deaths epoch"; process 0 is nobody
 --   ret:<j>         list   returned indices
@@ -111,6 +112,7 @@ local function flip(P, job, state, now)
   call('HINCRBY', key, 'version', 1)
   call('UNLINK', P .. 'claim:' .. job.id, P .. 'ret:' .. job.id)
   call('ZREM', P .. 'exp', job.id)
+  call('SREM', P .. 'queued', job.id)
   unqueue(P, job)
   job.state = state
 end
@@ -285,6 +287,7 @@ function F.submit(P, args)
     'create_ms', whole(now), 'start_ms', 0, 'end_ms', 0, 'version', 1, 'sequence', sequence)
   if key ~= '' then call('SET', idem, id .. ' ' .. hash) end
   call('ZADD', P .. 'jobs', sequence, id)
+  call('SADD', P .. 'queued', id)
   if deadline > 0 then call('ZADD', P .. 'exp', whole(deadline), id) end
   call('DEL', P .. 'upload:' .. upload)
   call('ZREM', P .. 'uploads', upload)
@@ -328,6 +331,7 @@ local function take_item(P, job, process, now)
   if job.state == 'queued' then
     job.state = 'running'
     call('HSET', key, 'state', 'running', 'start_ms', whole(now))
+    call('SREM', P .. 'queued', job.id)
   end
   call('HINCRBY', key, 'running', 1)
   call('HINCRBY', key, 'version', 1)

@@ -23,7 +23,7 @@
 
 #include "common/base/status.h"
 
-#define JOBS_LIBRARY "shoal_jobs_v1"
+#define JOBS_LIBRARY "shoal_jobs_v2"
 #define JOBS_CHUNK_ITEMS_MAX 1000
 #define JOBS_CHUNK_BYTES_MAX (1024 * 1024) /* bodies of one put together */
 #define JOBS_ITEMS_MAX 1000000             /* of one job */
@@ -296,6 +296,10 @@ status_t jobs_get(jobs_store_t *store, const char *job, jobs_reply_fn fn, void *
 /* Newest first, those with a sequence below `before` (0 from the newest); at most 1,000. */
 status_t jobs_list(jobs_store_t *store, uint64_t before, size_t n, jobs_reply_fn fn,
                    void *user) MUST_USE;
+
+/* reply.number: jobs of which no item was ever claimed. O(1). A job that a program of an older
+ * library submitted is not counted, one that it began stays counted until it ends. */
+status_t jobs_queued(jobs_store_t *store, jobs_reply_fn fn, void *user) MUST_USE;
 
 typedef struct {
     const char *job;

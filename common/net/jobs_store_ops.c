@@ -339,6 +339,11 @@ status_t jobs_expire(jobs_store_t *store, jobs_reply_fn fn, void *user)
     return text_op(store, "expire", "", SHAPE_NUMBER, fn, user);
 }
 
+status_t jobs_queued(jobs_store_t *store, jobs_reply_fn fn, void *user)
+{
+    return text_op(store, "queued", "", SHAPE_NUMBER, fn, user);
+}
+
 status_t jobs_cancel(jobs_store_t *store, const char *job, jobs_reply_fn fn, void *user)
 {
     return text_op(store, "cancel", job, SHAPE_JOB, fn, user);

@@ -35,6 +35,7 @@ function F.delete(P, args)
   end
   call('HINCRBY', P .. 'meta', 'bytes', '-' .. more[1])
   call('ZREM', P .. 'jobs', id)
+  call('SREM', P .. 'queued', id)
   call('UNLINK', P .. 'job:' .. id, P .. 'items:' .. job.upload, P .. 'res:' .. id,
     P .. 'idx:' .. id)
   return {'OK', ''}
@@ -55,6 +56,8 @@ function F.list(P, args)
   end
   return {'OK', '', rows}
 end
+
+function F.queued(P, args) return {'OK', '', call('SCARD', P .. 'queued')} end
 
 -- (job, version)...
 function F.poll(P, args)
@@ -200,14 +203,14 @@ end
 -- takes in new bytes stops when Redis is out of memory: what ends work must pass.
 local NAMES = {'put', 'submit', 'req_put', 'req_take', 'drop', 'claim', 'mine', 'adopt',
   'release_process', 'processes', 'commit', 'release', 'note_death', 'expire', 'cancel', 'delete',
-  'get', 'list', 'poll', 'results', 'req_get', 'req_drop'}
+  'get', 'list', 'queued', 'poll', 'results', 'req_get', 'req_drop'}
 local N_INTAKE = 4
 local META_NAMES = {'meta_get', 'meta_create', 'meta_check', 'meta_adopt'}
 
 for i = 1, #NAMES do
   local f = F[NAMES[i]]
   redis.register_function{
-    function_name = 'shoal_jobs_v1_' .. NAMES[i],
+    function_name = 'shoal_jobs_v2_' .. NAMES[i],
     callback = function(keys, args) return strange(keys[1], args) or f(keys[1], args) end,
     flags = i <= N_INTAKE and {} or {'allow-oom'}
   }
@@ -215,7 +218,7 @@ end
 for i = 1, #META_NAMES do
   local f = M[META_NAMES[i]]
   redis.register_function{
-    function_name = 'shoal_jobs_v1_' .. META_NAMES[i],
+    function_name = 'shoal_jobs_v2_' .. META_NAMES[i],
     callback = function(keys, args) return f(keys[1], args) end,
     flags = {'allow-oom'}
   }

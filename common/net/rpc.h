@@ -56,7 +56,10 @@ typedef struct {
     const char *message; /* the peer's words or gRPC's; "" when there are none; never NULL */
     const rpc_metadata_t *trailing;
     size_t n_trailing;
-    bool cancelled; /* server: the client is gone, cancelled, or its deadline has passed */
+    /* Server: the client is gone, cancelled, or its deadline has passed. `status` is DEADLINE when
+     * it has passed by this machine's clock, else CANCELLED: a client whose deadline passes says
+     * no more than one that cancels, and its word may be here a moment before. */
+    bool cancelled;
 } rpc_result_t;
 
 /* The value of a trailing metadata key, or NULL. */

@@ -93,13 +93,17 @@ static void send_output(core_t *core, client_t *client, const sequence_t *s)
 {
     arena_t *arena = &core->out->arena;
     uint32_t choice = s->choice;
-    size_t from = client->sent[choice], n = s->log.n;
+    size_t sent = client->sent[choice], n = s->log.n;
+    /* A client may have more than we do: of a request that was taken over only to be cancelled, not
+     * all ids need have come. It is told the end, and nothing is taken back. */
+    size_t from = sent < n ? sent : n;
+    uint32_t known = (uint32_t)(sent < n ? n : sent);
     core_action_t *action = core_act(core, CORE_ACTION_OUTPUT);
     action->output.client = client->id;
     action->output.choice = choice;
     client->messages[choice]++;
     action->output.n = core->config.mutant == CORE_MUTANT_MESSAGE_COUNT ? client->messages[choice]
-                                                                        : (uint32_t)n;
+                                                                        : known;
     action->output.n_ids = n - from;
     uint32_t *ids = ARENA_NEW_ARRAY(arena, uint32_t, n - from + 1);
     memcpy(ids, s->log.ids ? s->log.ids + from : ids, (n - from) * sizeof *ids);
@@ -115,7 +119,7 @@ static void send_output(core_t *core, client_t *client, const sequence_t *s)
             list[i - from] = copy_logprobs(core, s->logprobs[i]);
         action->output.logprobs = list;
     }
-    client->sent[choice] = (uint32_t)n;
+    client->sent[choice] = known;
     if (s->state != SEQUENCE_ENDED)
         return;
     client->sent_end[choice] = true;
@@ -153,7 +157,7 @@ void clients_push(core_t *core, session_t *session)
     for (uint32_t c = 0; c < session->n_choices; c++) {
         const sequence_t *s = &session->choices[c];
         bool ended = s->state == SEQUENCE_ENDED;
-        if (ended && client->sent[c] > s->log.n) {
+        if (ended && client->sent[c] > s->log.n && !s->error_code) {
             clients_end(core, client->id, STATUS_INVALID,
                         "n is past the end of the text: resume from what was received", 0);
             clients_forget(core, client);

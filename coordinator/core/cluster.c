@@ -178,6 +178,7 @@ static void plan_key(core_t *core, slot_t *slot, const core_key_t *key)
     slot->epoch = plan ? key->mod_revision : 0;
     slot->planned_at_ms = core->now_ms;
     slot->late = false;
+    plans_forget_removals(slot);
     slot->failed = plan && slot->failure && slot->failure->epoch == slot->epoch;
     if (plan)
         ring_add(slot->deployment->ring, slot->ordinal);
@@ -399,6 +400,7 @@ static void free_slot(slot_t *slot)
         shoal__cluster__v1__active_record__free_unpacked(slot->active_seen, NULL);
     if (slot->failure)
         shoal__cluster__v1__failure_record__free_unpacked(slot->failure, NULL);
+    plans_forget_removals(slot);
     free(slot);
 }
 

@@ -272,7 +272,7 @@ static bool handle_serving(core_t *core, const core_event_t *event)
                        event->resume.n_choices);
         return true;
     case CORE_EVENT_CANCEL:
-        session_cancel(core, event->cancel.client, event->cancel.id);
+        session_cancel(core, event->cancel.client, event->cancel.id, event->cancel.take);
         return true;
     case CORE_EVENT_CLIENT_WRITABLE:
         clients_writable(core, event->client.client);

@@ -77,7 +77,8 @@ typedef enum {
 
     CORE_EVENT_GENERATE,        /* .generate: a new interactive request, tokenized */
     CORE_EVENT_RESUME,          /* .resume: a client goes on reading a request */
-    CORE_EVENT_CANCEL,          /* .cancel: a client wants a request ended; answered by END */
+    CORE_EVENT_CANCEL,          /* .cancel: a client wants a request ended; answered by END, with
+                                 * STATUS_STALE when it has ended already */
     CORE_EVENT_CLIENT_WRITABLE, /* .client: its last OUTPUT was written */
     CORE_EVENT_CLIENT_GONE,     /* .client: its stream broke; this is no cancel */
 
@@ -170,7 +171,11 @@ typedef struct {
             const uint32_t *n; /* tokens that the client has, a number a choice */
             size_t n_choices;
         } resume;
-        struct { uint64_t client; const char *id; } cancel;
+        struct {
+            uint64_t client;
+            const char *id;
+            bool take; /* no coordinator that answers has it: take it over, then end it */
+        } cancel;
         struct { uint64_t client; } client;
         struct { core_store_t store; core_store_state_t state; const char *text; } store;
         core_key_t key;
@@ -387,6 +392,9 @@ uint64_t core_next_timer_ms(const core_t *core);
 /* The session id of an item: the same at every coordinator, so that an item claimed anew attaches
  * to what a leader still computes. Its owner number is the attempt. */
 void core_item_session_id(const char *job, uint64_t index, char id_out[CORE_ID_SIZE]);
+
+/* Whether a claimed item is not done yet: its record may still be written. */
+bool core_holds_item(const core_t *core, const char *job, uint64_t index);
 
 /* ---- what fronts ask (between steps, on the core's thread) ---- */
 

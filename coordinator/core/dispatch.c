@@ -47,6 +47,16 @@ static bool usable(void *context, uint32_t node)
     return slot && takes(u->core, slot, u->sequence);
 }
 
+/* What its Admit takes at most: an id has 5 bytes or fewer. */
+static uint64_t admit_bytes_max(const sequence_t *s)
+{
+    const session_t *session = s->session;
+    uint64_t bytes = 1024 + (session->n_prompt + s->log.n) * 5;
+    if (session->sampling)
+        bytes += shoal__v1__sampling__get_packed_size(session->sampling);
+    return bytes;
+}
+
 static bool fits(const slot_t *slot, const sequence_t *s)
 {
     if (!slot->link || slot->link->state != LINK_OPEN)
@@ -55,7 +65,7 @@ static bool fits(const slot_t *slot, const sequence_t *s)
         return false;
     if (s->suspect)
         return slot->n_running == 0;
-    if (s->class == CLASS_CONTINUATION && slot->n_recovering >= RECOVERING_MAX)
+    if (slot->unheard_bytes && slot->unheard_bytes + admit_bytes_max(s) > UNHEARD_BYTES_MAX)
         return false;
     /* One sequence may be larger than the credit; but none goes to a leader that grants nothing at
      * all, because it drains. */
@@ -85,10 +95,6 @@ static void admit(core_t *core, sequence_t *s, slot_t *slot)
     places_list_add(&slot->running, s);
     slot->n_running++;
     slot->committed += s->need;
-    if (s->class == CLASS_CONTINUATION) {
-        s->recovering = true;
-        slot->n_recovering++;
-    }
     slot->solo_alone = s->suspect && leader_idle(core, slot);
     if (s->suspect)
         places_begin_solo(places_pool(slot->deployment, slot->active->text_identity, true), slot,

@@ -3,9 +3,11 @@
  *
  * A sequence is in one place at a time: in a waiting room, parked at a slot whose link opens,
  * delayed, running at a slot, or ended. Order of service: continuations after a loss
- * (RECOVERING_MAX at once a slot), then interactive ones by priority, then items; within these by
- * arrival. The head of a room is not passed by others, so nothing starves; a slot that runs nothing
- * of ours takes the head whatever its credit says. Per request O(log n). */
+ * then interactive ones by priority, then items; within these by arrival. The head of a room is not
+ * passed by others, so nothing starves; a slot that runs nothing of ours takes the head whatever
+ * its credit says. To a leader go at most UNHEARD_BYTES_MAX of Admits, or one, that it has not
+ * answered: after a broken stream many long logs are sent anew, and they must not overflow the
+ * link's send queue, which would break the next stream as well. Per request O(log n). */
 #ifndef SHOAL_COORDINATOR_CORE_DISPATCH_H
 #define SHOAL_COORDINATOR_CORE_DISPATCH_H
 
@@ -33,7 +35,9 @@ void dispatch_slot_lost(core_t *core, slot_t *slot);
 void dispatch_failure(core_t *core, slot_t *slot);
 /* The slot can serve: its epoch is active. */
 void dispatch_slot_active(core_t *core, slot_t *slot);
-/* New ids came: a suspect may have passed the point, a continuation has recovered. */
+/* The leader said something about it: its Admit was read. */
+void dispatch_heard(sequence_t *sequence);
+/* New ids came: a suspect may have passed the point where it died. */
 void dispatch_progress(core_t *core, sequence_t *sequence);
 
 /* Parked sequences find their way again: the link of their slot opened or broke. */

@@ -15,6 +15,11 @@ item_t *items_find(const core_t *core, const char *job, uint64_t index)
     return table_get(&core->items, id, strlen(id));
 }
 
+bool core_holds_item(const core_t *core, const char *job, uint64_t index)
+{
+    return items_find(core, job, index) != NULL;
+}
+
 static item_t *make(core_t *core, const core_item_ref_t *ref)
 {
     job_t *job = table_get(&core->jobs, ref->job, strlen(ref->job));

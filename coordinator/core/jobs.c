@@ -212,9 +212,14 @@ static void poll(core_t *core)
         return;
     size_t max = core->jobs.n < POLL_JOBS_MAX ? core->jobs.n : POLL_JOBS_MAX;
     jobs_seen_t *seen = ARENA_NEW_ARRAY(&core->out->arena, jobs_seen_t, max);
-    size_t n = 0, i = 0;
-    for (job_t *job; n < max && (job = table_next(&core->jobs, &i));)
-        seen[n++] = (jobs_seen_t){core_copy(core, job->id), job->version};
+    size_t n = 0;
+    while (n < max) { /* all the way around at most, since max is at most their number */
+        const job_t *job = table_next(&core->jobs, &core->poll_place);
+        if (job)
+            seen[n++] = (jobs_seen_t){core_copy(core, job->id), job->version};
+        else
+            core->poll_place = 0;
+    }
     core_action_t *action = core_act(core, CORE_ACTION_JOBS_POLL);
     action->op = core->poll_op = core_number(core);
     action->poll.jobs = seen;

@@ -15,7 +15,7 @@ bool leaders_waiting(const core_t *core, const slot_t *slot)
     return slot->link_retry_at_ms > core->now_ms;
 }
 
-static void send(core_t *core, const link_t *link, const Shoal__Worker__V1__CoordinatorMessage *m)
+static size_t send(core_t *core, const link_t *link, const Shoal__Worker__V1__CoordinatorMessage *m)
 {
     size_t size = shoal__worker__v1__coordinator_message__get_packed_size(m);
     uint8_t *bytes = ARENA_NEW_ARRAY(&core->out->arena, uint8_t, size);
@@ -24,6 +24,7 @@ static void send(core_t *core, const link_t *link, const Shoal__Worker__V1__Coor
     action->link_send.link = link->id;
     action->link_send.bytes = bytes;
     action->link_send.size = size;
+    return size;
 }
 
 void leaders_open(core_t *core, slot_t *slot)
@@ -123,7 +124,8 @@ void leaders_send_admit(core_t *core, sequence_t *s, bool solo)
     admit.attach_only = s->attach_only;
     admit.solo = solo;
     admit.role = core_copy(core, "both");
-    if (session->sampling) {
+    /* A leader that is only asked whether it knows the sequence needs no log to say so. */
+    if (session->sampling && !s->attach_only) {
         admit.n_prompt = 1;
         admit.prompt = segments;
         admit.n_produced = s->log.n;
@@ -144,7 +146,9 @@ void leaders_send_admit(core_t *core, sequence_t *s, bool solo)
     Shoal__Worker__V1__CoordinatorMessage m = SHOAL__WORKER__V1__COORDINATOR_MESSAGE__INIT;
     m.message_case = SHOAL__WORKER__V1__COORDINATOR_MESSAGE__MESSAGE_ADMIT;
     m.admit = &admit;
-    send(core, s->slot->link, &m);
+    size_t size = send(core, s->slot->link, &m);
+    s->unheard_bytes += size;
+    s->slot->unheard_bytes += size;
 }
 
 void leaders_send_cancel(core_t *core, const sequence_t *s)
@@ -241,14 +245,15 @@ static void on_ended(core_t *core, sequence_t *s, const Shoal__Worker__V1__Seque
     }
 }
 
-static void on_sequence(core_t *core, link_t *link, const Shoal__Worker__V1__SequenceOutput *out)
+static void take_output(core_t *core, link_t *link, session_t *session,
+                        const Shoal__Worker__V1__SequenceOutput *out)
 {
-    session_t *session = session_find(core, out->session);
-    if (!session || out->choice >= session->n_choices || out->owner != session->owner)
+    if (out->choice >= session->n_choices || out->owner != session->owner)
         return;
     sequence_t *s = &session->choices[out->choice];
     if (s->state != SEQUENCE_RUNNING || s->slot != link->slot || s->epoch != link->epoch)
         return;
+    dispatch_heard(s);
     if (out->admitted && !session->sampling && !takeover_admitted(core, session, out->admitted)) {
         session_fail(core, session, STATUS_ABORTED, "the leader's record of the request is damaged",
                      0);
@@ -274,6 +279,17 @@ static void on_sequence(core_t *core, link_t *link, const Shoal__Worker__V1__Seq
     }
     if (out->ended)
         on_ended(core, s, out->ended);
+}
+
+static void on_sequence(core_t *core, link_t *link, const Shoal__Worker__V1__SequenceOutput *out)
+{
+    session_t *session = session_find(core, out->session);
+    if (!session)
+        return;
+    take_output(core, link, session, out);
+    /* It was taken over, and what it was meant for is to end it. */
+    if (session->take_canceller && !session->taking && !session->dead)
+        takeover_cancel_done(core, session, STATUS_OK, "");
 }
 
 static void on_step(core_t *core, link_t *link, const Shoal__Worker__V1__StepOutput *step)

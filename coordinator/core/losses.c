@@ -164,12 +164,14 @@ void dispatch_timer(core_t *core, sequence_t *s)
         dispatch_enqueue(core, s);
 }
 
+void dispatch_heard(sequence_t *s)
+{
+    s->slot->unheard_bytes -= s->unheard_bytes;
+    s->unheard_bytes = 0;
+}
+
 void dispatch_progress(core_t *core, sequence_t *s)
 {
-    if (s->recovering) {
-        s->recovering = false;
-        s->slot->n_recovering--;
-    }
     if (!s->suspect || s->log.n < s->n_at_death + PASSED_IDS)
         return;
     s->suspect = false;

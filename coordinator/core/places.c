@@ -112,9 +112,7 @@ void places_leave_slot(core_t *core, sequence_t *s)
     places_list_remove(&slot->running, s);
     slot->n_running--;
     slot->committed -= s->need;
-    if (s->recovering)
-        slot->n_recovering--;
-    s->recovering = false;
+    dispatch_heard(s);
     places_end_solo(core, s);
     s->slot = NULL;
 }

@@ -1,6 +1,11 @@
 /* One replica's plan: asks the planner where its ranks go and writes plan and assignments in one
  * transaction, which holds only while this coordinator is elected and nobody has planned this slot
- * since. The plan's mod-revision is then the epoch. */
+ * since. The plan's mod-revision is then the epoch.
+ *
+ * What the epoch before left behind is removed in the same transaction. Where that would be more
+ * than etcd takes, it is removed before, in transactions of its own under the same guards: as long
+ * as the old plan stands it lists what has to go, so a coordinator that is elected in between
+ * begins anew and misses nothing. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +15,7 @@
 
 enum {
     TXN_OPS_MAX = 120,        /* etcd refuses more than 128 in a transaction */
+    TXN_BYTES_MAX = 1 << 20,  /* and a request of more than 1.5 MiB */
     LOAD_BYTES_PER_MS = 50000, /* slowest disk a formation deadline allows for: 50 MB/s */
 };
 
@@ -171,8 +177,13 @@ typedef struct {
 
 static void add_write(core_t *core, writes_t *w, const char *key, const uint8_t *value, size_t n)
 {
-    if (w->n < TXN_OPS_MAX)
-        w->writes[w->n++] = (core_write_t){core_copy(core, key), value, n};
+    CHECK(w->n < TXN_OPS_MAX);
+    w->writes[w->n++] = (core_write_t){core_copy(core, key), value, n};
+}
+
+static writes_t new_writes(core_t *core)
+{
+    return (writes_t){.writes = ARENA_NEW_ARRAY(&core->out->arena, core_write_t, TXN_OPS_MAX)};
 }
 
 static void assign_key(const slot_t *slot, const char *host, char *out, size_t size)
@@ -188,18 +199,55 @@ static bool has_write(const writes_t *w, const char *key)
     return false;
 }
 
+/* ---- what the epoch before left ---- */
+
 /* Assignments that no longer hold, and what ranks of the epoch before had written. */
-static void add_removals(core_t *core, const slot_t *slot, writes_t *w)
+typedef struct {
+    const char **keys;
+    size_t *numbers; /* in slot->removed */
+    size_t n;
+} removals_t;
+
+static bool removed(const slot_t *slot, size_t number)
 {
+    return slot->removed && slot->removed[number];
+}
+
+static void add_removal(core_t *core, removals_t *list, const char *key, size_t number)
+{
+    for (size_t i = 0; i < list->n; i++)
+        if (strcmp(list->keys[i], key) == 0)
+            return;
+    list->keys[list->n] = core_copy(core, key);
+    list->numbers[list->n++] = number;
+}
+
+static removals_t find_removals(core_t *core, const slot_t *slot, const writes_t *w)
+{
+    size_t n_ranks = slot->plan ? slot->plan->n_ranks : 0;
+    removals_t list = {ARENA_NEW_ARRAY(&core->out->arena, const char *, n_ranks * 2 + 1),
+                       ARENA_NEW_ARRAY(&core->out->arena, size_t, n_ranks * 2 + 1), 0};
     char key[CORE_NAME_SIZE * 3];
-    for (size_t i = 0; slot->plan && i < slot->plan->n_ranks; i++) {
-        assign_key(slot, slot->plan->ranks[i]->host, key, sizeof key);
-        if (!has_write(w, key))
-            add_write(core, w, key, NULL, 0);
+    for (size_t i = 0; i < n_ranks; i++) {
         snprintf(key, sizeof key, "ranks/%s/%u/%llu/%zu", slot->deployment->name, slot->ordinal,
                  (unsigned long long)slot->epoch, i);
-        add_write(core, w, key, NULL, 0);
+        if (!removed(slot, n_ranks + i))
+            add_removal(core, &list, key, n_ranks + i);
     }
+    /* Last, so that the ranks that go keep their assignments as long as can be. */
+    for (size_t i = 0; i < n_ranks; i++) {
+        assign_key(slot, slot->plan->ranks[i]->host, key, sizeof key);
+        if (!removed(slot, i) && !has_write(w, key))
+            add_removal(core, &list, key, i);
+    }
+    return list;
+}
+
+void plans_forget_removals(slot_t *slot)
+{
+    free(slot->removed);
+    slot->removed = NULL;
+    slot->removing = false;
 }
 
 static void send_txn(core_t *core, slot_t *slot, const char *plan_key, const writes_t *w)
@@ -218,6 +266,28 @@ static void send_txn(core_t *core, slot_t *slot, const char *plan_key, const wri
     action->txn.n_compares = n;
     action->txn.writes = w->writes;
     action->txn.n_writes = w->n;
+}
+
+/* Sends the writes with all removals if they fit together, else as many removals as fit: when etcd
+ * has taken them the slot is looked at again (rollout_txn_done), and the rest follows. */
+static void send_with_removals(core_t *core, slot_t *slot, const char *plan_key, writes_t *w)
+{
+    removals_t list = find_removals(core, slot, w);
+    if (w->n + list.n <= TXN_OPS_MAX) {
+        for (size_t i = 0; i < list.n; i++)
+            add_write(core, w, list.keys[i], NULL, 0);
+        send_txn(core, slot, plan_key, w);
+        return;
+    }
+    if (!slot->removed)
+        slot->removed = MEM_NEW_ARRAY(bool, slot->plan->n_ranks * 2);
+    writes_t first = new_writes(core);
+    for (size_t i = 0; i < list.n && first.n < TXN_OPS_MAX; i++) {
+        add_write(core, &first, list.keys[i], NULL, 0);
+        slot->removed[list.numbers[i]] = true;
+    }
+    slot->removing = true;
+    send_txn(core, slot, plan_key, &first);
 }
 
 static void fill_ranks(core_t *core, const plan_placement_t *placed,
@@ -242,40 +312,57 @@ static void fill_ranks(core_t *core, const plan_placement_t *placed,
     }
 }
 
-static void write_plan(core_t *core, slot_t *slot, const plan_placement_t *placed,
-                       const plan_shape_t *shape)
+static void fill_plan(core_t *core, const slot_t *slot, const plan_placement_t *placed,
+                      const plan_shape_t *shape, Shoal__Cluster__V1__ReplicaPlan *plan)
 {
     const deployment_t *d = slot->deployment;
-    Shoal__Cluster__V1__ReplicaPlan plan = SHOAL__CLUSTER__V1__REPLICA_PLAN__INIT;
-    plan.deployment = core_copy(core, d->name);
-    plan.ordinal = slot->ordinal;
-    plan.model_name = d->record->model_name;
-    plan.model_digest = d->record->model_digest;
-    plan.tp = shape->tp;
-    plan.stages = shape->stages;
-    plan.context_max = d->record->context_max;
-    plan.activations = d->record->activations;
-    plan.kv_tokens_max = placed->kv_tokens;
-    plan.prefill_tokens_max = d->record->prefill_tokens_max;
-    plan.incarnation = core->process.incarnation;
-    plan.formation_deadline_ms =
+    shoal__cluster__v1__replica_plan__init(plan);
+    plan->deployment = core_copy(core, d->name);
+    plan->ordinal = slot->ordinal;
+    plan->model_name = d->record->model_name;
+    plan->model_digest = d->record->model_digest;
+    plan->tp = shape->tp;
+    plan->stages = shape->stages;
+    plan->context_max = d->record->context_max;
+    plan->activations = d->record->activations;
+    plan->kv_tokens_max = placed->kv_tokens;
+    plan->prefill_tokens_max = d->record->prefill_tokens_max;
+    plan->incarnation = core->process.incarnation;
+    plan->formation_deadline_ms =
         core->config.formation_ms + d->sizes->file_bytes / LOAD_BYTES_PER_MS;
-    fill_ranks(core, placed, &plan, shape->tp);
+    fill_ranks(core, placed, plan, shape->tp);
+}
+
+/* Plan and assignments of one replica are one transaction, or it would have two epochs; so a
+ * replica over more hosts than a transaction has room for is refused. */
+static status_t write_plan(core_t *core, slot_t *slot, const plan_placement_t *placed,
+                           const plan_shape_t *shape)
+{
+    Shoal__Cluster__V1__ReplicaPlan plan;
+    fill_plan(core, slot, placed, shape, &plan);
     size_t size = shoal__cluster__v1__replica_plan__get_packed_size(&plan);
     uint8_t *bytes = ARENA_NEW_ARRAY(&core->out->arena, uint8_t, size + 1);
     shoal__cluster__v1__replica_plan__pack(&plan, bytes);
 
-    writes_t w = {.writes = ARENA_NEW_ARRAY(&core->out->arena, core_write_t, TXN_OPS_MAX)};
+    writes_t w = new_writes(core);
     char plan_key[CORE_NAME_SIZE * 2], key[CORE_NAME_SIZE * 3];
-    snprintf(plan_key, sizeof plan_key, "replicas/%s/%u/plan", d->name, slot->ordinal);
+    snprintf(plan_key, sizeof plan_key, "replicas/%s/%u/plan", slot->deployment->name,
+             slot->ordinal);
     add_write(core, &w, plan_key, bytes, size);
     for (uint32_t i = 0; i < placed->n_ranks; i++) {
         assign_key(slot, placed->ranks[i].host, key, sizeof key);
-        if (!has_write(&w, key))
-            add_write(core, &w, key, bytes, size);
+        if (has_write(&w, key))
+            continue;
+        if (w.n == TXN_OPS_MAX || (w.n + 1) * size > TXN_BYTES_MAX)
+            return fail(STATUS_REFUSED,
+                        "its %u ranks would lie on more than %zu hosts, which is what one "
+                        "transaction of etcd can assign; use fewer ranks, or hosts that take more "
+                        "of them",
+                        placed->n_ranks, w.n - 1);
+        add_write(core, &w, key, bytes, size);
     }
-    add_removals(core, slot, &w);
-    send_txn(core, slot, plan_key, &w);
+    send_with_removals(core, slot, plan_key, &w);
+    return STATUS_OK;
 }
 
 bool plans_form(core_t *core, deployment_t *d, slot_t *slot)
@@ -283,6 +370,8 @@ bool plans_form(core_t *core, deployment_t *d, slot_t *slot)
     plan_placement_t *placed = ARENA_NEW_ARRAY(&core->out->arena, plan_placement_t, 1);
     plan_shape_t shape;
     status_t status = place(core, slot, &shape, placed);
+    if (status == STATUS_OK)
+        status = write_plan(core, slot, placed, &shape);
     if (status != STATUS_OK) {
         if (!d->message || strcmp(d->message, status_text()) != 0)
             core_log(core, LOG_WARN, "replica %s/%u cannot be formed: %s", d->name, slot->ordinal,
@@ -293,13 +382,12 @@ bool plans_form(core_t *core, deployment_t *d, slot_t *slot)
     }
     free(d->message);
     d->message = NULL;
-    write_plan(core, slot, placed, &shape);
     return true;
 }
 
 void plans_remove(core_t *core, slot_t *slot)
 {
-    writes_t w = {.writes = ARENA_NEW_ARRAY(&core->out->arena, core_write_t, TXN_OPS_MAX)};
+    writes_t w = new_writes(core);
     char key[CORE_NAME_SIZE * 2];
     static const char *const names[] = {"active", "failed", "plan"};
     for (size_t i = 0; i < 3; i++) {
@@ -307,6 +395,5 @@ void plans_remove(core_t *core, slot_t *slot)
                  names[i]);
         add_write(core, &w, key, NULL, 0);
     }
-    add_removals(core, slot, &w);
-    send_txn(core, slot, key, &w);
+    send_with_removals(core, slot, key, &w);
 }

@@ -50,6 +50,7 @@ void rollout_elected(core_t *core, bool elected)
             slot_t *slot = core->deployments[i]->slots[k];
             if (slot) {
                 slot->txn_op = slot->range_op = 0;
+                plans_forget_removals(slot);
                 slot->plan_at_ms = 0;
             }
         }
@@ -143,6 +144,14 @@ void rollout_txn_done(core_t *core, const core_event_t *event)
                 continue;
             slot->txn_op = 0;
             bool written = event->txn_done.known && event->txn_done.succeeded;
+            if (slot->removing && written) { /* the next part follows at once */
+                slot->removing = false;
+                slot->plan_at_ms = core->now_ms;
+                rollout_changed(core);
+                return;
+            }
+            if (!written)
+                plans_forget_removals(slot);
             uint64_t wait = written ? SETTLE_MS : STALE_MS;
             slot->plan_at_ms = core->now_ms + (event->txn_done.known ? wait : SETTLE_MS);
             return;
@@ -194,7 +203,7 @@ static bool on_draining_host(const core_t *core, const slot_t *slot)
 
 static bool is_forming(const slot_t *slot)
 {
-    return slot->txn_op || (slot->plan && !slot->active);
+    return slot->txn_op || slot->removed || (slot->plan && !slot->active);
 }
 
 /* A replica of another text identity ends only when its sequences did, or their time is over. */
@@ -233,7 +242,8 @@ static bool consider_slot(core_t *core, slot_t *slot, bool others_change)
 {
     if (slot->txn_op || core->now_ms < slot->plan_at_ms)
         return false;
-    if (!slot->plan || slot->failed) {
+    /* A formation whose old assignments are partly gone is carried through. */
+    if (!slot->plan || slot->failed || slot->removed) {
         form(core, slot);
         return false;
     }

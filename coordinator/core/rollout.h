@@ -28,6 +28,8 @@ void rollout_free(core_t *core);
 /* False, with the deployment's message set, when no placing is possible now. */
 bool plans_form(core_t *core, deployment_t *deployment, slot_t *slot);
 void plans_remove(core_t *core, slot_t *slot);
+/* The slot's plan is another, or what came of a removal is not known: nothing counts as removed. */
+void plans_forget_removals(slot_t *slot);
 /* Whether the plan that stands is the one the deployment wants, and gives the same text. */
 bool plans_same_shape(const slot_t *slot);
 bool plans_same_text(const slot_t *slot);

@@ -137,28 +137,32 @@ void session_resume(core_t *core, uint64_t client, const char *id, const uint32_
         clients_push(core, session);
 }
 
-void session_cancel(core_t *core, uint64_t client, const char *id)
-{
-    session_t *session = session_find(core, id);
-    if (!session || session->item || session->superseded ||
-        session->n_ended == session->n_choices) {
-        clients_end(core, client, STATUS_NOT_FOUND, "no such request is running here", 0);
-        return;
-    }
-    for (uint32_t c = 0; c < session->n_choices && !session->dead; c++)
-        if (session->choices[c].state != SEQUENCE_ENDED)
-            session_finish(core, &session->choices[c],
-                           SHOAL__V1__FINISH_REASON__FINISH_REASON_CANCELLED, "cancelled",
-                           "the request was cancelled");
-    clients_end(core, client, STATUS_OK, "", 0);
-}
-
 static void cancel_all(core_t *core, session_t *session, const char *code, const char *message,
                        Shoal__V1__FinishReason finish)
 {
     for (uint32_t c = 0; c < session->n_choices && !session->dead; c++)
         if (session->choices[c].state != SEQUENCE_ENDED)
             session_finish(core, &session->choices[c], finish, code, message);
+}
+
+void session_cancel(core_t *core, uint64_t client, const char *id, bool take)
+{
+    session_t *session = session_find(core, id);
+    if (take && (!session || session->superseded)) {
+        takeover_cancel(core, client, id);
+        return;
+    }
+    if (!session || session->item || session->superseded) {
+        clients_end(core, client, STATUS_NOT_FOUND, "no such request is running", 0);
+        return;
+    }
+    if (session->n_choices && session->n_ended == session->n_choices) {
+        clients_end(core, client, STATUS_STALE, "the request has ended", 0);
+        return;
+    }
+    cancel_all(core, session, "cancelled", "the request was cancelled",
+               SHOAL__V1__FINISH_REASON__FINISH_REASON_CANCELLED);
+    clients_end(core, client, STATUS_OK, "", 0);
 }
 
 void session_client_gone(core_t *core, uint64_t id)
@@ -199,6 +203,7 @@ void session_drop(core_t *core, session_t *session, bool tell)
         return;
     session->dead = true;
     CHECK(session->client == NULL);
+    takeover_cancel_done(core, session, STATUS_NOT_FOUND, "no such request is running");
     for (uint32_t c = 0; c < session->n_choices; c++) {
         sequence_t *s = &session->choices[c];
         if (tell)
@@ -239,6 +244,7 @@ void session_fail(core_t *core, session_t *session, status_t status, const char 
         clients_end(core, session->client->id, status, text, retry_after_ms);
         clients_forget(core, session->client);
     }
+    takeover_cancel_done(core, session, status, text);
     session_drop(core, session, true);
 }
 
@@ -346,6 +352,8 @@ void session_superseded(core_t *core, session_t *session)
     if (session->item || !session->sampling) {
         if (session->item)
             items_session_superseded(core, session->item);
+        takeover_cancel_done(core, session, STATUS_UNREACHABLE,
+                             "another coordinator takes this request now: try again");
         session_drop(core, session, false);
         return;
     }

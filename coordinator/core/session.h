@@ -9,7 +9,7 @@
 void session_generate(core_t *core, uint64_t client, const core_request_t *request);
 void session_resume(core_t *core, uint64_t client, const char *id, const uint32_t *n,
                     size_t n_choices);
-void session_cancel(core_t *core, uint64_t client, const char *id);
+void session_cancel(core_t *core, uint64_t client, const char *id, bool take);
 void session_client_gone(core_t *core, uint64_t client);
 
 /* A session for an item; the caller enqueues its one choice. */
@@ -53,6 +53,10 @@ void session_rearm(core_t *core, session_t *session);
 /* takeover.c: the session of a coordinator that is gone. */
 void takeover_start(core_t *core, uint64_t client, const char *id, const uint32_t *n,
                     size_t n_choices);
+/* The same for a client that wants the request ended. */
+void takeover_cancel(core_t *core, uint64_t client, const char *id);
+/* The session was taken over, or was not: whoever wants it ended is told. */
+void takeover_cancel_done(core_t *core, session_t *session, status_t status, const char *text);
 /* A client came back to a session that another coordinator had taken. */
 void takeover_back(core_t *core, session_t *session);
 void takeover_pointer(core_t *core, const core_event_t *event);

@@ -14,7 +14,8 @@
 
 enum {
     POOLS_MAX = 16,             /* text identities of one deployment alive at once */
-    RECOVERING_MAX = 32,        /* continuations on a slot that have not produced a new id yet */
+    UNHEARD_BYTES_MAX = 6 << 20, /* of Admits to a leader that has not answered them yet. A link's
+                                 * send queue holds 8 MiB; what is over this waits its turn */
     LOSSES_MAX = 4,
     DEATHS_MAX = 3,             /* ranks that one sequence may take with it */
     PASSED_IDS = 8,             /* new ids after which a suspect has passed where it died */
@@ -120,8 +121,9 @@ struct slot { /* cluster.c, the rest as noted */
     uint64_t link_retry_at_ms, link_retry_ms;
     uint64_t link_broken_at_ms; /* 0: not broken since it was last open */
     sequence_t *running, *parked;
-    uint32_t n_running, n_recovering;
-    uint64_t committed; /* prompt + max_tokens of the running ones */
+    uint32_t n_running;
+    uint64_t committed;     /* prompt + max_tokens of the running ones */
+    uint64_t unheard_bytes; /* of Admits of the running ones, as in sequence_t */
     sequence_t *solo;   /* a suspect runs here alone, or waits until the slot is empty for it */
     bool solo_alone;    /* since it runs, the leader has shown nothing else */
     /* rollout.c */
@@ -129,6 +131,9 @@ struct slot { /* cluster.c, the rest as noted */
     uint64_t plan_at_ms; /* not before */
     uint32_t n_failures; /* in a row */
     uint64_t range_op;
+    bool *removed; /* plans.c: what is gone of this epoch's assignments, then of its ranks' records,
+                    * once they are removed in parts; NULL before */
+    bool removing; /* the transaction under way removes, and another follows it */
     bool late; /* the formation deadline passed; who has reported is being asked */
 };
 
@@ -178,7 +183,8 @@ struct sequence { /* dispatch.c; the log by session.c */
     text_log_t log;
     Shoal__V1__Logprobs **logprobs; /* log.n of them when asked for */
     size_t logprobs_capacity;
-    bool attach_only, recovering;
+    bool attach_only;
+    uint64_t unheard_bytes; /* of its Admits at the slot since the leader last spoke of it */
     bool suspect;    /* was in flight when a rank died by its own doing */
     uint32_t deaths; /* held against it */
     uint32_t n_alone; /* of them, when nothing else was seen beside it */
@@ -224,6 +230,7 @@ struct session { /* session.c */
     uint8_t *take_pointer;
     size_t take_pointer_bytes;
     bool take_held; /* the owner number was raised to ours */
+    uint64_t take_canceller; /* the client that wants it taken over to end it; 0: none */
     wake_t wake;
     bool dead;          /* forgotten; freed at the end of the step */
     session_t *next_dead;
@@ -336,6 +343,7 @@ struct core { /* core.c */
     wake_t jobs_wake;
     table_t item_ops;
     uint64_t mine_op, mine_at_ms, mine_round, adopt_op, adopt_at_ms, poll_op, poll_at_ms;
+    size_t poll_place; /* in the table of jobs, where the next poll goes on */
     jobs_process_t mine_process;
     jobs_process_t former[FORMER_MAX]; /* processes we were, whose claims are not ours yet */
     size_t n_former;

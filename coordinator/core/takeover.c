@@ -111,26 +111,58 @@ static void ask(core_t *core, session_t *session, core_action_kind_t kind)
     action->pointer.pointer_bytes = session->take_pointer_bytes;
 }
 
-void takeover_start(core_t *core, uint64_t client, const char *id, const uint32_t *n,
-                    size_t n_choices)
+/* A session to be taken over; NULL, with the client ended, when that cannot be tried. */
+static session_t *begin(core_t *core, uint64_t client, const char *id)
 {
     if (strlen(id) != CORE_ID_SIZE - 1 || session_find(core, id)) {
         clients_end(core, client, STATUS_NOT_FOUND, "no such request is running", 0);
-        return;
+        return NULL;
     }
     if (core->redis != CORE_STORE_UP || core->sessions.n >= CORE_SESSIONS_MAX || core->draining) {
         clients_end(core, client, STATUS_UNREACHABLE,
                     "the request is not of this coordinator, and its pointer cannot be read now",
                     0);
-        return;
+        return NULL;
     }
     session_t *session = session_make(core, id, NULL);
     session->taking = true;
     session->take_until_ms = core->now_ms + TAKE_WAIT_MS;
+    ask(core, session, CORE_ACTION_POINTER_GET);
+    return session;
+}
+
+void takeover_start(core_t *core, uint64_t client, const char *id, const uint32_t *n,
+                    size_t n_choices)
+{
+    session_t *session = begin(core, client, id);
+    if (!session)
+        return;
     client_t *bound = clients_bind(core, client, session);
     for (size_t c = 0; c < n_choices && c < CORE_CHOICES_MAX; c++)
         bound->sent[c] = n[c];
-    ask(core, session, CORE_ACTION_POINTER_GET);
+}
+
+void takeover_cancel(core_t *core, uint64_t client, const char *id)
+{
+    session_t *session = session_find(core, id);
+    /* Ours, but another coordinator took it and is gone now: its pointer says where it runs. */
+    if (session && session->superseded && !session->client && !session->pointer_op)
+        session_drop(core, session, false);
+    session = begin(core, client, id);
+    if (session)
+        session->take_canceller = client;
+}
+
+void takeover_cancel_done(core_t *core, session_t *session, status_t status, const char *text)
+{
+    uint64_t client = session->take_canceller;
+    session->take_canceller = 0;
+    if (!client)
+        return;
+    if (status == STATUS_OK)
+        session_cancel(core, client, session->id, false);
+    else
+        clients_end(core, client, status, text, 0);
 }
 
 void takeover_back(core_t *core, session_t *session)

@@ -3,13 +3,16 @@
  * the scores and dimensions in the values; the order of operations of one element is
  * ref_attend.c's.
  *
- * Pairs of keys behind the last visible one are not multiplied at all: their p is +0 and their v
- * finite, so they could only turn an O of -0 into +0, which the +0 added at the chunk's end does.
+ * Tiles that a list selects, or whose values lie in the keys, are brought into the layout of pages
+ * first (attend_stage.c). Pairs of keys behind the last visible one are not multiplied at all:
+ * their p is +0 and their v finite, so they could only turn an O of -0 into +0, which the +0 added
+ * at the chunk's end does.
  */
 
 typedef struct {
     const kattend_t *job;
-    uint32_t dim, dim16;
+    bool f32;
+    uint32_t dim, dim16; /* of a key; of a value, rounded up to 16 */
     union {
         uint32_t pairs[ATTEND_ROWS][KHEAD_DIM_MAX / 2]; /* two BF16 each */
         float f32[ATTEND_ROWS][KHEAD_DIM_MAX];
@@ -29,7 +32,7 @@ static void attend_load_q(attend_t *a)
 {
     for (uint32_t r = 0; r < a->job->n; r++) {
         const float *q = a->job->q[r];
-        if (a->job->pages->mode == KMODE_F32) {
+        if (a->f32) {
             memcpy(a->q.f32[r], q, a->dim * sizeof *q);
             continue;
         }
@@ -59,25 +62,32 @@ static void values_f32(attend_t *a, const uint8_t *const pages[4], uint32_t n_ke
         for (uint32_t d = 0; d < a->dim16; d += 16) {
             vf_t sum = vf_load(a->o[r] + d);
             for (uint32_t i = 0; i < n_keys; i++) {
-                const float *v =
-                    (const float *)(const void *)(pages[i / 16] + a->job->pages->k_bytes);
+                const float *v = (const float *)(const void *)pages[i / 16];
                 sum = vf_fma(vf_load(v + (size_t)(i % 16) * a->dim16 + d), vf_set(a->s[r][i]), sum);
             }
             vf_store(a->o[r] + d, sum);
         }
 }
 
-/* Turns a row's scores into probabilities and folds the tile's maximum and sum into m, l and O. The
- * first n keys of the tile are visible, at least one. */
-static void attend_softmax(attend_t *a, uint32_t r, uint32_t n)
+/* Of 16 lanes, those in [lo, hi) counted from `at`; the others become `other`. */
+static inline vf_t visible_lanes(vf_t v, uint32_t at, uint32_t lo, uint32_t hi, vf_t other)
+{
+    v = vf_keep(v, hi > at ? hi - at : 0, other);
+    return lo > at ? vf_keep(other, lo - at, v) : v;
+}
+
+/* Turns a row's scores into probabilities and folds the tile's maximum and sum into m, l and O.
+ * Keys [lo, hi) of the tile are visible, at least one. */
+static void attend_softmax(attend_t *a, uint32_t r, uint32_t lo, uint32_t hi)
 {
     vf_t scale = vf_set(a->job->scale);
     vf_t most = vf_set(a->m[r]);
     vf_t x[KEYS_TILE / 16];
     for (uint32_t i = 0; i < KEYS_TILE / 16; i++) {
-        uint32_t seen = n > 16 * i ? n - 16 * i : 0;
         x[i] = vf_mul(vf_load(a->s[r] + 16 * i), scale);
-        most = vf_max(vf_keep(x[i], seen, vf_set(-INFINITY)), most);
+        if (a->job->softcap > 0.0f)
+            x[i] = vf_mul(softcap_lanes(x[i], vf_set(a->job->softcap)), vf_set(LOG2_E));
+        most = vf_max(visible_lanes(x[i], 16 * i, lo, hi, vf_set(-INFINITY)), most);
     }
     float m = vf_largest(most);
     if (m != a->m[r]) { /* else the factor is exactly 1 */
@@ -89,8 +99,8 @@ static void attend_softmax(attend_t *a, uint32_t r, uint32_t n)
     }
     uint16_t halves[KEYS_TILE];
     for (uint32_t i = 0; i < KEYS_TILE / 16; i++) {
-        uint32_t seen = n > 16 * i ? n - 16 * i : 0;
-        vf_t p = vf_keep(exp2_vec(vf_sub(x[i], vf_set(m))), seen, vf_set(0));
+        vf_t p = exp2_vec(vf_sub(x[i], vf_set(m)));
+        p = visible_lanes(p, 16 * i, lo, hi, vf_set(0));
         a->l[r] = vf_add(a->l[r], p);
         vf_store(a->s[r] + 16 * i, p);
         vi_store_halves(halves + 16 * i, bf16_lanes(p));
@@ -98,34 +108,64 @@ static void attend_softmax(attend_t *a, uint32_t r, uint32_t n)
     memcpy(a->p[r], halves, sizeof halves);
 }
 
-static void attend_tile(attend_t *a, uint32_t tile, uint32_t n_keys)
+typedef struct {
+    const uint8_t *k[KEYS_TILE / KKV_BLOCK_TOKENS], *v[KEYS_TILE / KKV_BLOCK_TOKENS];
+} tile_pages_t;
+
+/* Where the pages of entries [tile, tile + n_keys) are, in the cache or in scratch. */
+static void attend_pages(const attend_t *a, const kpass_t *pass, uint32_t tile, uint32_t n_keys,
+                         tile_pages_t *out)
 {
-    const kattend_t *job = a->job;
-    const uint8_t *pages[KEYS_TILE / KKV_BLOCK_TOKENS];
+    const kpages_t *pages = pass->pages;
+    bool gathered = pass->list != NULL || pages->rows;
+    bool turned = pages->value_dim > 0 && (gathered || pages->values_in_keys);
+    size_t value_bytes = a->f32 ? 4 : 2;
+    size_t k_bytes = (size_t)a->dim * KKV_BLOCK_TOKENS * value_bytes;
+    size_t v_bytes = (size_t)a->dim16 * KKV_BLOCK_TOKENS * value_bytes;
+    uint8_t *k_scratch = a->job->scratch;
+    uint8_t *v_scratch = k_scratch + ATTEND_SCRATCH_BYTES / 2;
     uint32_t n_pages = (n_keys + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS;
     for (uint32_t b = 0; b < KEYS_TILE / KKV_BLOCK_TOKENS; b++) {
         /* Scores of pages past the last one are computed from the first and then not looked at. */
-        uint32_t block = tile / KKV_BLOCK_TOKENS + (b < n_pages ? b : 0);
-        pages[b] = job->base + job->blocks[block] * job->block_stride;
+        uint32_t at = b < n_pages ? b : 0;
+        if (!gathered) {
+            uint32_t block = pass->blocks[tile / KKV_BLOCK_TOKENS + at];
+            out->k[b] = pass->base + block * pass->block_stride;
+        } else {
+            out->k[b] = k_scratch + at * k_bytes;
+        }
+        out->v[b] = turned ? v_scratch + at * v_bytes : out->k[b] + pages->k_bytes;
     }
-    bool f32 = job->pages->mode == KMODE_F32;
-    if (f32)
-        scores_f32(a, pages, n_pages);
+    if (gathered)
+        stage_gather(pass, tile, n_keys, k_scratch, v_scratch);
+    else if (turned)
+        stage_values(pass, tile, n_keys, v_scratch);
+}
+
+static void attend_tile(attend_t *a, const kpass_t *pass, uint32_t tile, uint32_t n_keys)
+{
+    const kattend_t *job = a->job;
+    tile_pages_t pages;
+    attend_pages(a, pass, tile, n_keys, &pages);
+    if (a->f32)
+        scores_f32(a, pages.k, (n_keys + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS);
     else
-        scores_bf16(a, pages);
+        scores_bf16(a, pages.k);
     for (uint32_t r = 0; r < job->n; r++) {
-        uint32_t end = job->positions[r] + 1;
-        if (end > tile) {
-            attend_softmax(a, r, end - tile < n_keys ? end - tile : n_keys);
+        uint32_t lo = pass->first[r] > tile ? pass->first[r] - tile : 0;
+        uint32_t hi = pass->end[r] > tile ? pass->end[r] - tile : 0;
+        hi = hi < n_keys ? hi : n_keys;
+        if (lo < hi) {
+            attend_softmax(a, r, lo, hi);
             continue;
         }
         memset(a->s[r], 0, sizeof a->s[r]);
         memset(a->p[r], 0, sizeof a->p[r]);
     }
-    if (f32)
-        values_f32(a, pages, n_keys);
+    if (a->f32)
+        values_f32(a, pages.v, n_keys);
     else
-        values_bf16(a, pages, (n_keys + 1) / 2);
+        values_bf16(a, pages.v, (n_keys + 1) / 2);
 }
 
 /* Folds the finished chunk of one row into its result. */
@@ -144,36 +184,90 @@ static void attend_merge(attend_t *a, uint32_t r)
     a->m_all[r] = most;
 }
 
+static void attend_pass(attend_t *a, const kpass_t *pass)
+{
+    uint32_t n = a->job->n, first = UINT32_MAX, n_keys = 0;
+    for (uint32_t r = 0; r < n; r++) {
+        if (pass->first[r] >= pass->end[r])
+            continue;
+        first = pass->first[r] < first ? pass->first[r] : first;
+        n_keys = pass->end[r] > n_keys ? pass->end[r] : n_keys;
+    }
+    for (uint32_t chunk = first / KEYS_CHUNK * KEYS_CHUNK; chunk < n_keys; chunk += KEYS_CHUNK) {
+        uint32_t chunk_end = n_keys - chunk < KEYS_CHUNK ? n_keys : chunk + KEYS_CHUNK;
+        for (uint32_t r = 0; r < n; r++) {
+            a->m[r] = -INFINITY;
+            a->l[r] = vf_set(0);
+            memset(a->o[r], 0, a->dim16 * sizeof a->o[r][0]);
+        }
+        uint32_t tile = first > chunk ? first / KEYS_TILE * KEYS_TILE : chunk;
+        for (; tile < chunk_end; tile += KEYS_TILE)
+            attend_tile(a, pass, tile, chunk_end - tile < KEYS_TILE ? chunk_end - tile : KEYS_TILE);
+        for (uint32_t r = 0; r < n; r++)
+            if (pass->first[r] < chunk_end && pass->end[r] > chunk && pass->first[r] < pass->end[r])
+                attend_merge(a, r);
+    }
+}
+
 static void attend_vec(const kattend_t *job)
 {
     attend_t a; /* set piece by piece: zeroing it whole would cost as much as a short context */
+    const kpages_t *pages = job->pass[0].pages;
     a.job = job;
-    a.dim = job->pages->head_dim;
-    a.dim16 = job->pages->dim16;
-    uint32_t n_keys = 0;
+    a.f32 = pages->mode == KMODE_F32;
+    a.dim = pages->key_dim;
+    a.dim16 = pages->dim16;
     for (uint32_t r = 0; r < job->n; r++) {
-        n_keys = job->positions[r] + 1 > n_keys ? job->positions[r] + 1 : n_keys;
-        a.m_all[r] = -INFINITY;
-        a.l_all[r] = 0;
+        bool sink = job->sinks[r] != NULL;
+        a.m_all[r] = sink ? *job->sinks[r] * LOG2_E : -INFINITY;
+        a.l_all[r] = sink ? 1.0f : 0.0f;
         memset(a.o_all[r], 0, a.dim16 * sizeof a.o_all[r][0]);
     }
     attend_load_q(&a);
-    for (uint32_t chunk = 0; chunk < n_keys; chunk += KEYS_CHUNK) {
-        uint32_t chunk_end = n_keys - chunk < KEYS_CHUNK ? n_keys : chunk + KEYS_CHUNK;
-        for (uint32_t r = 0; r < job->n; r++) {
-            a.m[r] = -INFINITY;
-            a.l[r] = vf_set(0);
-            memset(a.o[r], 0, a.dim16 * sizeof a.o[r][0]);
-        }
-        for (uint32_t tile = chunk; tile < chunk_end; tile += KEYS_TILE)
-            attend_tile(&a, tile, chunk_end - tile < KEYS_TILE ? chunk_end - tile : KEYS_TILE);
-        for (uint32_t r = 0; r < job->n; r++)
-            if (job->positions[r] >= chunk)
-                attend_merge(&a, r);
-    }
+    for (uint32_t i = 0; i < job->n_passes; i++)
+        attend_pass(&a, &job->pass[i]);
     for (uint32_t r = 0; r < job->n; r++) {
         vf_t inverse = vf_set(1.0f / a.l_all[r]);
-        for (uint32_t d = 0; d < a.dim; d += 16)
-            vf_store_n(job->out[r] + d, vf_mul(vf_load(a.o_all[r] + d), inverse), a.dim - d);
+        for (uint32_t d = 0; d < pages->value_dim; d += 16)
+            vf_store_n(job->out[r] + d, vf_mul(vf_load(a.o_all[r] + d), inverse),
+                       pages->value_dim - d);
+    }
+}
+
+/* Index scores: a tile of keys at a time, all heads over it; the sum over heads ascends. */
+static void score_vec(const kscore_t *job)
+{
+    attend_t a;
+    kattend_t heads = {.scratch = job->scratch};
+    const kpass_t *pass = &job->pass;
+    a.job = &heads;
+    a.f32 = pass->pages->mode == KMODE_F32;
+    a.dim = pass->pages->key_dim;
+    a.dim16 = 0;
+    vf_t scale = vf_set(job->scale);
+    for (uint32_t tile = pass->first[0]; tile < pass->end[0]; tile += KEYS_TILE) {
+        uint32_t n = pass->end[0] - tile < KEYS_TILE ? pass->end[0] - tile : KEYS_TILE;
+        tile_pages_t pages;
+        attend_pages(&a, pass, tile, n, &pages);
+        float sums[KEYS_TILE] = {0};
+        for (uint32_t h = 0; h < job->n_heads; h += heads.n) {
+            heads.n = job->n_heads - h < ATTEND_ROWS ? job->n_heads - h : ATTEND_ROWS;
+            for (uint32_t r = 0; r < heads.n; r++)
+                heads.q[r] = job->q + (size_t)(h + r) * a.dim;
+            attend_load_q(&a);
+            if (a.f32)
+                scores_f32(&a, pages.k, (n + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS);
+            else
+                scores_bf16(&a, pages.k);
+            for (uint32_t r = 0; r < heads.n; r++) {
+                vf_t weight = vf_set(job->w[h + r] * job->weight_scale);
+                for (uint32_t i = 0; i < n; i += 16) {
+                    vf_t x = vf_mul(vf_load(a.s[r] + i), scale);
+                    x = vf_max(x, vf_set(0));
+                    vf_store(sums + i, vf_fma(weight, x, vf_load(sums + i)));
+                }
+            }
+        }
+        memcpy(job->scores_out + tile, sums, n * sizeof sums[0]);
     }
 }

@@ -65,7 +65,7 @@ static void values_bf16(attend_t *a, const uint8_t *const pages[4], uint32_t n_p
             __m256 o0 = _mm256_loadu_ps(a->o[r] + d);
             __m256 o1 = _mm256_loadu_ps(a->o[r] + d + 8);
             for (uint32_t i = 0; i < n_pairs; i++) {
-                const uint8_t *line = pages[i / 8] + a->job->pages->k_bytes +
+                const uint8_t *line = pages[i / 8] +
                                       ((size_t)(i % 8) * a->dim16 + d) * sizeof(uint32_t);
                 __m256 odd = odd_of(a->p[r][i]);
                 __m256 even = even_of(a->p[r][i]);

@@ -75,8 +75,7 @@ static void scores_bf16(attend_t *a, const uint8_t *const pages[4])
 static inline const uint8_t *value_line(const attend_t *a, const uint8_t *const pages[4],
                                         uint32_t pair, uint32_t d)
 {
-    return pages[pair / 8] + a->job->pages->k_bytes +
-           ((size_t)(pair % 8) * a->dim16 + d) * sizeof(uint32_t);
+    return pages[pair / 8] + ((size_t)(pair % 8) * a->dim16 + d) * sizeof(uint32_t);
 }
 
 #define VALUES(n, ROWS)                                                                       \

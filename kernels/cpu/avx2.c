@@ -19,6 +19,8 @@ static const uint8_t *(*const LEAF_KERNELS[N_FORMS][4])(const kinput_t *, const 
     [FORM_Q8] = ROW_COUNTS(leaf_q8),   [FORM_Q4] = ROW_COUNTS(leaf_q4),
     [FORM_Q4M] = ROW_COUNTS(leaf_q4m), [FORM_BF16] = ROW_COUNTS(leaf_bf16),
     [FORM_F16] = ROW_COUNTS(leaf_f16), [FORM_F32] = ROW_COUNTS(leaf_f32),
+    [FORM_I8] = ROW_COUNTS(leaf_i8),   [FORM_U8M] = ROW_COUNTS(leaf_u8m),
+    [FORM_N4M] = ROW_COUNTS(leaf_n4m), [FORM_F8] = ROW_COUNTS(leaf_f8),
 };
 
 #include "kernels/cpu/matmul.inc.h"
@@ -30,5 +32,8 @@ const klevel_t level_avx2 = {
     .matmul = matmul_vec,
     .tree_add = tree_add_vec,
     .silu_mul = silu_mul_vec,
+    .activate = activate_vec,
+    .softcap = softcap_vec,
     .attend = attend_vec,
+    .score = score_vec,
 };

@@ -31,66 +31,24 @@ static inline __m512i broadcast_k4(const int8_t *from)
     return _mm512_set1_epi32(four);
 }
 
-#define LEAF_NAME leaf_q8_1
-#define LEAF_ROWS ROWS_1
-#define LEAF_Q8 1
-#define LEAF_MINIMUMS 0
-#include "kernels/cpu/leaf_int8_avx512.inc.h"
-#define LEAF_NAME leaf_q8_2
-#define LEAF_ROWS ROWS_2
-#define LEAF_Q8 1
-#define LEAF_MINIMUMS 0
-#include "kernels/cpu/leaf_int8_avx512.inc.h"
-#define LEAF_NAME leaf_q8_3
-#define LEAF_ROWS ROWS_3
-#define LEAF_Q8 1
-#define LEAF_MINIMUMS 0
-#include "kernels/cpu/leaf_int8_avx512.inc.h"
-#define LEAF_NAME leaf_q8_4
-#define LEAF_ROWS ROWS_4
-#define LEAF_Q8 1
-#define LEAF_MINIMUMS 0
-#include "kernels/cpu/leaf_int8_avx512.inc.h"
-#define LEAF_NAME leaf_q4_1
-#define LEAF_ROWS ROWS_1
-#define LEAF_Q8 0
-#define LEAF_MINIMUMS 0
-#include "kernels/cpu/leaf_int8_avx512.inc.h"
-#define LEAF_NAME leaf_q4_2
-#define LEAF_ROWS ROWS_2
-#define LEAF_Q8 0
-#define LEAF_MINIMUMS 0
-#include "kernels/cpu/leaf_int8_avx512.inc.h"
-#define LEAF_NAME leaf_q4_3
-#define LEAF_ROWS ROWS_3
-#define LEAF_Q8 0
-#define LEAF_MINIMUMS 0
-#include "kernels/cpu/leaf_int8_avx512.inc.h"
-#define LEAF_NAME leaf_q4_4
-#define LEAF_ROWS ROWS_4
-#define LEAF_Q8 0
-#define LEAF_MINIMUMS 0
-#include "kernels/cpu/leaf_int8_avx512.inc.h"
-#define LEAF_NAME leaf_q4m_1
-#define LEAF_ROWS ROWS_1
-#define LEAF_Q8 0
-#define LEAF_MINIMUMS 1
-#include "kernels/cpu/leaf_int8_avx512.inc.h"
-#define LEAF_NAME leaf_q4m_2
-#define LEAF_ROWS ROWS_2
-#define LEAF_Q8 0
-#define LEAF_MINIMUMS 1
-#include "kernels/cpu/leaf_int8_avx512.inc.h"
-#define LEAF_NAME leaf_q4m_3
-#define LEAF_ROWS ROWS_3
-#define LEAF_Q8 0
-#define LEAF_MINIMUMS 1
-#include "kernels/cpu/leaf_int8_avx512.inc.h"
-#define LEAF_NAME leaf_q4m_4
-#define LEAF_ROWS ROWS_4
-#define LEAF_Q8 0
-#define LEAF_MINIMUMS 1
-#include "kernels/cpu/leaf_int8_avx512.inc.h"
+#define LEAF_NAME(n) leaf_q8_##n
+#define LEAF_FORM FORM_Q8
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_q4_##n
+#define LEAF_FORM FORM_Q4
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_q4m_##n
+#define LEAF_FORM FORM_Q4M
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_i8_##n
+#define LEAF_FORM FORM_I8
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_u8m_##n
+#define LEAF_FORM FORM_U8M
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_n4m_##n
+#define LEAF_FORM FORM_N4M
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
 #include "kernels/cpu/leaf_float_avx512.h"
 
 #define ROW_COUNTS(name)                       \
@@ -103,6 +61,8 @@ static const uint8_t *(*const LEAF_KERNELS[N_FORMS][4])(const kinput_t *, const 
     [FORM_Q8] = ROW_COUNTS(leaf_q8),   [FORM_Q4] = ROW_COUNTS(leaf_q4),
     [FORM_Q4M] = ROW_COUNTS(leaf_q4m), [FORM_BF16] = ROW_COUNTS(leaf_bf16),
     [FORM_F16] = ROW_COUNTS(leaf_f16), [FORM_F32] = ROW_COUNTS(leaf_f32),
+    [FORM_I8] = ROW_COUNTS(leaf_i8),   [FORM_U8M] = ROW_COUNTS(leaf_u8m),
+    [FORM_N4M] = ROW_COUNTS(leaf_n4m), [FORM_F8] = ROW_COUNTS(leaf_f8),
 };
 
 #include "kernels/cpu/matmul.inc.h"
@@ -117,5 +77,8 @@ const klevel_t level_avx512 = {
     .matmul = matmul_vec,
     .tree_add = tree_add_vec,
     .silu_mul = silu_mul_vec,
+    .activate = activate_vec,
+    .softcap = softcap_vec,
     .attend = attend_vec,
+    .score = score_vec,
 };

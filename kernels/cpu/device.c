@@ -15,8 +15,24 @@ static void device_close(kdevice_t *take_device)
 {
     if (take_device == NULL)
         return;
+    unmap_pages(take_device->scratch,
+                pool_threads(take_device->pool) * ATTEND_SCRATCH_BYTES);
+    unmap_pages(take_device->scratch_block, take_device->scratch_block_bytes);
     pool_close(take_device->pool);
     free(take_device);
+}
+
+status_t device_scratch_reserve(kdevice_t *device, size_t bytes)
+{
+    if (bytes <= device->scratch_block_bytes)
+        return STATUS_OK;
+    uint8_t *block = map_pages(bytes);
+    if (block == NULL)
+        return fail(STATUS_NO_MEMORY, "no memory for %zu bytes of scratch", bytes);
+    unmap_pages(device->scratch_block, device->scratch_block_bytes);
+    device->scratch_block = block;
+    device->scratch_block_bytes = bytes;
+    return STATUS_OK;
 }
 
 static status_t device_open(const kdevice_options_t *options, kdevice_t **own_out)
@@ -32,6 +48,12 @@ static status_t device_open(const kdevice_options_t *options, kdevice_t **own_ou
     if (status != STATUS_OK) {
         free(device);
         return status;
+    }
+    device->scratch = map_pages(pool_threads(device->pool) * ATTEND_SCRATCH_BYTES);
+    if (device->scratch == NULL) {
+        pool_close(device->pool);
+        free(device);
+        return fail(STATUS_NO_MEMORY, "no memory for the scratch of attention");
     }
     *own_out = device;
     return STATUS_OK;
@@ -124,6 +146,29 @@ static const kernel_ops_t CPU_OPS = {
     .kv_append = op_kv_append,
     .attention = op_attention,
     .silu_mul = op_silu_mul,
+    .norm_heads = op_norm_heads,
+    .layer_norm = op_layer_norm,
+    .activate = op_activate,
+    .scale = op_scale,
+    .softcap = op_softcap,
+    .gate_rows = op_gate_rows,
+    .add = op_add,
+    .mul = op_mul,
+    .copy_heads = op_copy_heads,
+    .heads_pack = heads_pack,
+    .heads_release = heads_release,
+    .head_matmul = op_head_matmul,
+    .route = op_route,
+    .experts_open = experts_open,
+    .experts_close = experts_close,
+    .experts = op_experts,
+    .expert_shared = op_expert_shared,
+    .integers_clear = op_integers_clear,
+    .integers_add = op_integers_add,
+    .index_select = op_index_select,
+    .compress = op_compress,
+    .hyper_pre = op_hyper_pre,
+    .hyper_post = op_hyper_post,
 };
 
 const kernel_ops_t *kernels_cpu(void)

@@ -20,6 +20,9 @@ enum {
     LINE = 16,      /* columns of a line */
     SEGMENT_K = 32, /* values of the longest segment: one weight block, one group */
     PAIR_K = 8,     /* int8: k values of one pair of units; segments are padded to it */
+    SHORT_SEGMENT_K = 16,  /* of types with scales for 16 values */
+    WIDE_SEGMENT_K = 128,  /* of F8 */
+    WEIGHT_INPUTS_MAX = 4, /* one for each kind of activation */
     KEYS_TILE = NUMERICS_KEY_TILE,
     KEYS_CHUNK = NUMERICS_KEY_CHUNK,
     ATTEND_ROWS = 4, /* (row, query head) pairs that share the reading of a KV head */
@@ -29,8 +32,30 @@ enum {
  * Q8:  per 4 k two lines [16 columns][4 k] of q + 128; after the segment 32 F16 scales.
  * Q4:  per 8 k two lines [16][4], low nibble k..k+3, high nibble k+4..k+7; then 32 scales.
  * Q4M: as Q4, then 32 F16 minimums.
- * BF16: per 2 k two lines [16][2]. F32: per k two lines [16]. F16: per k one line of 32. */
-typedef enum { FORM_Q8, FORM_Q4, FORM_Q4M, FORM_BF16, FORM_F16, FORM_F32, N_FORMS } kform_t;
+ * I8:  as Q8 with F32 scales. U8M: bytes q, F32 scales and minimums. N4M: Q4M with F32 ones.
+ * BF16: per 2 k two lines [16][2]. F32: per k two lines [16]. F16: per k one line of 32.
+ * F8: as BF16, and after each segment of 128 k 32 F32 scales. */
+typedef enum {
+    FORM_Q8,
+    FORM_Q4,
+    FORM_Q4M,
+    FORM_I8,
+    FORM_U8M,
+    FORM_N4M,
+    FORM_BF16, /* the forms before have integer inputs */
+    FORM_F16,
+    FORM_F32,
+    FORM_F8,
+    N_FORMS
+} kform_t;
+
+/* Integer forms: a byte for each value, not a nibble; minimums beside the scales; F32 scales. */
+#define FORM_HAS_BYTES(form) ((form) == FORM_Q8 || (form) == FORM_I8 || (form) == FORM_U8M)
+#define FORM_HAS_MINIMUMS(form) ((form) == FORM_Q4M || (form) == FORM_U8M || (form) == FORM_N4M)
+#define FORM_IS_WIDE(form) ((form) == FORM_I8 || (form) == FORM_U8M || (form) == FORM_N4M)
+/* What is taken from a stored value: z of docs/numerics.md. */
+#define FORM_ZERO(form) \
+    ((form) == FORM_Q8 || (form) == FORM_I8 ? 128 : (form) == FORM_Q4 ? 8 : 0)
 
 typedef struct {
     uint32_t k;    /* first value, counted in this rank's input */
@@ -56,14 +81,22 @@ _Static_assert(sizeof(kinput_seg_t) == 64, "a segment of an input row is one cac
 
 typedef struct {
     uint32_t k, len;     /* in this rank's input */
+    uint32_t absolute;   /* k in the whole matrix */
     uint32_t k_padded;   /* where its values start in the padded K */
     uint32_t len_padded; /* BF16, F32, F16: to 2; int8: sum over its segments */
     uint32_t seg_first, seg_end;
 } kleaf_t;
 
+/* Values of the next segment of 128 of a leaf, of which `done` are behind. */
+static inline uint32_t wide_segment(const kleaf_t *leaf, uint32_t done)
+{
+    uint32_t next = WIDE_SEGMENT_K - (leaf->absolute + done) % WIDE_SEGMENT_K;
+    return next < leaf->len - done ? next : leaf->len - done;
+}
+
 /* The layout of one input row: int8 rows are n_segs kinput_seg_t, the others k_padded values. */
 typedef struct {
-    kactivation_t kind;
+    kactivation_t kind; /* KACTIVATION_INT8_16 has shorter segments, else it is as INT8 */
     bool pair_order; /* F32 kind in native mode: within a pair the odd k comes first */
     uint32_t k;      /* source values a row */
     uint32_t k_padded;
@@ -76,7 +109,9 @@ typedef struct {
 
 typedef struct {
     kform_t form;
-    uint32_t column; /* of the output */
+    const kinput_t *input; /* of the weight's */
+    size_t input_offset;   /* where it starts in an input row */
+    uint32_t column;       /* of the output */
     uint32_t n;
     uint32_t panel_first; /* in the weight's numbering of panels */
     uint32_t n_panels;
@@ -91,7 +126,10 @@ enum { STEP_LEAF, STEP_LEAF_ADD, STEP_ADD, STEP_OUT };
 
 struct kweight {
     kdevice_t *device;
-    kinput_t input;
+    /* One layout for each kind that the parts need, side by side in a row; all have one K. */
+    kinput_t inputs[WEIGHT_INPUTS_MAX];
+    uint32_t n_inputs;
+    size_t row_bytes;
     uint32_t n, n_panels, n_parts, n_partials;
     kpart_t parts[KWEIGHT_PARTS_MAX];
     uint32_t n_steps;
@@ -108,11 +146,14 @@ typedef struct {
 } kmatmul_t;
 
 /* Pages of one KV head of one block: K [dim/2][16 tokens][2] BF16, then V [8 token pairs][dim16][2]
- * BF16; in f32 mode K [dim][16 tokens] and V [16 tokens][dim16] F32. dim16 is head_dim rounded up
- * to 16; the rest is 0. */
+ * BF16; in f32 mode K [dim][16 tokens] and V [16 tokens][dim16] F32. dim16 is value_dim rounded up
+ * to 16; the rest is 0. No V where values lie in the keys or there are none. Caches of more than
+ * one position an entry, and exact ones, have rows instead: [slots][key_dim]. */
 typedef struct {
-    kmode_t mode;
-    uint32_t head_dim, dim16, n_kv_heads, n_blocks, n_layers;
+    kmode_t mode; /* KMODE_F32 where F32 is stored, in exact caches too */
+    bool rows, values_in_keys;
+    uint32_t key_dim, value_dim, dim16, n_kv_heads, n_blocks, n_layers;
+    uint32_t rate, slots; /* positions of an entry, entries of a block */
     size_t k_bytes, v_bytes;
     uint8_t *data;
     size_t bytes;
@@ -123,18 +164,42 @@ struct kkv {
     kpages_t pages;
 };
 
-/* One call of the attention kernel: n (row, query head) pairs of one sequence and one KV head. */
+/* Entries that attention looks at, of one cache, layer and KV head. Entry i of pair r is visible
+ * for first[r] <= i < end[r]; with a list, which all pairs share, i is the rank in that list. */
 typedef struct {
     const kpages_t *pages;
     const uint8_t *base; /* page of block 0 of this layer and KV head */
     size_t block_stride;
     const uint32_t *blocks;
-    float scale; /* scale * log2(e) */
+    const uint32_t *list;
+    uint32_t first[ATTEND_ROWS], end[ATTEND_ROWS];
+} kpass_t;
+
+/* One call of the attention kernel: n (row, query head) pairs of one sequence and one KV head. */
+typedef struct {
+    kpass_t pass[2];
+    uint32_t n_passes;
+    uint8_t *scratch; /* ATTEND_SCRATCH_BYTES, 64-byte aligned, for fast levels */
+    float scale;      /* scale * log2(e); with a softcap scale alone */
+    float softcap;    /* 0: none */
     uint32_t n;
-    uint32_t positions[ATTEND_ROWS];
+    const float *sinks[ATTEND_ROWS]; /* one F32 each, or NULL */
     const float *q[ATTEND_ROWS];
     float *out[ATTEND_ROWS];
 } kattend_t;
+
+/* The index scores of one row over entries of one pass, which is its first[0] … end[0]. */
+typedef struct {
+    kpass_t pass;
+    uint8_t *scratch; /* as kattend_t's */
+    uint32_t n_heads;
+    float scale, weight_scale;
+    const float *q, *w; /* [n_heads][key_dim], [n_heads] */
+    float *scores_out;  /* [entry] */
+} kscore_t;
+
+/* A tile of keys and values in the layout of pages, when they have to be gathered or turned. */
+#define ATTEND_SCRATCH_BYTES ((size_t)2 * KEYS_TILE * KHEAD_DIM_MAX * 4)
 
 typedef struct {
     const char *name;
@@ -147,7 +212,12 @@ typedef struct {
     void (*tree_add)(const tree_program_t *program, const float *const *inputs, const float *bias,
                      const float *residual, float *out, uint32_t first, uint32_t end);
     void (*silu_mul)(const float *gate, const float *up, uint32_t n, float *out);
+    /* Gate and up apart, whatever `interleaved` says. */
+    void (*activate)(const kactivate_t *what, const float *gate, const float *up, uint32_t n,
+                     float *out);
+    void (*softcap)(float *x, uint32_t n, float cap);
     void (*attend)(const kattend_t *job);
+    void (*score)(const kscore_t *job);
 } klevel_t;
 
 extern const klevel_t level_ref;
@@ -158,6 +228,10 @@ struct kdevice {
     const klevel_t *level;
     kmode_t mode;
     pool_t *pool;
+    uint8_t *scratch; /* ATTEND_SCRATCH_BYTES a thread, touched when used */
+    /* What one op needs while it runs; grown when objects are opened, never in a step. */
+    uint8_t *scratch_block;
+    size_t scratch_block_bytes;
     char refused[256];
 };
 
@@ -194,8 +268,9 @@ struct kbatch {
 };
 
 /* pack.c */
-status_t input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_order,
-                      kinput_t *own_out);
+status_t check_edges(const kweight_spec_t *spec);
+void input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_order,
+                  kinput_t *own_out);
 void input_release(kinput_t *input);
 status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out);
 void weight_release(kweight_t *take_weight);
@@ -203,18 +278,54 @@ kweight_info_t weight_info(const kweight_t *weight);
 /* The part that holds a panel. */
 const kpart_t *weight_part(const kweight_t *weight, uint32_t panel);
 
+/* One input row for a weight; true when the row is an error. */
+bool weight_quantize(const klevel_t *level, const kweight_t *weight, const float *x,
+                     uint8_t *row_out);
+
+/* codes.c: one segment's worth of a quantized row as integers: value i is
+ * (q[i] - FORM_ZERO) * d + m, m only where the form has minimums. */
+typedef struct {
+    float d, m;
+    uint8_t q[SEGMENT_K];
+} kcodes_t;
+typedef void (*codes_fn)(const uint8_t *row, uint32_t segment, kcodes_t *out);
+/* How a type is multiplied in native mode; `codes` is NULL where the packing needs none. */
+typedef struct {
+    kform_t form;
+    kactivation_t kind;
+    codes_fn codes;
+} kmultiply_t;
+/* False for types that are no weights. */
+bool type_multiply(uint32_t qtype, kmode_t mode, kmultiply_t *out);
+
 /* memory_map.c: zeroed pages, huge where the system has them. */
 void *map_pages(size_t bytes);
 void unmap_pages(void *take_pages, size_t bytes);
+
+/* device.c */
+status_t device_scratch_reserve(kdevice_t *device, size_t bytes);
+
+/* heads.c, experts.c */
+status_t heads_pack(kdevice_t *device, const kheads_spec_t *spec, kheads_t **own_out);
+void heads_release(kheads_t *take_heads);
+status_t experts_open(kdevice_t *device, const kexperts_spec_t *spec, kexperts_t **own_out);
+void experts_close(kexperts_t *take_experts);
 
 /* kv.c */
 status_t kv_open(kdevice_t *device, const kkv_shape_t *shape, kkv_t **own_out);
 void kv_close(kkv_t *take_kv);
 size_t kv_block_bytes(kmode_t mode, const kkv_shape_t *shape);
-/* Writes one head of one token; true when a value is not finite (0 is stored instead). */
+/* Writes one head of one entry (v is not looked at where the cache has no values of its own); true
+ * when a value is not finite (0 is stored instead). */
 bool kv_put(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head, uint32_t slot,
             const float *k, const float *v);
 const uint8_t *kv_page(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head);
+
+/* attend_stage.c: writes entries [tile, tile + n) of a pass as four K pages and four V pages, n up
+ * to KEYS_TILE; V slots behind them are 0. */
+void stage_gather(const kpass_t *pass, uint32_t tile, uint32_t n, uint8_t *k_out, uint8_t *v_out);
+/* The same of V alone, from keys that lie in lanes. */
+void stage_values(const kpass_t *pass, uint32_t tile, uint32_t n, uint8_t *v_out);
 
 /* rope.c */
 status_t rope_open(kdevice_t *device, const krope_spec_t *spec, krope_t **own_out);

@@ -5,20 +5,29 @@
 #include <string.h>
 
 #include "common/base/memory.h"
-#include "kernels/cpu/internal.h"
-#include "kernels/cpu/numbers.h"
+#include "kernels/cpu/pages.h"
 
 static kpages_t pages_of(kmode_t mode, const kkv_shape_t *shape)
 {
-    kpages_t pages = {.mode = mode,
-                      .head_dim = shape->head_dim,
-                      .dim16 = (shape->head_dim + 15) / 16 * 16,
+    bool apart = shape->key_dim > 0;
+    uint32_t rate = shape->rate > 1 ? shape->rate : 1;
+    kpages_t pages = {.mode = shape->exact ? KMODE_F32 : mode,
+                      .rows = shape->exact || rate > 1,
+                      .values_in_keys = apart && shape->values_in_keys,
+                      .key_dim = apart ? shape->key_dim : shape->head_dim,
+                      .value_dim = apart ? shape->value_dim : shape->head_dim,
+                      .rate = rate,
+                      .slots = rate < KKV_BLOCK_TOKENS ? KKV_BLOCK_TOKENS / rate : 1,
                       .n_kv_heads = shape->n_kv_heads,
                       .n_blocks = shape->n_blocks,
                       .n_layers = shape->n_layers};
-    size_t value_bytes = mode == KMODE_F32 ? 4 : 2;
-    pages.k_bytes = (size_t)pages.head_dim * KKV_BLOCK_TOKENS * value_bytes;
-    pages.v_bytes = (size_t)pages.dim16 * KKV_BLOCK_TOKENS * value_bytes;
+    pages.dim16 = (pages.value_dim + 15) / 16 * 16;
+    size_t value_bytes = pages.mode == KMODE_F32 ? 4 : 2;
+    pages.k_bytes = (size_t)pages.key_dim * pages.slots * value_bytes;
+    if (pages.rows) /* pages start at whole lines */
+        pages.k_bytes = (pages.k_bytes + 63) / 64 * 64;
+    if (!pages.values_in_keys)
+        pages.v_bytes = (size_t)pages.dim16 * KKV_BLOCK_TOKENS * value_bytes;
     return pages;
 }
 
@@ -28,8 +37,32 @@ size_t kv_block_bytes(kmode_t mode, const kkv_shape_t *shape)
     return (pages.k_bytes + pages.v_bytes) * shape->n_kv_heads * shape->n_layers;
 }
 
-/* Each layer's first block, the one that a replica's first sequence gets: a huge page for each layer
- * is cleared here, while the rank loads, and not inside its first step. */
+static status_t check_shape(const kkv_shape_t *shape)
+{
+    kpages_t pages = pages_of(KMODE_F32, shape);
+    uint32_t most = shape->exact ? KEXACT_DIM_MAX : KHEAD_DIM_MAX;
+    if (pages.key_dim < 2 || pages.key_dim > most || pages.key_dim % 2 != 0)
+        return fail(STATUS_UNSUPPORTED, "head dimension %u: even ones up to %u can be computed",
+                    pages.key_dim, most);
+    if (pages.value_dim > KHEAD_DIM_MAX)
+        return fail(STATUS_UNSUPPORTED, "value dimension %u: up to %d can be computed",
+                    pages.value_dim, KHEAD_DIM_MAX);
+    if (pages.values_in_keys && (pages.value_dim < 1 || pages.value_dim > pages.key_dim))
+        return fail(STATUS_INVALID, "values of %u dimensions cannot lie in keys of %u",
+                    pages.value_dim, pages.key_dim);
+    if (pages.rate > KCOMPRESS_RATE_MAX || (pages.rate & (pages.rate - 1)) != 0)
+        return fail(STATUS_UNSUPPORTED, "an entry for %u positions: powers of two up to %d can be",
+                    pages.rate, KCOMPRESS_RATE_MAX);
+    if (pages.rows && pages.v_bytes > 0)
+        return fail(STATUS_UNSUPPORTED, "a cache of rows has no values beside its keys");
+    if (shape->n_layers > 4096 || shape->n_kv_heads > 4096 || shape->n_blocks > 1u << 28)
+        return fail(STATUS_INVALID, "a KV cache of %u layers, %u heads and %u blocks",
+                    shape->n_layers, shape->n_kv_heads, shape->n_blocks);
+    return STATUS_OK;
+}
+
+/* Each layer's first block, the one that a replica's first sequence gets: a huge page for each
+ * layer is cleared here, while the rank loads, and not inside its first step. */
 static void touch_first_blocks(const kpages_t *pages)
 {
     if (pages->n_blocks == 0 || pages->k_bytes + pages->v_bytes == 0)
@@ -40,12 +73,11 @@ static void touch_first_blocks(const kpages_t *pages)
 
 status_t kv_open(kdevice_t *device, const kkv_shape_t *shape, kkv_t **own_out)
 {
-    if (shape->head_dim < 2 || shape->head_dim > KHEAD_DIM_MAX || shape->head_dim % 2 != 0)
-        return fail(STATUS_UNSUPPORTED, "head dimension %u: even ones up to %d can be computed",
-                    shape->head_dim, KHEAD_DIM_MAX);
-    if (shape->n_layers > 4096 || shape->n_kv_heads > 4096 || shape->n_blocks > 1u << 28)
-        return fail(STATUS_INVALID, "a KV cache of %u layers, %u heads and %u blocks",
-                    shape->n_layers, shape->n_kv_heads, shape->n_blocks);
+    TRY(check_shape(shape));
+    kpages_t pages = pages_of(device->mode, shape);
+    if (pages.value_dim == 0 && !shape->exact) /* index keys: a score an entry and thread */
+        TRY(device_scratch_reserve(device, (size_t)pool_threads(device->pool) * pages.n_blocks *
+                                               pages.slots * sizeof(float)));
     kkv_t *kv = MEM_NEW(kkv_t);
     kv->device = device;
     kv->pages = pages_of(device->mode, shape);
@@ -87,37 +119,27 @@ static bool is_finite_head(const float *values, uint32_t n)
     return most < ROW_ERROR_BITS;
 }
 
-static void put_f32(const kpages_t *pages, uint8_t *page, uint32_t slot, const float *k,
-                    const float *v)
+static void put_value(const kpages_t *pages, uint8_t *at, float value)
 {
-    for (uint32_t d = 0; d < pages->head_dim; d++) {
-        memcpy(page + ((size_t)d * KKV_BLOCK_TOKENS + slot) * 4, &k[d], 4);
-        memcpy(page + pages->k_bytes + ((size_t)slot * pages->dim16 + d) * 4, &v[d], 4);
+    if (pages->mode == KMODE_F32) {
+        memcpy(at, &value, sizeof value);
+        return;
     }
+    uint16_t half = bf16_round_finite(value);
+    memcpy(at, &half, sizeof half);
 }
 
 bool kv_put(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head, uint32_t slot,
             const float *k, const float *v)
 {
-    static const float zeros[KHEAD_DIM_MAX];
     uint8_t *page = pages->data + (kv_page(pages, layer, block, head) - pages->data);
     /* A block is used again by other sequences, whose invisible slots are multiplied by p = +0:
      * what is stored is always finite, so that the product is a zero. */
-    bool bad = !is_finite_head(k, pages->head_dim) || !is_finite_head(v, pages->head_dim);
-    if (bad)
-        k = v = zeros;
-    if (pages->mode == KMODE_F32) {
-        put_f32(pages, page, slot, k, v);
-        return bad;
-    }
-    for (uint32_t d = 0; d < pages->head_dim; d += 2) {
-        uint16_t pair[2] = {bf16_round_finite(k[d]), bf16_round_finite(k[d + 1])};
-        memcpy(page + ((size_t)(d / 2) * KKV_BLOCK_TOKENS + slot) * 4, pair, sizeof pair);
-    }
-    uint8_t *values = page + pages->k_bytes + (size_t)(slot / 2) * pages->dim16 * 4 + slot % 2 * 2;
-    for (uint32_t d = 0; d < pages->head_dim; d++) {
-        uint16_t half = bf16_round_finite(v[d]);
-        memcpy(values + (size_t)d * 4, &half, sizeof half);
-    }
+    bool bad = !is_finite_head(k, pages->key_dim) ||
+               (pages->v_bytes > 0 && !is_finite_head(v, pages->value_dim));
+    for (uint32_t d = 0; d < pages->key_dim; d++)
+        put_value(pages, page + key_at(pages, slot, d), bad ? 0.0f : k[d]);
+    for (uint32_t d = 0; pages->v_bytes > 0 && d < pages->value_dim; d++)
+        put_value(pages, page + pages->k_bytes + value_at(pages, slot, d), bad ? 0.0f : v[d]);
     return bad;
 }

@@ -12,7 +12,7 @@ static size_t round_up(size_t value, size_t to)
     return (value + to - 1) / to * to;
 }
 
-static status_t check_edges(const kweight_spec_t *spec)
+status_t check_edges(const kweight_spec_t *spec)
 {
     const char *name = spec->name;
     if (spec->k_total < 1 || spec->k_total > KWEIGHT_K_MAX)
@@ -43,8 +43,9 @@ static uint32_t smaller(uint32_t a, uint32_t b)
 /* Appends the segments of one leaf; they end at absolute multiples, as blocks and groups do. */
 static void cut_leaf(kinput_t *input, kleaf_t *leaf, uint32_t absolute, uint32_t end, uint32_t base)
 {
+    uint32_t longest = input->kind == KACTIVATION_INT8 ? SEGMENT_K : SHORT_SEGMENT_K;
     while (absolute < end) {
-        uint32_t block = (absolute / SEGMENT_K + 1) * SEGMENT_K;
+        uint32_t block = (absolute / longest + 1) * longest;
         uint32_t next = smaller(block, end);
         uint32_t len = next - absolute;
         uint32_t pairs = (len + PAIR_K - 1) / PAIR_K;
@@ -55,24 +56,27 @@ static void cut_leaf(kinput_t *input, kleaf_t *leaf, uint32_t absolute, uint32_t
     }
 }
 
-status_t input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_order,
-                      kinput_t *own_out)
+void input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_order,
+                  kinput_t *own_out)
 {
-    TRY(check_edges(spec));
+    bool integers = kind == KACTIVATION_INT8 || kind == KACTIVATION_INT8_16;
     uint32_t base = spec->leaf_edges[spec->leaf_first];
     uint32_t n_leaves = spec->leaf_end - spec->leaf_first;
     kinput_t input = {.kind = kind, .pair_order = pair_order, .n_leaves = n_leaves};
     input.k = spec->leaf_edges[spec->leaf_end] - base;
     input.leaves = MEM_NEW_ARRAY(kleaf_t, n_leaves);
     /* Each leaf adds at most one cut block at each of its ends. */
-    input.segs = MEM_NEW_ARRAY(kseg_t, input.k / SEGMENT_K + 2 * (size_t)n_leaves + 1);
+    input.segs = MEM_NEW_ARRAY(kseg_t, input.k / SHORT_SEGMENT_K + 2 * (size_t)n_leaves + 1);
     for (uint32_t i = 0; i < n_leaves; i++) {
         uint32_t first = spec->leaf_edges[spec->leaf_first + i];
         uint32_t end = spec->leaf_edges[spec->leaf_first + i + 1];
         kleaf_t *leaf = &input.leaves[i];
-        *leaf = (kleaf_t){.k = first - base, .len = end - first, .k_padded = input.k_padded};
+        *leaf = (kleaf_t){.k = first - base,
+                          .len = end - first,
+                          .absolute = first,
+                          .k_padded = input.k_padded};
         leaf->seg_first = input.n_segs;
-        if (kind == KACTIVATION_INT8)
+        if (integers)
             cut_leaf(&input, leaf, first, end, base);
         else
             leaf->len_padded = (end - first + 1) / 2 * 2;
@@ -80,13 +84,9 @@ status_t input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_
         input.k_padded += leaf->len_padded;
     }
     size_t value_bytes = kind == KACTIVATION_BF16 ? 2 : 4;
-    input.row_bytes = kind == KACTIVATION_INT8 ? input.n_segs * sizeof(kinput_seg_t)
-                                               : round_up(input.k_padded * value_bytes, 64);
-    /* Rows a multiple of 4 KiB apart would share L1 sets. */
-    if (input.row_bytes % 4096 == 0 && input.row_bytes != 0)
-        input.row_bytes += 64;
+    input.row_bytes = integers ? input.n_segs * sizeof(kinput_seg_t)
+                               : round_up(input.k_padded * value_bytes, 64);
     *own_out = input;
-    return STATUS_OK;
 }
 
 void input_release(kinput_t *input)

@@ -104,17 +104,24 @@ static inline int8_row_t open_row(const kleaf_t *leaf, const uint8_t *row)
     return (int8_row_t){(const kinput_seg_t *)(const void *)row + leaf->seg_first, vf_set(0)};
 }
 
+/* The scales or minimums of a line of columns. */
+static inline vf_t load_scales(kform_t form, const uint8_t *panel, uint32_t line)
+{
+    return FORM_IS_WIDE(form) ? vf_load((const float *)(const void *)panel + line * LINE)
+                              : load_halves(panel + (size_t)line * 32);
+}
+
 /* Finishes a segment of one row. The integer sums have grown from SUM_START, so their bits are
  * SUM_ZERO + S and the first fma is (float)S * da (internal.h, kinput_seg_t). */
 static inline void close_segment(kform_t form, int8_row_t *row, line_t low, line_t high, vf_t d,
                                  vf_t m)
 {
     const kinput_seg_t *in = row->in++;
-    bool q8 = form == FORM_Q8;
-    int32_t start = q8 ? in->start_q8 : form == FORM_Q4 ? in->start_q4 : SUM_START;
-    vf_t dots = line_floats(finish_dots(q8, low, high, start));
+    int32_t zero = FORM_ZERO(form);
+    int32_t start = zero == 128 ? in->start_q8 : zero == 8 ? in->start_q4 : SUM_START;
+    vf_t dots = line_floats(finish_dots(FORM_HAS_BYTES(form), low, high, start));
     row->sum = vf_fma(vf_fma(dots, vf_set(in->da), vf_set(in->offset)), d, row->sum);
-    if (form == FORM_Q4M)
+    if (FORM_HAS_MINIMUMS(form))
         row->sum = vf_fma(m, vf_set(in->sum), row->sum);
 }
 
@@ -124,7 +131,7 @@ leaf_int8_line(kform_t form, bool two, const kinput_t *input, const kleaf_t *lea
                const uint8_t *const *rows, const uint8_t *panel, uint32_t line, bool add,
                float *out)
 {
-    const bool q8 = form == FORM_Q8;
+    const bool q8 = FORM_HAS_BYTES(form);
     int8_row_t r0 = open_row(leaf, rows[0]);
     int8_row_t r1 = open_row(leaf, rows[two]);
     for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
@@ -148,11 +155,11 @@ leaf_int8_line(kform_t form, bool two, const kinput_t *input, const kleaf_t *lea
             }
         }
         panel += pairs * (q8 ? 256u : 128u);
-        vf_t d = load_halves(panel + (size_t)line * 32), m = d;
-        panel += 64;
-        if (form == FORM_Q4M) {
-            m = load_halves(panel + (size_t)line * 32);
-            panel += 64;
+        vf_t d = load_scales(form, panel, line), m = d;
+        panel += FORM_IS_WIDE(form) ? 128 : 64;
+        if (FORM_HAS_MINIMUMS(form)) {
+            m = load_scales(form, panel, line);
+            panel += FORM_IS_WIDE(form) ? 128 : 64;
         }
         close_segment(form, &r0, low0, high0, d, m);
         if (two)
@@ -220,6 +227,33 @@ static inline __attribute__((always_inline)) void leaf_bf16_two(bool two, const 
     }
 }
 
+/* F8: one row at a time; a sum as of BF16 for each segment of 128, then fma by its scale. */
+static const uint8_t *leaf_f8_rows(const kleaf_t *leaf, const uint8_t *const *rows, uint32_t n,
+                                   const uint8_t *panel, bool add, float *tile)
+{
+    const uint8_t *at = panel;
+    for (uint32_t r = 0; r < n; r++) {
+        vf_t low = vf_set(0), high = low;
+        const uint8_t *a = rows[r] + (size_t)leaf->k_padded * 2;
+        at = panel;
+        for (uint32_t done = 0, len = 0; done < leaf->len; done += len) {
+            vf_t sum_low = vf_set(0), sum_high = sum_low;
+            len = wide_segment(leaf, done);
+            for (uint32_t k = 0; k < len; k += 2, a += 4, at += 128) {
+                sum_low = dot_bf16(sum_low, load_line(at), load_pair(a));
+                sum_high = dot_bf16(sum_high, load_line(at + 64), load_pair(a));
+            }
+            const float *scales = (const float *)(const void *)at;
+            low = vf_fma(sum_low, vf_load(scales), low);
+            high = vf_fma(sum_high, vf_load(scales + LINE), high);
+            at += 128;
+        }
+        put_line(add, tile + (size_t)r * PANEL, low);
+        put_line(add, tile + (size_t)r * PANEL + LINE, high);
+    }
+    return at;
+}
+
 static inline vf_t load_weights(bool f16, const uint8_t *from)
 {
     return f16 ? load_halves(from) : vf_load((const float *)(const void *)from);
@@ -280,6 +314,10 @@ leaf_float_rows(kform_t form, const kleaf_t *leaf, const uint8_t *const *rows, u
     LEAF(q8, n, leaf_int8_rows(FORM_Q8, input, leaf, rows, n, panel, add, tile))   \
     LEAF(q4, n, leaf_int8_rows(FORM_Q4, input, leaf, rows, n, panel, add, tile))   \
     LEAF(q4m, n, leaf_int8_rows(FORM_Q4M, input, leaf, rows, n, panel, add, tile)) \
+    LEAF(i8, n, leaf_int8_rows(FORM_I8, input, leaf, rows, n, panel, add, tile))   \
+    LEAF(u8m, n, leaf_int8_rows(FORM_U8M, input, leaf, rows, n, panel, add, tile)) \
+    LEAF(n4m, n, leaf_int8_rows(FORM_N4M, input, leaf, rows, n, panel, add, tile)) \
+    LEAF(f8, n, leaf_f8_rows(leaf, rows, n, panel, add, tile))                     \
     LEAF(bf16, n, leaf_float_rows(FORM_BF16, leaf, rows, n, panel, add, tile))     \
     LEAF(f16, n, leaf_float_rows(FORM_F16, leaf, rows, n, panel, add, tile))       \
     LEAF(f32, n, leaf_float_rows(FORM_F32, leaf, rows, n, panel, add, tile))

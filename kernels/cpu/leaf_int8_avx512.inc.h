@@ -1,15 +1,14 @@
 /* One leaf with int8 inputs on AVX-512 VNNI. Included once for each form and number of rows, with
- * LEAF_NAME, LEAF_ROWS(X) (X(0) X(1) …), LEAF_Q8 and LEAF_MINIMUMS set. Per row: two integer sums
+ * LEAF_NAME(n), LEAF_N, LEAF_ROWS(X) (X(0) X(1) …) and LEAF_FORM set, a constant that the compiler
+ * folds. Per row: two integer sums
  * of the segment and two F32 sums of the leaf, all with names of their own, because the compiler
  * keeps arrays of vectors in memory. */
 
-#if LEAF_Q8
-#define LEAF_START(r) _mm512_set1_epi32(in##r->start_q8)
-#elif LEAF_MINIMUMS
-#define LEAF_START(r) sum_start
-#else
-#define LEAF_START(r) _mm512_set1_epi32(in##r->start_q4)
-#endif
+#define LEAF_CALL(name, n) name(n)
+#define LEAF_START(r)                                                \
+    (FORM_ZERO(LEAF_FORM) == 128 ? _mm512_set1_epi32(in##r->start_q8) \
+     : FORM_ZERO(LEAF_FORM) == 8 ? _mm512_set1_epi32(in##r->start_q4) \
+                                 : sum_start)
 
 #define ROW_OPEN(r)                                                                            \
     const kinput_seg_t *in##r = (const kinput_seg_t *)(const void *)rows[r] + leaf->seg_first; \
@@ -49,8 +48,7 @@
 #define KEEP_LOADED(x) __asm__("" : "+v"(x));
 
 /* 8 k: two units of 4. */
-#if LEAF_Q8
-#define PAIR_STEP(p)                                                                          \
+#define PAIR_STEP_BYTES(p)                                                                    \
     {                                                                                         \
         __m512i w_low = load_line(panel + (p)*256), w_high = load_line(panel + (p)*256 + 64); \
         uint32_t at = (p)*PAIR_K;                                                             \
@@ -59,9 +57,7 @@
         at += 4;                                                                              \
         LEAF_ROWS(ROW_UNIT)                                                                   \
     }
-#define PAIR_BYTES 256
-#else
-#define PAIR_STEP(p)                                                        \
+#define PAIR_STEP_NIBBLES(p)                                                \
     {                                                                       \
         __m512i both_low = load_line(panel + (p)*128);                      \
         __m512i both_high = load_line(panel + (p)*128 + 64);                \
@@ -76,12 +72,24 @@
         at += 4;                                                            \
         LEAF_ROWS(ROW_UNIT)                                                 \
     }
-#define PAIR_BYTES 128
-#endif
+#define PAIR_STEP(p)                   \
+    if (FORM_HAS_BYTES(LEAF_FORM))     \
+        PAIR_STEP_BYTES(p)             \
+    else                               \
+        PAIR_STEP_NIBBLES(p)
+#define LOAD_SCALES(low, high)                                    \
+    __m512 low, high;                                             \
+    if (FORM_IS_WIDE(LEAF_FORM)) {                                \
+        low = load_floats(panel), high = load_floats(panel + 64); \
+        panel += 128;                                             \
+    } else {                                                      \
+        low = load_halves(panel), high = load_halves(panel + 32); \
+        panel += 64;                                              \
+    }
 
-static const uint8_t *LEAF_NAME(const kinput_t *input, const kleaf_t *leaf,
-                                const uint8_t *const *rows, const uint8_t *panel, bool add,
-                                float *tile)
+static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kinput_t *input, const kleaf_t *leaf,
+                                                   const uint8_t *const *rows,
+                                                   const uint8_t *panel, bool add, float *tile)
 {
     const __m512i nibble = _mm512_set1_epi8(15);
     const __m512i sum_start = _mm512_set1_epi32(SUM_START);
@@ -100,15 +108,13 @@ static const uint8_t *LEAF_NAME(const kinput_t *input, const kleaf_t *leaf,
             for (uint32_t p = 0; p < pairs; p++)
                 PAIR_STEP(p)
         }
-        panel += pairs * PAIR_BYTES;
-        __m512 d_low = load_halves(panel), d_high = load_halves(panel + 32);
+        panel += pairs * (FORM_HAS_BYTES(LEAF_FORM) ? 256u : 128u);
+        LOAD_SCALES(d_low, d_high)
         LEAF_ROWS(ROW_SCALE)
-        panel += 64;
-#if LEAF_MINIMUMS
-        __m512 m_low = load_halves(panel), m_high = load_halves(panel + 32);
-        LEAF_ROWS(ROW_MINIMUM)
-        panel += 64;
-#endif
+        if (FORM_HAS_MINIMUMS(LEAF_FORM)) {
+            LOAD_SCALES(m_low, m_high)
+            LEAF_ROWS(ROW_MINIMUM)
+        }
         LEAF_ROWS(ROW_NEXT)
     }
     LEAF_ROWS(ROW_CLOSE)
@@ -124,9 +130,10 @@ static const uint8_t *LEAF_NAME(const kinput_t *input, const kleaf_t *leaf,
 #undef ROW_NEXT
 #undef ROW_CLOSE
 #undef PAIR_STEP
+#undef PAIR_STEP_BYTES
+#undef PAIR_STEP_NIBBLES
+#undef LOAD_SCALES
 #undef KEEP_LOADED
-#undef PAIR_BYTES
-#undef LEAF_NAME
+#undef LEAF_CALL
+#undef LEAF_N
 #undef LEAF_ROWS
-#undef LEAF_Q8
-#undef LEAF_MINIMUMS

@@ -17,7 +17,10 @@ const klevel_t level_ref = {
     .matmul = matmul_ref,
     .tree_add = tree_add_ref,
     .silu_mul = silu_mul_ref,
+    .activate = activate_ref,
+    .softcap = softcap_ref,
     .attend = attend_ref,
+    .score = score_ref,
 };
 
 enum { XCR0_AVX = 0x6, XCR0_AVX512 = 0xe6, XCR0_AMX = 0x60000 };

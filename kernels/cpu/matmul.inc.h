@@ -37,18 +37,19 @@ static void panel_rows(const kmatmul_t *job, const kpart_t *part, uint32_t index
     const uint8_t *panel = part->data + (size_t)index * part->panel_bytes;
     const uint8_t *rows[MATMUL_ROWS];
     for (uint32_t r = 0; r < n; r++)
-        rows[r] = job->input + (size_t)(row + r) * weight->input.row_bytes;
+        rows[r] = job->input + (size_t)(row + r) * weight->row_bytes + part->input_offset;
+    const kinput_t *input = part->input;
     uint32_t column = index * PANEL;
     uint32_t n_columns = part->n - column < PANEL ? part->n - column : PANEL;
     float *out = job->out + (size_t)row * weight->n + part->column + column;
     _Alignas(64) float stack[TREE_DEPTH_MAX][MATMUL_ROWS * PANEL];
     uint32_t depth = 0;
-    const kleaf_t *leaf = weight->input.leaves;
+    const kleaf_t *leaf = input->leaves;
     for (uint32_t s = 0; s < weight->n_steps; s++) {
         if (weight->steps[s] == STEP_LEAF) {
-            panel = leaf_kernel(&weight->input, leaf++, rows, panel, false, stack[depth++]);
+            panel = leaf_kernel(input, leaf++, rows, panel, false, stack[depth++]);
         } else if (weight->steps[s] == STEP_LEAF_ADD) {
-            panel = leaf_kernel(&weight->input, leaf++, rows, panel, true, stack[depth - 1]);
+            panel = leaf_kernel(input, leaf++, rows, panel, true, stack[depth - 1]);
         } else if (weight->steps[s] == STEP_ADD) {
             depth--;
             add_tiles(n, stack[depth - 1], stack[depth]);

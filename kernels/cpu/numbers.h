@@ -106,4 +106,45 @@ static inline float silu_ref(float x)
     return x / (1.0f + exp2_ref(x * -LOG2_E));
 }
 
+static inline float sigmoid_ref(float x)
+{
+    return 1.0f / (1.0f + exp2_ref(x * -LOG2_E));
+}
+
+/* (tanh(y)/y - 1)/z in z = y^2, interpolated in the Chebyshev nodes of [0, TANH_SMALL^2]; beyond
+ * it 1 - 2/(e^2y + 1) loses no digits. */
+#define TANH_SMALL 0.625f
+#define TANH_C0 -0x1.555556p-2f
+#define TANH_C1 0x1.1110eap-3f
+#define TANH_C2 -0x1.ba08c4p-5f
+#define TANH_C3 0x1.64a976p-6f
+#define TANH_C4 -0x1.116a16p-7f
+#define TANH_C5 0x1.2c83cp-9f
+
+static inline float tanh_ref(float y)
+{
+    float size = bits_float(float_bits(y) & 0x7fffffffu);
+    float z = y * y;
+    float p = TANH_C5;
+    p = fmaf(p, z, TANH_C4);
+    p = fmaf(p, z, TANH_C3);
+    p = fmaf(p, z, TANH_C2);
+    p = fmaf(p, z, TANH_C1);
+    p = fmaf(p, z, TANH_C0);
+    float small = fmaf(p * z, y, y);
+    float large = 1.0f - 2.0f / (1.0f + exp2_ref(size * (2.0f * LOG2_E)));
+    large = bits_float(float_bits(large) | (float_bits(y) & 0x80000000u));
+    return size < TANH_SMALL ? small : large;
+}
+
+/* GELU by the tanh formula is x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)). */
+#define GELU_CUBE 0.044715f
+#define GELU_FACTOR (-2.3022082f) /* -2 sqrt(2/pi) log2(e) */
+
+static inline float gelu_ref(float x)
+{
+    float inner = fmaf(x * x * GELU_CUBE, x, x);
+    return x / (1.0f + exp2_ref(inner * GELU_FACTOR));
+}
+
 #endif

@@ -19,7 +19,7 @@ static void matmul_thread(void *arg, uint32_t thread, uint32_t n_threads)
     const kmatmul_t *job = &matmul->job;
     uint32_t first, end;
     pool_slice(job->weight->n_panels, thread, n_threads, &first, &end);
-    size_t row_bytes = job->weight->input.row_bytes; /* 0 when all leaves are empty */
+    size_t row_bytes = job->weight->row_bytes; /* 0 when all leaves are empty */
     uint32_t block = (uint32_t)(INPUT_BLOCK_BYTES / (row_bytes > 0 ? row_bytes : 1));
     block = block < ROW_BLOCK_MIN ? ROW_BLOCK_MIN : block / 4 * 4;
     for (uint32_t row = 0; row < job->rows && first < end; row += block) {
@@ -49,7 +49,7 @@ status_t op_matmul(kqueue_t *queue, kbatch_t *batch, const kweight_t *weight, kr
         return STATUS_OK;
     size_t bytes = matrix_bytes((uint64_t)rows * weight->n_partials, weight->n, weight->n);
     kwork_t work = {.run = run_matmul, .batch = batch, .weight = weight};
-    work.from[0] = ref_bytes(queue, input, rows * weight->input.row_bytes, "matmul input");
+    work.from[0] = ref_bytes(queue, input, rows * weight->row_bytes, "matmul input");
     work.to = ref_bytes(queue, out, bytes, "matmul output");
     if (work.from[0] == NULL || work.to == NULL)
         return STATUS_INVALID;

@@ -2,31 +2,6 @@
  * share out rows; what one row costs is too little to be cut further. */
 #include "kernels/cpu/queue.h"
 
-typedef struct {
-    kqueue_t *queue;
-    kwork_t *work;
-} rows_job_t;
-
-enum { ROWS_SHARED_MIN = 4 };
-
-static status_t run_rows(kqueue_t *queue, kwork_t *work, pool_fn fn)
-{
-    rows_job_t job = {queue, work};
-    uint32_t n_rows = work->batch->n_rows;
-    device_run(queue->device, fn, &job, n_rows / ROWS_SHARED_MIN);
-    return STATUS_OK;
-}
-
-static const float *floats(const uint8_t *bytes, size_t index)
-{
-    return (const float *)(const void *)bytes + index;
-}
-
-static float *floats_to(uint8_t *bytes, size_t index)
-{
-    return (float *)(void *)bytes + index;
-}
-
 static void rmsnorm_thread(void *arg, uint32_t thread, uint32_t n_threads)
 {
     const rows_job_t *job = arg;
@@ -50,10 +25,14 @@ status_t op_rmsnorm(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, kref
     size_t bytes = matrix_bytes(batch->declared_rows, n, n);
     kwork_t work = {.run = run_rmsnorm, .batch = batch, .n = n, .number = eps};
     work.from[0] = ref_bytes(queue, x, bytes, "rmsnorm input");
-    work.from[1] = ref_bytes(queue, weight, n * sizeof(float), "rmsnorm weight");
     work.to = ref_bytes(queue, out, bytes, "rmsnorm output");
-    if (work.from[0] == NULL || work.from[1] == NULL || work.to == NULL)
+    if (work.from[0] == NULL || work.to == NULL)
         return STATUS_INVALID;
+    if (weight.buffer != NULL) {
+        work.from[1] = ref_bytes(queue, weight, n * sizeof(float), "rmsnorm weight");
+        if (work.from[1] == NULL)
+            return STATUS_INVALID;
+    }
     return queue_submit(queue, &work, work.to, bytes);
 }
 
@@ -62,12 +41,12 @@ static void quantize_thread(void *arg, uint32_t thread, uint32_t n_threads)
     const rows_job_t *job = arg;
     const kwork_t *work = job->work;
     const klevel_t *level = job->queue->device->level;
-    const kinput_t *layout = &work->weight->input;
+    const kweight_t *weight = work->weight;
     uint32_t first, end;
     pool_slice(work->batch->n_rows, thread, n_threads, &first, &end);
     for (uint32_t i = first; i < end; i++)
-        if (level->quantize(layout, floats(work->from[0], (size_t)i * work->ld),
-                            work->to + i * layout->row_bytes))
+        if (weight_quantize(level, weight, floats(work->from[0], (size_t)i * work->ld),
+                            work->to + i * weight->row_bytes))
             batch_row_error(work->batch, i);
 }
 
@@ -79,13 +58,13 @@ static status_t run_quantize(kqueue_t *queue, kwork_t *work)
 status_t op_quantize(kqueue_t *queue, kbatch_t *batch, const kweight_t *weight, kref_t x,
                      uint32_t ld, kref_t out)
 {
-    const kinput_t *layout = &weight->input;
-    if (layout->k == 0)
+    uint32_t k = weight->inputs[0].k;
+    if (k == 0)
         return STATUS_OK;
-    size_t out_bytes = batch->declared_rows * layout->row_bytes;
+    size_t out_bytes = batch->declared_rows * weight->row_bytes;
     kwork_t work = {.run = run_quantize, .batch = batch, .weight = weight, .ld = ld};
     work.from[0] =
-        ref_bytes(queue, x, matrix_bytes(batch->declared_rows, layout->k, ld), "quantize input");
+        ref_bytes(queue, x, matrix_bytes(batch->declared_rows, k, ld), "quantize input");
     work.to = ref_bytes(queue, out, out_bytes, "quantize output");
     if (work.from[0] == NULL || work.to == NULL)
         return STATUS_INVALID;
@@ -175,9 +154,9 @@ status_t op_rope(kqueue_t *queue, kbatch_t *batch, const krope_t *rope, kref_t x
         return STATUS_OK;
     if (batch->declared_plain)
         return fail(STATUS_INVALID, "rope: the batch has no positions");
-    if (head_dim < rope->spec.dim)
+    if (head_dim < rope->spec.first + rope->spec.dim)
         return fail(STATUS_INVALID, "rope: heads of %u, but %u dimensions turn", head_dim,
-                    rope->spec.dim);
+                    rope->spec.first + rope->spec.dim);
     if (batch->declared_position_max >= rope->spec.positions)
         return fail(STATUS_INVALID, "rope: position %u of %u", batch->declared_position_max,
                     rope->spec.positions);

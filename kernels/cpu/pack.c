@@ -6,28 +6,38 @@
 #include "common/base/checked.h"
 #include "common/base/memory.h"
 #include "common/base/qtype.h"
+#include "kernels/cpu/fpmode.h"
 #include "kernels/cpu/internal.h"
+#include "kernels/cpu/numbers.h"
 
 typedef struct {
     kweight_t *weight;
     const kweight_spec_t *spec;
     size_t row_bytes[KWEIGHT_PARTS_MAX];
+    codes_fn codes[KWEIGHT_PARTS_MAX];
 } pack_job_t;
+
+static uint64_t wide_segments(const kinput_t *input)
+{
+    uint64_t n = 0;
+    for (uint32_t l = 0; l < input->n_leaves; l++)
+        for (uint32_t k = 0; k < input->leaves[l].len; n++)
+            k += wide_segment(&input->leaves[l], k);
+    return n;
+}
 
 static uint64_t form_panel_bytes(kform_t form, const kinput_t *input)
 {
-    uint64_t k = input->k_padded;
-    uint64_t n_segs = input->n_segs;
+    uint64_t k = input->k_padded, scale_bytes = FORM_IS_WIDE(form) ? PANEL * 4 : PANEL * 2;
+    if (form < FORM_BF16)
+        return k * PANEL / (FORM_HAS_BYTES(form) ? 1 : 2) +
+               input->n_segs * scale_bytes * (FORM_HAS_MINIMUMS(form) ? 2 : 1);
     switch (form) {
-    case FORM_Q8:
-        return k * PANEL + n_segs * PANEL * 2;
-    case FORM_Q4:
-        return k * PANEL / 2 + n_segs * PANEL * 2;
-    case FORM_Q4M:
-        return k * PANEL / 2 + n_segs * PANEL * 4;
     case FORM_BF16:
     case FORM_F16:
         return k * PANEL * 2;
+    case FORM_F8:
+        return k * PANEL * 2 + wide_segments(input) * PANEL * 4;
     default:
         return k * PANEL * 4;
     }
@@ -66,7 +76,7 @@ static void pack_segment_column(kform_t form, const kseg_t *seg, const uint8_t *
     memcpy(padded, values, seg->len);
     for (uint32_t p = 0; p < seg->pairs; p++) {
         const uint8_t *low = padded + p * PAIR_K;
-        if (form == FORM_Q8) {
+        if (FORM_HAS_BYTES(form)) {
             put_u32(to + (size_t)(2 * p) * 128, low, 0);
             put_u32(to + (size_t)(2 * p + 1) * 128, low + 4, 0);
         } else {
@@ -100,6 +110,53 @@ static void pack_int8_panel(const kinput_t *input, const kpart_t *part, const ui
                 memcpy(scales + 64 + 2 * (size_t)c, block + 2, 2);
         }
         panel = scales + (part->form == FORM_Q4M ? 128 : 64);
+    }
+}
+
+/* Types that codes.c turns into integers. A segment of the type holds 32 values or 16. */
+static void pack_codes_panel(const kpart_t *part, const uint8_t *rows, size_t row_bytes,
+                             uint32_t k_base, uint32_t n_columns, codes_fn codes, uint8_t *panel)
+{
+    const kinput_t *input = part->input;
+    uint32_t longest = input->kind == KACTIVATION_INT8 ? SEGMENT_K : SHORT_SEGMENT_K;
+    for (uint32_t s = 0; s < input->n_segs; s++) {
+        const kseg_t *seg = &input->segs[s];
+        uint32_t k = k_base + seg->k;
+        uint8_t *scales = panel + (size_t)seg->pairs * (FORM_HAS_BYTES(part->form) ? 256 : 128);
+        for (uint32_t c = 0; c < n_columns; c++) {
+            kcodes_t block = {0};
+            codes(rows + c * row_bytes, k / longest, &block);
+            pack_segment_column(part->form, seg, block.q + k % longest, panel + column_slot(c));
+            memcpy(scales + 4 * (size_t)c, &block.d, 4);
+            if (FORM_HAS_MINIMUMS(part->form))
+                memcpy(scales + 128 + 4 * (size_t)c, &block.m, 4);
+        }
+        panel = scales + (FORM_HAS_MINIMUMS(part->form) ? 256 : 128);
+    }
+}
+
+/* e4m3 has a shorter mantissa and exponent than BF16, so its values are exact there. */
+static void pack_f8_panel(const kinput_t *input, const uint8_t *rows, size_t row_bytes,
+                          uint32_t k_base, uint32_t n_columns, uint8_t *panel)
+{
+    for (uint32_t l = 0; l < input->n_leaves; l++) {
+        const kleaf_t *leaf = &input->leaves[l];
+        for (uint32_t done = 0, len = 0; done < leaf->len; done += len) {
+            len = wide_segment(leaf, done);
+            size_t lines = (size_t)(len + 1) / 2 * 128;
+            uint32_t k = k_base + leaf->k + done;
+            for (uint32_t c = 0; c < n_columns; c++) {
+                const uint8_t *block =
+                    rows + c * row_bytes + k / WIDE_SEGMENT_K * sizeof(qtype_f8s_t);
+                for (uint32_t i = 0; i < len; i++) {
+                    float value = qtype_e4m3_to_f32(block[4 + k % WIDE_SEGMENT_K + i]);
+                    uint16_t half = bf16_round(value);
+                    memcpy(panel + (size_t)(i / 2) * 128 + column_slot(c) + i % 2 * 2, &half, 2);
+                }
+                memcpy(panel + lines + 4 * (size_t)c, block, 4);
+            }
+            panel += lines + 128;
+        }
     }
 }
 
@@ -145,6 +202,9 @@ static void pack_thread(void *arg, uint32_t thread, uint32_t n_threads)
     const kweight_t *weight = job->weight;
     const kweight_spec_t *spec = job->spec;
     uint32_t k_base = spec->leaf_edges[spec->leaf_first];
+    /* Dequantizing is defined in the default mode; the team's threads are in the kernels'. */
+    uint32_t mode = _mm_getcsr();
+    _mm_setcsr(FPMODE_DEFAULT);
     float *row = MEM_NEW_ARRAY(float, spec->k_total);
     uint32_t first, end;
     pool_slice(weight->n_panels, thread, n_threads, &first, &end);
@@ -158,62 +218,59 @@ static void pack_thread(void *arg, uint32_t thread, uint32_t n_threads)
         const uint8_t *rows =
             (const uint8_t *)source->rows + (source->row_first + (size_t)column) * row_bytes;
         uint8_t *panel = part->data + (p - part->panel_first) * part->panel_bytes;
-        if (part->form <= FORM_Q4M)
-            pack_int8_panel(&weight->input, part, rows, row_bytes, k_base, n, panel);
+        if (job->codes[index] != NULL)
+            pack_codes_panel(part, rows, row_bytes, k_base, n, job->codes[index], panel);
+        else if (part->form < FORM_BF16)
+            pack_int8_panel(part->input, part, rows, row_bytes, k_base, n, panel);
+        else if (part->form == FORM_F8)
+            pack_f8_panel(part->input, rows, row_bytes, k_base, n, panel);
         else if (part->form != FORM_F32)
-            pack_half_panel(&weight->input, part, rows, row_bytes, k_base, n, panel);
+            pack_half_panel(part->input, part, rows, row_bytes, k_base, n, panel);
         else
-            pack_f32_panel(&weight->input, (qtype_t)source->qtype, rows, row_bytes, spec->k_total,
+            pack_f32_panel(part->input, (qtype_t)source->qtype, rows, row_bytes, spec->k_total,
                            k_base, n, row, (float *)(void *)panel);
     }
     free(row);
+    fpmode_leave(mode);
 }
 
-static bool form_of(uint32_t qtype, kmode_t mode, kform_t *form_out, kactivation_t *kind_out)
+/* The weight's layout for a kind of activation, which is made when a part first needs it. */
+static const kinput_t *weight_input(kweight_t *weight, const kweight_spec_t *spec,
+                                    kactivation_t kind)
 {
-    *kind_out = KACTIVATION_F32;
-    *form_out = FORM_F32;
-    bool native = mode == KMODE_NATIVE;
-    switch (qtype) {
-    case QTYPE_F32:
-        return true;
-    case QTYPE_F16:
-        *form_out = native ? FORM_F16 : FORM_F32;
-        return true;
-    case QTYPE_BF16:
-        *form_out = native ? FORM_BF16 : FORM_F32;
-        *kind_out = native ? KACTIVATION_BF16 : KACTIVATION_F32;
-        return true;
-    case QTYPE_Q8_0:
-    case QTYPE_Q4_0:
-    case QTYPE_Q4_1:
-        if (native) {
-            *form_out = qtype == QTYPE_Q8_0 ? FORM_Q8 : qtype == QTYPE_Q4_0 ? FORM_Q4 : FORM_Q4M;
-            *kind_out = KACTIVATION_INT8;
-        }
-        return true;
-    default:
-        return false;
-    }
+    for (uint32_t i = 0; i < weight->n_inputs; i++)
+        if (weight->inputs[i].kind == kind)
+            return &weight->inputs[i];
+    kinput_t *input = &weight->inputs[weight->n_inputs++];
+    input_layout(spec, kind, weight->device->mode == KMODE_NATIVE, input);
+    return input;
+}
+
+static status_t check_pairs(const kweight_spec_t *spec)
+{
+    for (uint32_t i = 0; i < spec->n_leaves; i++)
+        if (spec->leaf_edges[i] % 2 != 0)
+            return fail(STATUS_UNSUPPORTED,
+                        "weight %s: leaves of type F8S must start at even inputs, not at %u",
+                        spec->name, spec->leaf_edges[i]);
+    return STATUS_OK;
 }
 
 /* Checks one part against its bytes and describes it; adds its panels and columns to the weight. */
 static status_t add_part(kdevice_t *device, const kweight_spec_t *spec, uint32_t index,
-                         kactivation_t *kind, kweight_t *weight, size_t *row_bytes_out)
+                         kweight_t *weight, pack_job_t *job)
 {
     const kweight_part_t *source = &spec->parts[index];
     kpart_t *part = &weight->parts[index];
-    kactivation_t part_kind;
-    if (!form_of(source->qtype, device->mode, &part->form, &part_kind))
-        return fail(
-            STATUS_UNSUPPORTED,
-            "weight %s: type %s cannot be multiplied; F32, F16, BF16, Q8_0, Q4_0 and Q4_1 can",
-            spec->name, qtype_name(source->qtype));
-    if (index > 0 && part_kind != *kind)
-        return fail(STATUS_UNSUPPORTED,
-                    "weight %s: part %u (%s) needs another input than part 0; pack it by itself",
-                    spec->name, index, qtype_name(source->qtype));
-    *kind = part_kind;
+    kmultiply_t multiply;
+    if (!type_multiply(source->qtype, device->mode, &multiply))
+        return fail(STATUS_UNSUPPORTED, "weight %s: type %s cannot be multiplied", spec->name,
+                    qtype_name(source->qtype));
+    if (multiply.form == FORM_F8)
+        TRY(check_pairs(spec));
+    part->form = multiply.form;
+    part->input = weight_input(weight, spec, multiply.kind);
+    job->codes[index] = multiply.codes;
     uint64_t row_bytes, rows_bytes;
     if (!qtype_row_bytes(source->qtype, spec->k_total, &row_bytes))
         return fail(STATUS_INVALID, "weight %s: rows of %u values are not whole %s blocks",
@@ -232,8 +289,22 @@ static status_t add_part(kdevice_t *device, const kweight_spec_t *spec, uint32_t
     part->n_panels = (source->n_rows + PANEL - 1) / PANEL;
     weight->n += part->n;
     weight->n_panels += part->n_panels;
-    *row_bytes_out = row_bytes;
+    job->row_bytes[index] = row_bytes;
     return STATUS_OK;
+}
+
+/* Puts the layouts side by side. */
+static void place_inputs(kweight_t *weight)
+{
+    for (uint32_t i = 0; i < weight->n_inputs; i++) {
+        for (uint32_t p = 0; p < weight->n_parts; p++)
+            if (weight->parts[p].input == &weight->inputs[i])
+                weight->parts[p].input_offset = weight->row_bytes;
+        weight->row_bytes += weight->inputs[i].row_bytes;
+    }
+    /* Rows a multiple of 4 KiB apart would share L1 sets. */
+    if (weight->row_bytes % 4096 == 0 && weight->row_bytes != 0)
+        weight->row_bytes += 64;
 }
 
 /* Writes the steps that leave the sum of leaves [first, end) on top. */
@@ -256,6 +327,14 @@ static void write_steps(kweight_t *weight, const kweight_spec_t *spec)
 {
     tree_run_t cover[TREE_COVER_MAX];
     tree_run_t run = {(uint16_t)spec->leaf_first, (uint16_t)spec->leaf_end};
+    if (spec->leaves_apart) {
+        weight->n_partials = spec->leaf_end - spec->leaf_first;
+        for (uint32_t i = 0; i < weight->n_partials; i++) {
+            weight->steps[weight->n_steps++] = STEP_LEAF;
+            weight->steps[weight->n_steps++] = STEP_OUT;
+        }
+        return;
+    }
     weight->n_partials = tree_cover(spec->n_leaves, run, cover);
     for (uint32_t i = 0; i < weight->n_partials; i++) {
         node_steps(weight, cover[i].first, cover[i].end);
@@ -268,7 +347,7 @@ static status_t place_panels(kweight_t *weight, const kweight_spec_t *spec)
     uint64_t total = 0;
     for (uint32_t i = 0; i < weight->n_parts; i++) {
         kpart_t *part = &weight->parts[i];
-        part->panel_bytes = form_panel_bytes(part->form, &weight->input);
+        part->panel_bytes = form_panel_bytes(part->form, part->input);
         total += (uint64_t)part->panel_bytes * part->n_panels;
     }
     weight->memory_bytes = total;
@@ -291,17 +370,16 @@ status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **
     if (spec->n_parts < 1 || spec->n_parts > KWEIGHT_PARTS_MAX)
         return fail(STATUS_INVALID, "weight %s: %u parts, 1 to %d are possible", spec->name,
                     spec->n_parts, KWEIGHT_PARTS_MAX);
+    TRY(check_edges(spec));
     kweight_t *weight = MEM_NEW(kweight_t);
     weight->device = device;
     weight->n_parts = spec->n_parts;
     pack_job_t job = {.weight = weight, .spec = spec};
-    kactivation_t kind = KACTIVATION_F32;
     status_t status = STATUS_OK;
     for (uint32_t i = 0; i < spec->n_parts && status == STATUS_OK; i++)
-        status = add_part(device, spec, i, &kind, weight, &job.row_bytes[i]);
-    if (status == STATUS_OK)
-        status = input_layout(spec, kind, device->mode == KMODE_NATIVE, &weight->input);
+        status = add_part(device, spec, i, weight, &job);
     if (status == STATUS_OK) {
+        place_inputs(weight);
         write_steps(weight, spec);
         status = place_panels(weight, spec);
     }
@@ -320,20 +398,32 @@ void weight_release(kweight_t *take_weight)
     if (take_weight == NULL)
         return;
     unmap_pages(take_weight->memory, take_weight->memory_bytes);
-    input_release(&take_weight->input);
+    for (uint32_t i = 0; i < take_weight->n_inputs; i++)
+        input_release(&take_weight->inputs[i]);
     free(take_weight);
 }
 
 kweight_info_t weight_info(const kweight_t *weight)
 {
     return (kweight_info_t){
-        .activation = weight->input.kind,
+        .activation = weight->n_inputs > 1 ? KACTIVATION_MIXED : weight->inputs[0].kind,
         .n = weight->n,
-        .k = weight->input.k,
+        .k = weight->inputs[0].k,
         .n_partials = weight->n_partials,
         .packed_bytes = weight->memory_bytes,
-        .input_row_bytes = weight->input.row_bytes,
+        .input_row_bytes = weight->row_bytes,
     };
+}
+
+bool weight_quantize(const klevel_t *level, const kweight_t *weight, const float *x,
+                     uint8_t *row_out)
+{
+    bool bad = false;
+    for (uint32_t i = 0; i < weight->n_inputs; i++) {
+        bad |= level->quantize(&weight->inputs[i], x, row_out);
+        row_out += weight->inputs[i].row_bytes;
+    }
+    return bad;
 }
 
 const kpart_t *weight_part(const kweight_t *weight, uint32_t panel)

@@ -119,6 +119,8 @@ status_t queue_submit(kqueue_t *queue, kwork_t *work, void *to, size_t bytes)
     queue->last = kept;
     if (to != NULL && bytes > 0)
         poison(queue, to, bytes);
+    if (work->also != NULL && work->also_bytes > 0)
+        poison(queue, work->also, work->also_bytes);
     return STATUS_OK;
 }
 
@@ -170,12 +172,36 @@ uint8_t *ref_bytes(kqueue_t *queue, kref_t ref, size_t bytes, const char *what)
     return buffer->data + ref.offset;
 }
 
+bool ref_input(kqueue_t *queue, kref_t ref, size_t bytes, const char *what,
+               const uint8_t **bytes_out)
+{
+    *bytes_out = ref_bytes(queue, ref, bytes, what);
+    return *bytes_out != NULL;
+}
+
+bool ref_optional(kqueue_t *queue, kref_t ref, size_t bytes, const char *what,
+                  const uint8_t **bytes_out)
+{
+    *bytes_out = NULL;
+    return ref.buffer == NULL || ref_input(queue, ref, bytes, what, bytes_out);
+}
+
 size_t matrix_bytes(uint64_t rows, uint64_t columns, uint64_t ld)
 {
     if (rows == 0 || columns == 0)
         return 0;
     unsigned __int128 bytes = ((unsigned __int128)(rows - 1) * ld + columns) * sizeof(float);
     return bytes > SIZE_MAX || ld < columns ? SIZE_MAX : (size_t)bytes;
+}
+
+/* Below it a row's work costs less than waking the threads. */
+enum { ROWS_SHARED_MIN = 4 };
+
+status_t run_rows(kqueue_t *queue, kwork_t *work, pool_fn fn)
+{
+    rows_job_t job = {queue, work};
+    device_run(queue->device, fn, &job, work->batch->n_rows / ROWS_SHARED_MIN);
+    return STATUS_OK;
 }
 
 typedef struct {

@@ -19,7 +19,7 @@ struct kqueue {
     snapshot_t *snapshots; /* late: what outputs held before they were poisoned, newest first */
 };
 
-enum { WORK_ARRAYS_MAX = 4 };
+enum { WORK_ARRAYS_MAX = 4, WORK_INPUTS_MAX = 6 };
 
 struct kwork {
     kwork_t *next;
@@ -36,9 +36,12 @@ struct kwork {
     const krope_t *rope;
     kkv_t *kv;
     uint8_t *to;
-    const uint8_t *from[2];
+    uint8_t *also; /* a second output, for ops that have two; a late queue poisons it too */
+    size_t also_bytes;
+    const uint8_t *from[WORK_INPUTS_MAX];
     size_t bytes;
     uint32_t n, ld, heads, head_dim, layer, n_tables;
+    uint32_t ld2;
     float number;
     tree_program_t program;
     khost_fn fn;
@@ -56,9 +59,34 @@ void work_array(kwork_t *work, uint32_t i, const void *array, size_t bytes);
  */
 uint8_t *ref_bytes(kqueue_t *queue, kref_t ref, size_t bytes, const char *what);
 
+/* The same into *bytes_out; `optional` handles without a buffer give NULL and true. */
+bool ref_input(kqueue_t *queue, kref_t ref, size_t bytes, const char *what,
+               const uint8_t **bytes_out);
+bool ref_optional(kqueue_t *queue, kref_t ref, size_t bytes, const char *what,
+                  const uint8_t **bytes_out);
+
+static inline const float *floats(const uint8_t *bytes, size_t index)
+{
+    return bytes != NULL ? (const float *)(const void *)bytes + index : NULL;
+}
+
+static inline float *floats_to(uint8_t *bytes, size_t index)
+{
+    return (float *)(void *)bytes + index;
+}
+
 /* n rows of columns floats, ld apart (the last row need not be padded): bytes, or SIZE_MAX when
  * that overflows. */
 size_t matrix_bytes(uint64_t rows, uint64_t columns, uint64_t ld);
+
+/* What fn gets as its argument from run_rows. */
+typedef struct {
+    kqueue_t *queue;
+    kwork_t *work;
+} rows_job_t;
+
+/* Shares out an op's rows over the threads: pool_slice of work->batch->n_rows. */
+status_t run_rows(kqueue_t *queue, kwork_t *work, pool_fn fn);
 
 /* Runs fn(arg, thread, n_threads) on the device's threads in kernel mode, or on the caller's alone
  * if `units` of work are too few to share. */
@@ -104,6 +132,53 @@ status_t op_bias_add(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uin
 status_t op_rope(kqueue_t *queue, kbatch_t *batch, const krope_t *rope, kref_t x, uint32_t ld,
                  uint32_t n_heads, uint32_t head_dim);
 
+/* ops_elements.c */
+status_t op_norm_heads(kqueue_t *queue, kbatch_t *batch, uint32_t n_heads, uint32_t head_dim,
+                       kref_t x, uint32_t ld, kref_t weight, float eps);
+status_t op_layer_norm(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
+                       kref_t weight, kref_t bias, float eps);
+status_t op_activate(kqueue_t *queue, kbatch_t *batch, const kactivate_t *what, uint32_t n,
+                     kref_t x, kref_t out);
+status_t op_scale(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
+                  float factor);
+status_t op_softcap(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
+                    float cap);
+status_t op_gate_rows(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
+                      kref_t gate, uint32_t gate_ld);
+status_t op_add(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t a, kref_t b, kref_t out);
+status_t op_mul(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t a, kref_t b, kref_t out);
+status_t op_copy_heads(kqueue_t *queue, kbatch_t *batch, uint32_t n_heads, uint32_t n, kref_t x,
+                       kheads_at_t x_at, kref_t out, kheads_at_t out_at);
+/* One row of gate and up, as they lie, through the level's activation. */
+void activate_row(const klevel_t *level, const kactivate_t *what, uint32_t n, const float *x,
+                  float *out);
+
+/* heads.c */
+status_t op_head_matmul(kqueue_t *queue, kbatch_t *batch, const kheads_t *heads, kref_t x,
+                        kheads_at_t x_at, kref_t out, kheads_at_t out_at);
+
+/* index.c, compress.c, hyper.c */
+status_t op_index_select(kqueue_t *queue, kbatch_t *batch, const kkv_t *keys, const kindex_t *what,
+                         kref_t q, uint32_t ld, kref_t w, uint32_t w_ld, kref_t selected,
+                         kref_t n_selected);
+status_t op_compress(kqueue_t *queue, kbatch_t *batch, const kcompress_t *what, kkv_t *inputs,
+                     kkv_t *entries, kref_t x, uint32_t ld);
+status_t op_hyper_pre(kqueue_t *queue, kbatch_t *batch, const khyper_t *what, kref_t mixes,
+                      kref_t streams, kref_t collapsed, kref_t weights);
+status_t op_hyper_post(kqueue_t *queue, kbatch_t *batch, const khyper_t *what, kref_t weights,
+                       kref_t y, kref_t streams);
+
+/* route.c, experts.c, ops_integers.c */
+status_t op_route(kqueue_t *queue, kbatch_t *batch, const kroute_spec_t *spec, kref_t logits,
+                  uint32_t ld, kref_t ids, kref_t weights);
+status_t op_experts(kqueue_t *queue, kbatch_t *batch, const kexperts_t *experts,
+                    const krouting_t *routing, kref_t x, uint32_t ld, kref_t sum);
+status_t op_expert_shared(kqueue_t *queue, kbatch_t *batch, const kexperts_t *experts,
+                          const krouting_t *routing, kref_t x, uint32_t ld, kref_t sum);
+status_t op_integers_clear(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t sum);
+status_t op_integers_add(kqueue_t *queue, kbatch_t *batch, uint32_t n, const kref_t *sums,
+                         uint32_t n_ranks, kref_t residual, kref_t out);
+
 /* ops_matmul.c */
 status_t op_matmul(kqueue_t *queue, kbatch_t *batch, const kweight_t *weight, kref_t input,
                    kref_t out);
@@ -111,6 +186,8 @@ status_t op_tree_add(kqueue_t *queue, kbatch_t *batch, uint32_t n, const ktree_a
                      kref_t residual, kref_t out);
 
 /* ops_attention.c */
+const uint32_t *row_blocks(const kbatch_t *batch, uint32_t row);
+status_t check_blocks(const kbatch_t *batch, const kpages_t *pages);
 status_t op_kv_append(kqueue_t *queue, kbatch_t *batch, kkv_t *kv, uint32_t layer, kref_t k,
                       kref_t v, uint32_t ld);
 status_t op_attention(kqueue_t *queue, kbatch_t *batch, const kkv_t *kv, const kattention_t *what,

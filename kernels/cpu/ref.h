@@ -11,6 +11,10 @@ bool quantize_ref(const kinput_t *layout, const float *x, uint8_t *row_out);
 void tree_add_ref(const tree_program_t *program, const float *const *inputs, const float *bias,
                   const float *residual, float *out, uint32_t first, uint32_t end);
 void silu_mul_ref(const float *gate, const float *up, uint32_t n, float *out);
+void activate_ref(const kactivate_t *what, const float *gate, const float *up, uint32_t n,
+                  float *out);
+void softcap_ref(float *x, uint32_t n, float cap);
 void attend_ref(const kattend_t *job);
+void score_ref(const kscore_t *job);
 
 #endif

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/cpu/numbers.h"
+#include "kernels/cpu/pages.h"
 #include "kernels/cpu/ref.h"
 
 typedef struct {
@@ -12,90 +12,94 @@ typedef struct {
     float o[KHEAD_DIM_MAX];
 } partial_t;
 
-static float load_f32(const uint8_t *from)
-{
-    float value;
-    memcpy(&value, from, sizeof value);
-    return value;
-}
+/* What the chunks of all passes merge into. */
+typedef struct {
+    float m, l;
+    float o[KHEAD_DIM_MAX];
+} merged_t;
 
-static uint16_t load_u16(const uint8_t *from)
-{
-    uint16_t value;
-    memcpy(&value, from, sizeof value);
-    return value;
-}
+typedef struct {
+    const uint8_t *page;
+    uint32_t slot;
+} entry_t;
 
-static const uint8_t *page_of(const kattend_t *job, uint32_t key)
+static entry_t entry_of(const kpass_t *pass, uint32_t index)
 {
-    return job->base + job->blocks[key / KKV_BLOCK_TOKENS] * job->block_stride;
+    uint32_t entry = pass->list != NULL ? pass->list[index] : index;
+    uint32_t block = pass->blocks[entry_block(pass->pages, entry)];
+    return (entry_t){pass->base + block * pass->block_stride, entry_slot(pass->pages, entry)};
 }
 
 /* q . k of one key: ascending dimensions, the odd one of a pair first with BF16. */
-static float score(const kattend_t *job, const float *q, uint32_t key)
+static float dot_of(const kpass_t *pass, const float *q, uint32_t key)
 {
-    const uint8_t *page = page_of(job, key);
-    size_t token = key % KKV_BLOCK_TOKENS;
+    const kpages_t *pages = pass->pages;
+    entry_t entry = entry_of(pass, key);
     float sum = 0;
-    if (job->pages->mode == KMODE_F32) {
-        for (uint32_t d = 0; d < job->pages->head_dim; d++)
-            sum = fmaf(load_f32(page + ((size_t)d * 16 + token) * 4), q[d], sum);
+    if (pages->mode == KMODE_F32) {
+        for (uint32_t d = 0; d < pages->key_dim; d++)
+            sum = fmaf(page_key(pages, entry.page, entry.slot, d), q[d], sum);
         return sum;
     }
-    for (uint32_t d = 0; d < job->pages->head_dim; d += 2) {
-        const uint8_t *pair = page + ((size_t)(d / 2) * 16 + token) * 4;
-        sum = fmaf(bf16_value(load_u16(pair + 2)), bf16_value(bf16_round(q[d + 1])), sum);
-        sum = fmaf(bf16_value(load_u16(pair)), bf16_value(bf16_round(q[d])), sum);
+    for (uint32_t d = 0; d < pages->key_dim; d += 2) {
+        float odd = page_key(pages, entry.page, entry.slot, d + 1);
+        float even = page_key(pages, entry.page, entry.slot, d);
+        sum = fmaf(odd, bf16_value(bf16_round(q[d + 1])), sum);
+        sum = fmaf(even, bf16_value(bf16_round(q[d])), sum);
     }
     return sum;
 }
 
-static float value_of(const kattend_t *job, uint32_t key, uint32_t d)
+/* The logit as a power of two. */
+static float logit_of(const kattend_t *job, float dot)
 {
-    const kpages_t *pages = job->pages;
-    const uint8_t *page = page_of(job, key) + pages->k_bytes;
-    size_t token = key % KKV_BLOCK_TOKENS;
-    if (pages->mode == KMODE_F32)
-        return load_f32(page + (token * pages->dim16 + d) * 4);
-    return bf16_value(load_u16(page + ((token / 2 * pages->dim16 + d) * 2 + token % 2) * 2));
+    float x = dot * job->scale;
+    return job->softcap > 0.0f ? job->softcap * tanh_ref(x / job->softcap) * LOG2_E : x;
 }
 
-/* o += p v over the tile's keys [first, end); the odd key of a pair first with BF16. An invisible
- * slot has p = v = +0. */
-static void add_values(const kattend_t *job, uint32_t first, uint32_t end, const float *p, float *o)
+/* o += p v over the tile's keys; the odd key of a pair first with BF16. A key outside [lo, hi) has
+ * p = v = +0. */
+static void add_values(const kpass_t *pass, uint32_t tile, uint32_t lo, uint32_t hi, const float *p,
+                       float *o)
 {
-    bool f32 = job->pages->mode == KMODE_F32;
-    for (uint32_t d = 0; d < job->pages->head_dim; d++) {
+    const kpages_t *pages = pass->pages;
+    bool f32 = pages->mode == KMODE_F32;
+    entry_t entries[KEYS_TILE];
+    for (uint32_t i = lo; i < hi; i++)
+        entries[i] = entry_of(pass, tile + i);
+    for (uint32_t d = 0; d < pages->value_dim; d++) {
         float sum = o[d];
         for (uint32_t i = 0; i < KEYS_TILE; i++) {
             uint32_t at = f32 ? i : i ^ 1;
-            float v = first + at < end ? value_of(job, first + at, d) : 0.0f;
+            bool seen = at >= lo && at < hi;
+            float v = seen ? page_value(pages, entries[at].page, entries[at].slot, d) : 0.0f;
             sum = fmaf(v, f32 ? p[at] : bf16_value(bf16_round(p[at])), sum);
         }
         o[d] = sum;
     }
 }
 
-static void add_tile(const kattend_t *job, const float *q, uint32_t first, uint32_t end,
-                     partial_t *part)
+/* Keys [lo, hi) of the tile are visible, at least one. */
+static void add_tile(const kattend_t *job, const kpass_t *pass, const float *q, uint32_t tile,
+                     uint32_t lo, uint32_t hi, partial_t *part)
 {
     float x[KEYS_TILE], p[KEYS_TILE];
     float m = part->m;
-    for (uint32_t i = 0; i < end - first; i++) {
-        x[i] = score(job, q, first + i) * job->scale;
+    for (uint32_t i = lo; i < hi; i++) {
+        x[i] = logit_of(job, dot_of(pass, q, tile + i));
         m = x[i] > m ? x[i] : m;
     }
     float shrink = exp2_ref(part->m - m);
     part->m = m;
     for (uint32_t i = 0; i < KEYS_TILE; i++)
-        p[i] = i < end - first ? exp2_ref(x[i] - m) : 0.0f;
+        p[i] = i >= lo && i < hi ? exp2_ref(x[i] - m) : 0.0f;
     for (uint32_t i = 0; i < NUMERICS_LANES; i++)
         part->l[i] *= shrink;
     for (uint32_t i = 0; i < KEYS_TILE; i++)
         part->l[i % NUMERICS_LANES] += p[i];
-    for (uint32_t d = 0; d < job->pages->head_dim; d++)
+    for (uint32_t d = 0; d < pass->pages->value_dim; d++)
         part->o[d] *= shrink;
-    add_values(job, first, end, p, part->o);
+    add_values(pass, tile, lo, hi, p, part->o);
 }
 
 static float tree_of_lanes(float lanes[NUMERICS_LANES])
@@ -106,32 +110,62 @@ static float tree_of_lanes(float lanes[NUMERICS_LANES])
     return lanes[0];
 }
 
-/* One row and head over keys [0, n_keys). */
-static void attend_row(const kattend_t *job, const float *q, uint32_t n_keys, float *out)
+static void merge(merged_t *all, partial_t *part, uint32_t dim)
 {
-    uint32_t dim = job->pages->head_dim;
-    float m = -INFINITY, l = 0;
-    float o[KHEAD_DIM_MAX] = {0};
-    for (uint32_t chunk = 0; chunk < n_keys; chunk += KEYS_CHUNK) {
-        partial_t part = {.m = -INFINITY};
-        for (uint32_t tile = chunk; tile < chunk + KEYS_CHUNK && tile < n_keys; tile += KEYS_TILE)
-            add_tile(job, q, tile, tile + KEYS_TILE < n_keys ? tile + KEYS_TILE : n_keys, &part);
-        float most = part.m > m ? part.m : m;
-        float a = exp2_ref(m - most);
-        float b = exp2_ref(part.m - most);
-        l = fmaf(tree_of_lanes(part.l), b, l * a);
-        /* Adding +0 makes -0 from a sum of flushed products the same as from invisible slots. */
-        for (uint32_t d = 0; d < dim; d++)
-            o[d] = fmaf(part.o[d] + 0.0f, b, o[d] * a);
-        m = most;
-    }
-    float r = 1.0f / l;
+    float most = part->m > all->m ? part->m : all->m;
+    float a = exp2_ref(all->m - most);
+    float b = exp2_ref(part->m - most);
+    all->l = fmaf(tree_of_lanes(part->l), b, all->l * a);
+    /* Adding +0 makes -0 from a sum of flushed products the same as from invisible slots. */
     for (uint32_t d = 0; d < dim; d++)
-        out[d] = o[d] * r;
+        all->o[d] = fmaf(part->o[d] + 0.0f, b, all->o[d] * a);
+    all->m = most;
+}
+
+/* Entries [first, end) of one pass. */
+static void attend_pass(const kattend_t *job, const kpass_t *pass, const float *q, uint32_t first,
+                        uint32_t end, merged_t *all)
+{
+    for (uint32_t chunk = first / KEYS_CHUNK * KEYS_CHUNK; chunk < end; chunk += KEYS_CHUNK) {
+        partial_t part = {.m = -INFINITY};
+        for (uint32_t tile = chunk; tile < chunk + KEYS_CHUNK && tile < end; tile += KEYS_TILE) {
+            uint32_t lo = first > tile ? first - tile : 0;
+            uint32_t hi = end - tile < KEYS_TILE ? end - tile : KEYS_TILE;
+            if (lo < hi)
+                add_tile(job, pass, q, tile, lo, hi, &part);
+        }
+        merge(all, &part, pass->pages->value_dim);
+    }
 }
 
 void attend_ref(const kattend_t *job)
 {
-    for (uint32_t i = 0; i < job->n; i++)
-        attend_row(job, job->q[i], job->positions[i] + 1, job->out[i]);
+    for (uint32_t r = 0; r < job->n; r++) {
+        merged_t all = {.m = -INFINITY};
+        if (job->sinks[r] != NULL) {
+            all.m = *job->sinks[r] * LOG2_E;
+            all.l = 1.0f;
+        }
+        for (uint32_t i = 0; i < job->n_passes; i++) {
+            const kpass_t *pass = &job->pass[i];
+            if (pass->first[r] < pass->end[r])
+                attend_pass(job, pass, job->q[r], pass->first[r], pass->end[r], &all);
+        }
+        float inverse = 1.0f / all.l;
+        for (uint32_t d = 0; d < job->pass[0].pages->value_dim; d++)
+            job->out[r][d] = all.o[d] * inverse;
+    }
+}
+
+void score_ref(const kscore_t *job)
+{
+    uint32_t dim = job->pass.pages->key_dim;
+    for (uint32_t i = job->pass.first[0]; i < job->pass.end[0]; i++) {
+        float sum = 0;
+        for (uint32_t h = 0; h < job->n_heads; h++) {
+            float x = dot_of(&job->pass, job->q + (size_t)h * dim, i) * job->scale;
+            sum = fmaf(job->w[h] * job->weight_scale, x > 0.0f ? x : 0.0f, sum);
+        }
+        job->scores_out[i] = sum;
+    }
 }

@@ -26,13 +26,13 @@ static uint32_t load_u32(const uint8_t *from)
 static size_t segment_dots(kform_t form, const kseg_t *seg, const uint8_t *lines, const int8_t *q,
                            int32_t dot[PANEL])
 {
-    int32_t z = form == FORM_Q8 ? 128 : form == FORM_Q4 ? 8 : 0;
+    int32_t z = FORM_ZERO(form);
     memset(dot, 0, PANEL * sizeof *dot);
     for (uint32_t p = 0; p < seg->pairs; p++, q += PAIR_K) {
         for (uint32_t c = 0; c < PANEL; c++) {
             size_t slot = (size_t)(c / LINE) * 64 + (size_t)(c % LINE) * 4;
             for (uint32_t k = 0; k < 4; k++) {
-                if (form == FORM_Q8) {
+                if (FORM_HAS_BYTES(form)) {
                     dot[c] += (lines[(size_t)(2 * p) * 128 + slot + k] - z) * q[k];
                     dot[c] += (lines[(size_t)(2 * p + 1) * 128 + slot + k] - z) * q[4 + k];
                 } else {
@@ -42,7 +42,14 @@ static size_t segment_dots(kform_t form, const kseg_t *seg, const uint8_t *lines
             }
         }
     }
-    return (size_t)seg->pairs * (form == FORM_Q8 ? 256 : 128);
+    return (size_t)seg->pairs * (FORM_HAS_BYTES(form) ? 256 : 128);
+}
+
+/* Scale or minimum of column c; they are stored as halves or as floats. */
+static float scale_of(kform_t form, const uint8_t *scales, uint32_t c)
+{
+    return FORM_IS_WIDE(form) ? bits_float(load_u32(scales + 4 * (size_t)c))
+                              : qtype_f16_to_f32(load_u16(scales + 2 * (size_t)c));
 }
 
 /* The sum of one leaf of an int8 input row. Returns the panel's next byte. */
@@ -57,13 +64,31 @@ static const uint8_t *leaf_int8(kform_t form, const kinput_t *input, const kleaf
         panel += segment_dots(form, &input->segs[s], panel, in->q, dot);
         for (uint32_t c = 0; c < PANEL; c++) {
             float scaled = (float)dot[c] * in->da;
-            sum_out[c] = fmaf(scaled, qtype_f16_to_f32(load_u16(panel + 2 * c)), sum_out[c]);
+            sum_out[c] = fmaf(scaled, scale_of(form, panel, c), sum_out[c]);
         }
-        panel += 64;
-        if (form == FORM_Q4M) {
+        panel += FORM_IS_WIDE(form) ? 128 : 64;
+        if (FORM_HAS_MINIMUMS(form)) {
             for (uint32_t c = 0; c < PANEL; c++)
-                sum_out[c] = fmaf(qtype_f16_to_f32(load_u16(panel + 2 * c)), in->sum, sum_out[c]);
-            panel += 64;
+                sum_out[c] = fmaf(scale_of(form, panel, c), in->sum, sum_out[c]);
+            panel += FORM_IS_WIDE(form) ? 128 : 64;
+        }
+    }
+    return panel;
+}
+
+/* len values of BF16, in pairs. */
+static const uint8_t *sum_bf16(const uint8_t *a, uint32_t len, const uint8_t *panel,
+                               float sum_out[PANEL])
+{
+    for (uint32_t c = 0; c < PANEL; c++)
+        sum_out[c] = 0;
+    for (uint32_t k = 0; k < len; k += 2, panel += 128) {
+        float even = bf16_value(load_u16(a + (size_t)k * 2));
+        float odd = bf16_value(load_u16(a + (size_t)k * 2 + 2));
+        for (uint32_t c = 0; c < PANEL; c++) {
+            const uint8_t *w = panel + (size_t)(c / LINE) * 64 + (size_t)(c % LINE) * 4;
+            sum_out[c] = fmaf(bf16_value(load_u16(w + 2)), odd, sum_out[c]);
+            sum_out[c] = fmaf(bf16_value(load_u16(w)), even, sum_out[c]);
         }
     }
     return panel;
@@ -72,17 +97,21 @@ static const uint8_t *leaf_int8(kform_t form, const kinput_t *input, const kleaf
 static const uint8_t *leaf_bf16(const kleaf_t *leaf, const uint8_t *row, const uint8_t *panel,
                                 float sum_out[PANEL])
 {
-    const uint8_t *a = row + (size_t)leaf->k_padded * 2;
+    return sum_bf16(row + (size_t)leaf->k_padded * 2, leaf->len_padded, panel, sum_out);
+}
+
+/* A sum as of BF16 for each segment of 128, then fma by its scale. */
+static const uint8_t *leaf_f8(const kleaf_t *leaf, const uint8_t *row, const uint8_t *panel,
+                              float sum_out[PANEL])
+{
     for (uint32_t c = 0; c < PANEL; c++)
         sum_out[c] = 0;
-    for (uint32_t k = 0; k < leaf->len_padded; k += 2, panel += 128) {
-        float even = bf16_value(load_u16(a + (size_t)k * 2));
-        float odd = bf16_value(load_u16(a + (size_t)k * 2 + 2));
-        for (uint32_t c = 0; c < PANEL; c++) {
-            const uint8_t *w = panel + (size_t)(c / LINE) * 64 + (size_t)(c % LINE) * 4;
-            sum_out[c] = fmaf(bf16_value(load_u16(w + 2)), odd, sum_out[c]);
-            sum_out[c] = fmaf(bf16_value(load_u16(w)), even, sum_out[c]);
-        }
+    for (uint32_t done = 0, len = 0; done < leaf->len; done += len) {
+        float sum[PANEL];
+        len = wide_segment(leaf, done);
+        panel = sum_bf16(row + (size_t)(leaf->k_padded + done) * 2, len, panel, sum);
+        for (uint32_t c = 0; c < PANEL; c++, panel += 4)
+            sum_out[c] = fmaf(sum[c], bits_float(load_u32(panel)), sum_out[c]);
     }
     return panel;
 }
@@ -108,9 +137,9 @@ static const uint8_t *leaf_float(kform_t form, const kleaf_t *leaf, const uint8_
 static void panel_row(const kmatmul_t *job, const kpart_t *part, uint32_t index, uint32_t row)
 {
     const kweight_t *weight = job->weight;
-    const kinput_t *input = &weight->input;
+    const kinput_t *input = part->input;
     const uint8_t *panel = part->data + (size_t)index * part->panel_bytes;
-    const uint8_t *in = job->input + (size_t)row * input->row_bytes;
+    const uint8_t *in = job->input + (size_t)row * weight->row_bytes + part->input_offset;
     uint32_t column = index * PANEL;
     uint32_t n = part->n - column < PANEL ? part->n - column : PANEL;
     float stack[TREE_DEPTH_MAX][PANEL];
@@ -120,10 +149,12 @@ static void panel_row(const kmatmul_t *job, const kpart_t *part, uint32_t index,
         uint8_t step = weight->steps[s];
         if (step == STEP_LEAF || step == STEP_LEAF_ADD) {
             CHECK(depth < TREE_DEPTH_MAX);
-            if (part->form <= FORM_Q4M)
+            if (part->form < FORM_BF16)
                 panel = leaf_int8(part->form, input, leaf, in, panel, stack[depth]);
             else if (part->form == FORM_BF16)
                 panel = leaf_bf16(leaf, in, panel, stack[depth]);
+            else if (part->form == FORM_F8)
+                panel = leaf_f8(leaf, in, panel, stack[depth]);
             else
                 panel = leaf_float(part->form, leaf, in, panel, stack[depth]);
             leaf++;

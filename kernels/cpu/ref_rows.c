@@ -28,7 +28,7 @@ void rmsnorm_ref(const float *x, const float *weight, uint32_t n, float eps, flo
     float mean = tree_of_lanes(lanes) / (float)n;
     float r = 1.0f / sqrtf(mean + eps);
     for (uint32_t i = 0; i < n; i++)
-        out[i] = x[i] * r * weight[i];
+        out[i] = weight != NULL ? x[i] * r * weight[i] : x[i] * r;
 }
 
 /* The largest magnitude as bits: integers order like the floats, with Inf and NaN on top. */
@@ -68,7 +68,7 @@ static bool quantize_int8(const kinput_t *layout, const float *x, uint8_t *row_o
 
 bool quantize_ref(const kinput_t *layout, const float *x, uint8_t *row_out)
 {
-    if (layout->kind == KACTIVATION_INT8)
+    if (layout->kind == KACTIVATION_INT8 || layout->kind == KACTIVATION_INT8_16)
         return quantize_int8(layout, x, row_out);
     bool bad = magnitude_bits(x, layout->k) >= ROW_ERROR_BITS;
     for (uint32_t l = 0; l < layout->n_leaves; l++) {
@@ -115,4 +115,41 @@ void silu_mul_ref(const float *gate, const float *up, uint32_t n, float *out)
 {
     for (uint32_t i = 0; i < n; i++)
         out[i] = silu_ref(gate[i]) * up[i];
+}
+
+/* Comparisons are written so that NaN stays NaN. */
+static float clamp_ref(float x, float limit)
+{
+    x = limit < x ? limit : x;
+    return -limit > x ? -limit : x;
+}
+
+static float activate_one(const kactivate_t *what, float gate, float up)
+{
+    float limit = what->limit;
+    switch (what->kind) {
+    case KACTIVATE_GELU_TANH:
+        return gelu_ref(gate) * up;
+    case KACTIVATE_CLAMP_GLU:
+        gate = limit < gate ? limit : gate;
+        gate = gate / (1.0f + exp2_ref(gate * what->alpha * -LOG2_E));
+        return (clamp_ref(up, limit) + 1.0f) * gate;
+    case KACTIVATE_SILU_LIMIT:
+        return silu_ref(limit < gate ? limit : gate) * clamp_ref(up, limit);
+    default:
+        return silu_ref(gate) * up;
+    }
+}
+
+void activate_ref(const kactivate_t *what, const float *gate, const float *up, uint32_t n,
+                  float *out)
+{
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = activate_one(what, gate[i], up[i]);
+}
+
+void softcap_ref(float *x, uint32_t n, float cap)
+{
+    for (uint32_t i = 0; i < n; i++)
+        x[i] = cap * tanh_ref(x[i] / cap);
 }

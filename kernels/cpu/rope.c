@@ -14,6 +14,10 @@ static status_t check_spec(const krope_spec_t *spec)
         return fail(STATUS_UNSUPPORTED,
                     "rope over %u dimensions: even numbers up to %d can be turned", spec->dim,
                     KHEAD_DIM_MAX);
+    if (spec->first > KHEAD_DIM_MAX - spec->dim || !(spec->magnitude >= 0.0f) ||
+        !(spec->magnitude < 1e6f))
+        return fail(STATUS_INVALID, "rope from dimension %u on, with magnitude %g", spec->first,
+                    (double)spec->magnitude);
     if (!(spec->base > 1.0) || !(spec->base < 1e30) || !(spec->position_scale > 0.0) ||
         !(spec->position_scale <= 1e6))
         return fail(STATUS_INVALID, "rope with base %g and position scale %g", spec->base,
@@ -38,6 +42,8 @@ status_t rope_open(kdevice_t *device, const krope_spec_t *spec, krope_t **own_ou
     uint32_t half = spec->dim / 2;
     rope->table = MEM_NEW_ARRAY(float, (size_t)spec->positions * spec->dim);
     double log2_base = math_log2(spec->base);
+    float magnitude = spec->magnitude > 0.0f ? spec->magnitude : 1.0f;
+    float sine_magnitude = spec->inverse ? -magnitude : magnitude;
     for (uint32_t i = 0; i < half; i++) {
         double frequency = math_exp2(-2.0 * i / spec->dim * log2_base);
         if (spec->factors != NULL)
@@ -47,8 +53,8 @@ status_t rope_open(kdevice_t *device, const krope_spec_t *spec, krope_t **own_ou
         for (uint32_t p = 0; p < spec->positions; p++) {
             double sine, cosine;
             math_sin_cos(p * angle_step, &sine, &cosine);
-            rope->table[(size_t)p * spec->dim + 2 * i] = (float)cosine;
-            rope->table[(size_t)p * spec->dim + 2 * i + 1] = (float)sine;
+            rope->table[(size_t)p * spec->dim + 2 * i] = (float)cosine * magnitude;
+            rope->table[(size_t)p * spec->dim + 2 * i + 1] = (float)sine * sine_magnitude;
         }
     }
     *own_out = rope;
@@ -67,6 +73,7 @@ void rope_turn(const krope_t *rope, uint32_t position, float *head)
 {
     uint32_t half = rope->spec.dim / 2;
     const float *turn = rope->table + (size_t)position * rope->spec.dim;
+    head += rope->spec.first;
     bool adjacent = rope->spec.pairs == KROPE_ADJACENT;
     size_t step = adjacent ? 2 : 1;
     float *b_of = head + (adjacent ? 1 : half);

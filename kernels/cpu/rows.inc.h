@@ -21,6 +21,11 @@ static void rmsnorm_vec(const float *x, const float *weight, uint32_t n, float e
     }
     float mean = vf_tree_sum(squares) / (float)n;
     vf_t r = vf_set(1.0f / sqrtf(mean + eps));
+    if (weight == NULL) {
+        for (uint32_t i = 0; i < n; i += 16)
+            vf_store_n(out + i, vf_mul(vf_load_n(x + i, n - i), r), n - i);
+        return;
+    }
     for (uint32_t i = 0; i < whole; i += 16)
         vf_store(out + i, vf_mul(vf_mul(vf_load(x + i), r), vf_load(weight + i)));
     if (whole < n) {
@@ -109,7 +114,7 @@ static void quantize_f32_leaf(const kleaf_t *leaf, bool pair_order, const float 
 
 static bool quantize_vec(const kinput_t *layout, const float *x, uint8_t *row_out)
 {
-    if (layout->kind == KACTIVATION_INT8)
+    if (layout->kind == KACTIVATION_INT8 || layout->kind == KACTIVATION_INT8_16)
         return quantize_int8_vec(layout, x, row_out);
     bool bad = magnitude_vec(x, layout->k) >= ROW_ERROR_BITS;
     bool bf16 = layout->kind == KACTIVATION_BF16;
@@ -151,6 +156,66 @@ static inline vf_t silu_vec(vf_t gate, vf_t up)
 {
     vf_t e = exp2_vec(vf_mul(gate, vf_set(-LOG2_E)));
     return vf_mul(vf_div(gate, vf_add(vf_set(1.0f), e)), up);
+}
+
+static inline vf_t tanh_vec(vf_t y)
+{
+    vf_t size = vi_floats(vi_and(vf_bits(y), vi_set(0x7fffffff)));
+    vf_t z = vf_mul(y, y);
+    vf_t p = vf_fma(vf_set(TANH_C5), z, vf_set(TANH_C4));
+    p = vf_fma(p, z, vf_set(TANH_C3));
+    p = vf_fma(p, z, vf_set(TANH_C2));
+    p = vf_fma(p, z, vf_set(TANH_C1));
+    p = vf_fma(p, z, vf_set(TANH_C0));
+    vf_t small = vf_fma(vf_mul(p, z), y, y);
+    vf_t e = exp2_vec(vf_mul(size, vf_set(2.0f * LOG2_E)));
+    vf_t large = vf_sub(vf_set(1.0f), vf_div(vf_set(2.0f), vf_add(vf_set(1.0f), e)));
+    /* The magnitude is never negative, so adding the sign bit sets it. */
+    vi_t sign = vi_and(vf_bits(y), vi_set(INT32_MIN));
+    large = vi_floats(vi_add(vf_bits(large), sign));
+    return vf_pick_less(size, vf_set(TANH_SMALL), small, large);
+}
+
+static inline vf_t softcap_lanes(vf_t x, vf_t cap)
+{
+    return vf_mul(cap, tanh_vec(vf_div(x, cap)));
+}
+
+static void softcap_vec(float *x, uint32_t n, float cap)
+{
+    for (uint32_t i = 0; i < n; i += 16)
+        vf_store_n(x + i, softcap_lanes(vf_load_n(x + i, n - i), vf_set(cap)), n - i);
+}
+
+static inline vf_t gelu_vec(vf_t x)
+{
+    vf_t cube = vf_mul(vf_mul(x, x), vf_set(GELU_CUBE));
+    vf_t e = exp2_vec(vf_mul(vf_fma(cube, x, x), vf_set(GELU_FACTOR)));
+    return vf_div(x, vf_add(vf_set(1.0f), e));
+}
+
+static inline vf_t activate_lanes(const kactivate_t *what, vf_t gate, vf_t up)
+{
+    vf_t limit = vf_set(what->limit);
+    if (what->kind == KACTIVATE_GELU_TANH)
+        return vf_mul(gelu_vec(gate), up);
+    if (what->kind == KACTIVATE_SILU)
+        return silu_vec(gate, up);
+    gate = vf_min(limit, gate);
+    up = vf_max(vf_set(-what->limit), vf_min(limit, up));
+    if (what->kind == KACTIVATE_SILU_LIMIT)
+        return silu_vec(gate, up);
+    vf_t e = exp2_vec(vf_mul(vf_mul(gate, vf_set(what->alpha)), vf_set(-LOG2_E)));
+    return vf_mul(vf_add(up, vf_set(1.0f)), vf_div(gate, vf_add(vf_set(1.0f), e)));
+}
+
+static void activate_vec(const kactivate_t *what, const float *gate, const float *up, uint32_t n,
+                         float *out)
+{
+    for (uint32_t i = 0; i < n; i += 16) {
+        vf_t y = activate_lanes(what, vf_load_n(gate + i, n - i), vf_load_n(up + i, n - i));
+        vf_store_n(out + i, y, n - i);
+    }
 }
 
 static void silu_mul_vec(const float *gate, const float *up, uint32_t n, float *out)

@@ -110,15 +110,15 @@ static const char *check_matmul(check_t *check, uint32_t qtype, kmode_t mode)
         x[1][i] *= 0x1p-126f;
         x[2][i] *= 0x1p-100f;
     }
-    size_t input_bytes = weight->input.row_bytes * CHECK_ROWS;
+    size_t input_bytes = weight->row_bytes * CHECK_ROWS;
     uint8_t *input = map_pages(2 * input_bytes);
     CHECK(input != NULL);
     const char *bad = NULL;
     uint32_t mode_before = fpmode_enter();
     for (uint32_t r = 0; r < CHECK_ROWS; r++) {
-        uint8_t *wanted = input + r * weight->input.row_bytes;
-        (void)level_ref.quantize(&weight->input, x[r], wanted);
-        (void)check->level->quantize(&weight->input, x[r], wanted + input_bytes);
+        uint8_t *wanted = input + r * weight->row_bytes;
+        (void)weight_quantize(&level_ref, weight, x[r], wanted);
+        (void)weight_quantize(check->level, weight, x[r], wanted + input_bytes);
     }
     if (differ(input, input + input_bytes, input_bytes))
         bad = "quantize";
@@ -153,6 +153,19 @@ static const char *check_rows(check_t *check)
     check->level->silu_mul(x[0], x[1], N, out[1]);
     if (differ(out[0], out[1], sizeof out[0]))
         return "silu_mul";
+    for (int kind = KACTIVATE_SILU; kind <= KACTIVATE_SILU_LIMIT; kind++) {
+        kactivate_t what = {.kind = (kactivate_kind_t)kind, .alpha = 1.702f, .limit = 0.5f};
+        level_ref.activate(&what, x[0], x[1], N, out[0]);
+        check->level->activate(&what, x[0], x[1], N, out[1]);
+        if (differ(out[0], out[1], sizeof out[0]))
+            return "activate";
+    }
+    memcpy(out[0], x[0], sizeof out[0]);
+    memcpy(out[1], x[0], sizeof out[1]);
+    level_ref.softcap(out[0], N, 30.0f);
+    check->level->softcap(out[1], N, 30.0f);
+    if (differ(out[0], out[1], sizeof out[0]))
+        return "softcap";
     tree_program_t program;
     tree_run_t runs[] = {{0, 1}, {1, 3}};
     CHECK(tree_program(3, runs, 2, &program) == STATUS_OK);
@@ -162,6 +175,37 @@ static const char *check_rows(check_t *check)
     if (differ(out[0], out[1], sizeof out[0]))
         return "tree_add";
     return NULL;
+}
+
+/* The four calls differ in kind: plain rows, a list of keys, a window with sinks, a softcap. */
+static void vary_call(kattend_t *job, const uint32_t *list, const float *sink)
+{
+    job->pass[0].list = job->n == 2 ? list : NULL;
+    job->softcap = job->n == 4 ? 2.0f : 0.0f;
+    for (uint32_t r = 0; job->n == 3 && r < job->n; r++) {
+        job->pass[0].first[r] = 7 * r + 1;
+        job->sinks[r] = sink + r;
+    }
+}
+
+static bool score_differs(check_t *check, const kattend_t *call, float scores[2][CHECK_KEYS])
+{
+    float w[ATTEND_ROWS] = {0.5f, -1.25f, 2.0f, 0.75f}, q[ATTEND_ROWS][CHECK_DIM];
+    fill(check, q[0], ATTEND_ROWS * CHECK_DIM);
+    kscore_t job = {.pass = call->pass[0],
+                    .scratch = call->scratch,
+                    .n_heads = ATTEND_ROWS,
+                    .scale = 0.3f,
+                    .weight_scale = 1.5f,
+                    .q = q[0],
+                    .w = w};
+    job.pass.list = NULL;
+    job.pass.end[0] = CHECK_KEYS;
+    for (uint32_t side = 0; side < 2; side++) {
+        job.scores_out = scores[side];
+        (side == 0 ? &level_ref : check->level)->score(&job);
+    }
+    return differ(scores[0], scores[1], sizeof scores[0]);
 }
 
 static const char *check_attention(check_t *check, kmode_t mode)
@@ -181,27 +225,36 @@ static const char *check_attention(check_t *check, kmode_t mode)
     }
     float q[ATTEND_ROWS][CHECK_DIM], out[2][ATTEND_ROWS][CHECK_DIM];
     fill(check, q[0], ATTEND_ROWS * CHECK_DIM);
+    uint32_t list[64];
+    for (uint32_t i = 0; i < 64; i++)
+        list[i] = 9 * i + 1;
+    float scores[2][CHECK_KEYS];
+    uint8_t *scratch = map_pages(ATTEND_SCRATCH_BYTES);
+    CHECK(scratch != NULL);
     const char *bad = NULL;
     uint32_t mode_before = fpmode_enter();
     for (uint32_t n = 1; n <= ATTEND_ROWS && bad == NULL; n++) {
-        kattend_t job = {.pages = &kv->pages,
-                         .base = kv_page(&kv->pages, 0, 0, 0),
-                         .blocks = blocks,
-                         .block_stride = kv->pages.k_bytes + kv->pages.v_bytes,
-                         .scale = 3.0f,
-                         .n = n};
+        kattend_t job = {.n_passes = 1, .scale = 3.0f, .n = n, .scratch = scratch};
+        job.pass[0] = (kpass_t){.pages = &kv->pages,
+                                .base = kv_page(&kv->pages, 0, 0, 0),
+                                .blocks = blocks,
+                                .block_stride = kv->pages.k_bytes + kv->pages.v_bytes};
         for (uint32_t side = 0; side < 2; side++) {
             for (uint32_t r = 0; r < n; r++) {
-                job.positions[r] = n == ATTEND_ROWS ? CHECK_KEYS - 1 - r * 37 : 60 + r;
+                job.pass[0].end[r] = n == ATTEND_ROWS ? CHECK_KEYS - r * 37 : 61 + r;
                 job.q[r] = q[r];
                 job.out[r] = out[side][r];
             }
+            vary_call(&job, list, q[0]);
             (side == 0 ? &level_ref : check->level)->attend(&job);
         }
         if (differ(out[0], out[1], n * sizeof out[0][0]))
             bad = "attention";
+        else if (n == ATTEND_ROWS && score_differs(check, &job, scores))
+            bad = "score";
     }
     fpmode_leave(mode_before);
+    unmap_pages(scratch, ATTEND_SCRATCH_BYTES);
     kv_close(kv);
     return bad;
 }

@@ -85,6 +85,12 @@ static inline vf_t vf_keep(vf_t v, uint32_t n, vf_t other)
     return (vf_t){_mm256_blendv_ps(other.low, v.low, low),
                   _mm256_blendv_ps(other.high, v.high, high)};
 }
+/* a < b ? x : y, lane by lane; y where nothing compares. */
+static inline vf_t vf_pick_less(vf_t a, vf_t b, vf_t x, vf_t y)
+{
+    return (vf_t){_mm256_blendv_ps(y.low, x.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
+                  _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};
+}
 /* The written tree: lane i + lane i^8, then ^4, ^2, ^1. */
 static inline float vf_tree_sum(vf_t v)
 {

@@ -68,6 +68,11 @@ static inline vf_t vf_keep(vf_t v, uint32_t n, vf_t other)
 {
     return _mm512_mask_mov_ps(other, vf_mask(n), v);
 }
+/* a < b ? x : y, lane by lane; y where nothing compares. */
+static inline vf_t vf_pick_less(vf_t a, vf_t b, vf_t x, vf_t y)
+{
+    return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
+}
 static inline float vf_first(vf_t v)
 {
     return _mm512_cvtss_f32(v);

@@ -1,9 +1,8 @@
 """A stock Python grpcio client made from our protos: generate, resume, cancel, jobs, health,
-reflection; refusals under overload; and a stream that survives its coordinator at every token."""
+reflection; and a stream that survives its coordinator at every token."""
 import json
 import os
 import signal
-import threading
 import time
 import unittest
 
@@ -14,7 +13,7 @@ python_client.reexecute()
 import grpc  # noqa: E402
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase  # noqa: E402
-from shoal.v1 import admin_pb2, admin_pb2_grpc, common_pb2, inference_pb2, inference_pb2_grpc, jobs_pb2, jobs_pb2_grpc  # noqa: E402
+from shoal.v1 import common_pb2, inference_pb2, inference_pb2_grpc, jobs_pb2, jobs_pb2_grpc  # noqa: E402
 
 from harness import Cluster, alive, wait_for  # noqa: E402
 
@@ -92,6 +91,37 @@ class Clients(unittest.TestCase):
         self.assertEqual(last.output.ended.finish_reason, common_pb2.FINISH_REASON_CANCELLED)
         wait_for(lambda: self.cluster.running() == 0, 5, "the sequence to leave the batch")
 
+    def test_a_request_can_be_cancelled_at_any_coordinator_also_when_its_own_is_dead(self):
+        self.cluster.arm("rank.step.begin=stall:20@*")
+        first, second = self.cluster.endpoints()[:2]
+        with grpc.insecure_channel(second) as other:
+            elsewhere = inference_pb2_grpc.InferenceStub(other)
+            stream = generate(self.channel, "Tell me everything.", max_tokens=1500, ignore_eos=True)
+            rid = next(stream).started.id
+            next(stream)
+            elsewhere.Cancel(inference_pb2.CancelRequest(id=rid), timeout=10)
+            last = list(stream)[-1]
+            self.assertEqual(last.output.ended.finish_reason, common_pb2.FINISH_REASON_CANCELLED)
+            wait_for(lambda: self.cluster.running() == 0, 5, "the sequence to leave the batch")
+            for unknown in (rid, "0123456789abcdef" * 2):
+                with self.assertRaises(grpc.RpcError) as caught:
+                    elsewhere.Cancel(inference_pb2.CancelRequest(id=unknown), timeout=10)
+                self.assertEqual(caught.exception.code(), grpc.StatusCode.NOT_FOUND, caught.exception.details())
+
+            stream = generate(self.channel, "Tell me everything.", max_tokens=1500, ignore_eos=True)
+            rid = next(stream).started.id
+            next(stream)
+            name = f"coordinator-{self.cluster.endpoints().index(first) + 1}"
+            pid = self.cluster.pid(name)
+            os.kill(pid, signal.SIGKILL)
+            elsewhere.Cancel(inference_pb2.CancelRequest(id=rid), timeout=10)
+            resumed = list(elsewhere.Resume(inference_pb2.ResumeRequest(id=rid, n=[1]), timeout=10))
+            self.assertEqual(resumed[-1].output.ended.finish_reason, common_pb2.FINISH_REASON_CANCELLED)
+            wait_for(lambda: self.cluster.pid(name) not in (None, pid), 20, "the coordinator to be back")
+            where = ("status", "--endpoint", first)
+            wait_for(lambda: self.cluster.shoal(*where, check=False).returncode == 0, 20, "it to serve")
+            wait_for(lambda: self.cluster.running() == 0, 5, "the sequence to leave the batch")
+
     def test_absurd_parameters_are_refused_by_name(self):
         cases = [dict(temperature=-1), dict(temperature=float("nan")), dict(top_p=0), dict(top_p=1.5), dict(min_p=2),
                  dict(top_k=10**9), dict(max_tokens=0), dict(max_tokens=2**31), dict(choices=0), dict(choices=17),
@@ -112,7 +142,8 @@ class Clients(unittest.TestCase):
                 with self.assertRaises(grpc.RpcError) as caught:
                     list(call(junk, timeout=10))
                 self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
-        unknown = self.channel.unary_unary("/shoal.v1.Jobs/Nothing", request_serializer=lambda b: b, response_deserializer=lambda b: b)
+        unknown = self.channel.unary_unary("/shoal.v1.Jobs/Nothing", request_serializer=lambda b: b,
+                                           response_deserializer=lambda b: b)
         with self.assertRaises(grpc.RpcError) as caught:
             unknown(b"", timeout=5)
         self.assertEqual(caught.exception.code(), grpc.StatusCode.UNIMPLEMENTED)
@@ -121,7 +152,8 @@ class Clients(unittest.TestCase):
         stub = jobs_pb2_grpc.JobsStub(self.channel)
         items = [jobs_pb2.Item(body_json=json.dumps({"custom_id": str(i), "prompt": "Hi", "max_tokens": 4}).encode())
                  for i in range(5)]
-        job = stub.Create(jobs_pb2.CreateJobRequest(header=jobs_pb2.JobHeader(idempotency_key="python"), items=items), timeout=20)
+        header = jobs_pb2.JobHeader(idempotency_key="python")
+        job = stub.Create(jobs_pb2.CreateJobRequest(header=header, items=items), timeout=20)
         versions = [update.version for update in stub.Watch(jobs_pb2.WatchJobRequest(id=job.id), timeout=60)]
         self.assertEqual(versions, sorted(set(versions)))
         results = list(stub.StreamResults(jobs_pb2.StreamResultsRequest(id=job.id), timeout=20))
@@ -131,27 +163,13 @@ class Clients(unittest.TestCase):
         self.assertEqual([r.completion for r in again], [4, 5])
 
     def test_health_and_reflection_answer(self):
-        health = health_pb2_grpc.HealthStub(self.channel).Check(health_pb2.HealthCheckRequest(service="shoal.v1.Inference"), timeout=5)
+        request = health_pb2.HealthCheckRequest(service="shoal.v1.Inference")
+        health = health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=20)
         self.assertEqual(health.status, health_pb2.HealthCheckResponse.SERVING)
         database = ProtoReflectionDescriptorDatabase(self.channel)
         self.assertLessEqual({"shoal.v1.Inference", "shoal.v1.Jobs", "shoal.v1.Admin", "grpc.health.v1.Health"},
                              set(database.get_services()))
         self.assertIsNotNone(database.FindFileContainingSymbol("shoal.v1.Jobs"))
-
-    def test_a_request_joins_a_running_batch(self):
-        """With two stages two batches are in flight, so the third sequence shares a step with another."""
-        long = [generate(self.channel, f"Count to a thousand{'.' * i}:", max_tokens=512, ignore_eos=True) for i in range(2)]
-        for stream in long:
-            next(stream)
-            next(stream)
-        _, ids, _, _ = collect(generate(self.channel, "Hi", max_tokens=5))
-        self.assertEqual(len(ids), 5)
-        replica = admin_pb2_grpc.AdminStub(self.channel).ListReplicas(admin_pb2.ListReplicasRequest(), timeout=5).replicas[0]
-        self.assertGreaterEqual(replica.sequences_max_in_step, 2)
-        self.assertEqual(replica.running, 2, "the long requests still run")
-        for stream in long:
-            stream.cancel()
-        wait_for(lambda: self.cluster.running() == 0, 15, "the detached sessions to be cancelled")
 
     def test_equal_prefixes_meet_through_two_coordinators(self):
         prefix = "A long shared beginning that fills several blocks of sixteen tokens each. " * 6
@@ -159,30 +177,6 @@ class Clients(unittest.TestCase):
         with grpc.insecure_channel(self.cluster.endpoints()[1]) as other:
             _, _, _, ended = collect(generate(other, prefix + "Two.", max_tokens=2))
         self.assertGreaterEqual(ended.usage.cached_tokens, 64)
-
-    def test_overload_is_refused_early_and_accepted_ones_finish(self):
-        outcomes, lock = [], threading.Lock()
-
-        def one(i):
-            try:
-                _, ids, _, _ = collect(generate(self.channel, f"Request {i}: " + "word " * 200, timeout=120,
-                                                max_tokens=800, ignore_eos=True))
-                outcome = ("ok", len(ids), None)
-            except grpc.RpcError as error:
-                retry = dict(error.trailing_metadata() or ()).get("retry-after-ms")
-                outcome = (error.code().name, 0, retry)
-            with lock:
-                outcomes.append(outcome)
-        threads = [threading.Thread(target=one, args=(i,)) for i in range(60)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        kinds = {outcome[0] for outcome in outcomes}
-        self.assertLessEqual(kinds, {"ok", "RESOURCE_EXHAUSTED"}, outcomes)
-        self.assertEqual(kinds, {"ok", "RESOURCE_EXHAUSTED"}, "both accepted and refused ones")
-        for kind, n, retry in outcomes:
-            self.assertTrue(n == 800 if kind == "ok" else int(retry) > 0, (kind, n, retry))
 
 
 class Resume(unittest.TestCase):
@@ -201,6 +195,18 @@ class Resume(unittest.TestCase):
             for n in range(len(ids)):
                 self.resume_at(cluster, n, prompt, stop, ids, text)
 
+    def start_resumable(self, channel, prompt, stop):
+        """A stream that its first message calls resumable. The coordinator waits 5 ms for Redis to know the request and
+        says so honestly when it does not, which on a busy machine may happen: then it is asked for another one."""
+        for _ in range(20):
+            stream = generate(channel, prompt, max_tokens=20, ignore_eos=True, stop=[stop])
+            started = next(stream).started
+            if started.resumable:
+                return stream, started.id
+            inference_pb2_grpc.InferenceStub(channel).Cancel(inference_pb2.CancelRequest(id=started.id), timeout=20)
+            stream.cancel()
+        return self.fail("not one of 20 streams is resumable")
+
     def resume_at(self, cluster, n, prompt, stop, ids, text):
         first, second = cluster.endpoints()[:2] if n % 2 == 0 else cluster.endpoints()[1::-1]
         for endpoint in (first, second):
@@ -210,10 +216,7 @@ class Resume(unittest.TestCase):
         pid = cluster.pid(name)
         got_ids, got_text, rid = [], "", None
         with grpc.insecure_channel(first) as channel:
-            stream = generate(channel, prompt, max_tokens=20, ignore_eos=True, stop=[stop])
-            started = next(stream).started
-            rid = started.id
-            self.assertTrue(started.resumable)
+            stream, rid = self.start_resumable(channel, prompt, stop)
             while len(got_ids) < n:
                 output = next(stream).output
                 got_ids += output.ids

@@ -15,6 +15,11 @@ BIN = os.environ.get("SHOAL_BIN_DIR", os.path.join(ROOT, "build/release/bin"))
 MODEL = os.environ.get("SHOAL_MODEL", os.path.join(ROOT, ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
 
 
+# Each step of a batch takes at least so long: a job then lasts long enough on any machine for something to die in the
+# middle of it.
+SLOWLY = "rank.step.begin=stall:40@*"
+
+
 def wait_for(condition, timeout_s, what):
     """Polls until condition() is true and returns its value; fails naming what was waited for."""
     end = time.monotonic() + timeout_s
@@ -38,18 +43,18 @@ def alive(pid):
 class Cluster:
     """One cluster of `shoal up`; a context manager."""
 
-    def __init__(self, *options, env=None, data=None):
+    def __init__(self, *options, env=None, data=None, model=MODEL):
         self.dir = data or tempfile.mkdtemp(prefix="shoal-cluster-")
         self.keep = data is not None
         self.failpoints = os.path.join(self.dir, "failpoints")
         self.arm("")
-        self.options = options
+        self.options = ("--model", model, "--name", "smol", *options) if model else options
         self.env = dict(os.environ, SHOAL_FAILPOINTS="file:" + self.failpoints, **(env or {}))
         for name in ("SHOAL_DATA", "SHOAL_ENDPOINT", "SHOAL_MODEL"):
             self.env.pop(name, None)
 
     def __enter__(self):
-        self.shoal("up", "--detach", "--model", MODEL, "--name", "smol", *self.options, timeout=180)
+        self.shoal("up", "--detach", *self.options, timeout=180)
         return self
 
     def __exit__(self, kind, value, trace):
@@ -70,13 +75,14 @@ class Cluster:
             with open(os.path.join(logs, name), encoding="utf-8", errors="replace") as log:
                 print(f"--- {name}\n" + "".join(log.readlines()[-40:]), file=sys.stderr)
 
-    def shoal(self, *args, check=True, timeout=120, env=None):
+    def shoal(self, *args, check=True, timeout=120, env=None, cwd=None):
         command = [os.path.join(BIN, "shoal"), *map(str, args)]
         if args[0] not in ("version", "eval", "bench", "tokenize", "detokenize"):
             command += ["--data", self.dir]
-        done = subprocess.run(command, env=env or self.env, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, env=env or self.env, cwd=cwd, capture_output=True, text=True, timeout=timeout)
         if check and done.returncode != 0:
-            raise AssertionError(f"{' '.join(command)} gave {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            said = done.stdout[-2000:] + done.stderr[-2000:]
+            raise AssertionError(f"{' '.join(command)} gave {done.returncode}:\n{said}")
         return done
 
     def start(self, *args):
@@ -123,6 +129,12 @@ class Cluster:
         with open(self.failpoints + ".new", "w", encoding="utf-8") as file:
             file.write(text)
         os.rename(self.failpoints + ".new", self.failpoints)
+
+    def arm_kill(self, points, *victims):
+        """Arms points that kill, waits until all the victims are dead, and disarms."""
+        self.arm(points)
+        wait_for(lambda: not any(map(alive, victims)), 60, f"{points} to act")
+        self.arm("")
 
     def kill(self, pid, number=signal.SIGKILL):
         os.kill(pid, number)

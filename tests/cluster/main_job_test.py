@@ -5,7 +5,7 @@ import os
 import subprocess
 import unittest
 
-from harness import Cluster, MODEL, read_results, wait_for, write_jobs, texts
+from harness import BIN, Cluster, MODEL, read_results, wait_for, write_jobs, texts
 
 
 class MainJob(unittest.TestCase):
@@ -45,9 +45,8 @@ class MainJob(unittest.TestCase):
         out = path + ".out"
         self.cluster.shoal("submit", path, "--out", out)
         ids = read_results(out)[0]["ids"]
-        tokenized = subprocess.run([os.path.join(os.environ.get("SHOAL_BIN_DIR", ""), "shoal"), "tokenize", "--model",
-                                    MODEL, "--jsonl"], input=json.dumps({"text": prompt}) + "\n", text=True,
-                                   capture_output=True, check=True)
+        tokenized = subprocess.run([os.path.join(BIN, "shoal"), "tokenize", "--model", MODEL, "--jsonl"], text=True,
+                                   input=json.dumps({"text": prompt}) + "\n", capture_output=True, check=True)
         ids_in = path + ".ids"
         with open(ids_in, "w", encoding="utf-8") as file:
             json.dump([json.loads(tokenized.stdout)["ids"]], file)
@@ -62,7 +61,8 @@ class MainJob(unittest.TestCase):
 
     def test_a_prompt_is_answered_and_the_seed_decides_the_text(self):
         def run(seed):
-            done = self.cluster.shoal("run", "Tell me about rain.", "--temperature", 1, "--seed", seed, "--max-tokens", 20)
+            done = self.cluster.shoal("run", "Tell me about rain.", "--temperature", 1, "--seed", seed,
+                                      "--max-tokens", 20)
             self.assertRegex(done.stderr, r"\d+ tokens, [\d.]+ tok/s, TTFT \d+ ms")
             return done.stdout
         first = run(5)
@@ -109,9 +109,9 @@ class MainJob(unittest.TestCase):
         write_jobs(long, 40, max_tokens=400)
         job = self.cluster.json("submit", long)
         self.assertIn(job["id"], [j["id"] for j in self.cluster.json("jobs", "list")])
-        wait_for(lambda: self.cluster.json("jobs", "get", job["id"])["running"] > 0, 20, "the job to run")
+        wait_for(lambda: self.cluster.json("jobs", "get", job["id"])["running"] > 0, 60, "the job to run")
         self.assertEqual(self.cluster.json("jobs", "cancel", job["id"])["state"], "cancelled")
-        wait_for(lambda: self.cluster.running() == 0, 10, "the cancelled items to leave the batch")
+        wait_for(lambda: self.cluster.running() == 0, 30, "the cancelled items to leave the batch")
         results = self.cluster.shoal("jobs", "results", job["id"], "-o", "json").stdout.splitlines()
         self.assertEqual(len(results), 40)
         cancelled = [r for r in map(json.loads, results) if r["status"] == "cancelled"]
@@ -123,7 +123,8 @@ class MainJob(unittest.TestCase):
     def test_what_is_wrong_is_named(self):
         path = os.path.join(self.cluster.dir, "bad.jsonl")
         for line, word in (('{"prompt": "a", "temperature": 9}', "temperature"), ('{"prompt": 3}', "prompt"),
-                           ("{", "line 1"), ('{"custom_id": "x"}', "prompt"), ('{"prompt": "a", "max_tokens": 0}', "max_tokens"),
+                           ("{", "line 1"), ('{"custom_id": "x"}', "prompt"),
+                           ('{"prompt": "a", "max_tokens": 0}', "max_tokens"),
                            ('{"prompt": "a", "colour": 1}', "colour")):
             with open(path, "w", encoding="utf-8") as file:
                 file.write(line + "\n")

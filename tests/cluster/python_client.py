@@ -18,7 +18,8 @@ def prepare():
     stamp = os.path.join(VENV, "ready")
     if not os.path.exists(stamp):
         subprocess.run(["/usr/bin/python3", "-m", "venv", "--clear", VENV], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES], check=True)
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *PACKAGES], check=True)
         open(stamp, "w", encoding="utf-8").close()
     os.makedirs(STUBS, exist_ok=True)
     protos = glob.glob(os.path.join(ROOT, "proto/shoal/v1/*.proto"))

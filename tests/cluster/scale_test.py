@@ -4,7 +4,7 @@ import os
 import signal
 import unittest
 
-from harness import Cluster, read_results, texts, wait_for, write_jobs
+from harness import SLOWLY, Cluster, read_results, texts, wait_for, write_jobs
 
 
 class Scale(unittest.TestCase):
@@ -17,13 +17,16 @@ class Scale(unittest.TestCase):
             prompt = ("run", "Tell me a very long story.", "--max-tokens", 400, "--temperature", 0.7, "--seed", 4)
             story = cluster.shoal(*prompt).stdout
 
+            cluster.arm(SLOWLY)
             job = cluster.start("submit", jobs, "--out", jobs + ".out")
             stream = cluster.start(*prompt)
-            wait_for(lambda: cluster.running() >= 8, 30, "sequences to run")
+            wait_for(lambda: cluster.running() >= 8, 60, "sequences to run")
             cluster.shoal("scale", "--replicas", 1, "--wait")
+            self.assertEqual((job.poll(), stream.poll()), (None, None), "nothing was under way when it was scaled")
             cluster.shoal("scale", "smol", "--tp", 3, "--stages", 1, "--wait")
             self.assertEqual([(r["tp"], r["stages"]) for r in cluster.replicas()], [(3, 1)])
             cluster.shoal("scale", "smol", "--replicas", 2, "--tp", 2, "--stages", 1, "--wait")
+            cluster.arm("")
             for process in (job, stream):
                 out, err = process.communicate(timeout=240)
                 self.assertEqual(process.returncode, 0, out + err)
@@ -37,9 +40,11 @@ class Scale(unittest.TestCase):
             jobs = os.path.join(cluster.dir, "jobs.jsonl")
             write_jobs(jobs, 24, max_tokens=60, temperature=0.8)
             cluster.shoal("submit", jobs, "--out", jobs + ".undisturbed")
+            cluster.arm(SLOWLY)
             job = cluster.start("submit", jobs, "--out", jobs + ".out")
-            wait_for(lambda: cluster.running() >= 8, 20, "sequences to run")
+            wait_for(lambda: cluster.running() >= 8, 60, "sequences to run")
             os.kill(cluster.pid("worker"), signal.SIGTERM)
+            cluster.arm("")
             self.assertTrue(cluster.shoal("run", "Hello", "--max-tokens", 5).stdout.strip())
             out, err = job.communicate(timeout=120)
             self.assertEqual(job.returncode, 0, out + err)

@@ -11,7 +11,7 @@ import tempfile
 import time
 import unittest
 
-from harness import BIN, MODEL, read_results, texts, wait_for, write_jobs
+from harness import BIN, MODEL, SLOWLY, read_results, texts, wait_for, write_jobs
 
 
 # SHOAL_MODEL tells the tests where the model is; to the commands it would be their --model.
@@ -29,7 +29,15 @@ class Lab:
         self.tag = f"sh{os.getpid() % 100000}"
         self.dir = tempfile.mkdtemp(prefix="shoal-hosts-")
         self.processes = {}
+        self.env = dict(ENV, SHOAL_FAILPOINTS="file:" + os.path.join(self.dir, "failpoints"))
+        self.arm("")
         self.addresses = {"c": "10.97.0.1", "a": "10.97.0.2", "b": "10.97.0.3"}
+
+    def arm(self, text):
+        path = os.path.join(self.dir, "failpoints")
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            file.write(text)
+        os.rename(path + ".new", path)
 
     def ns(self, host):
         return f"{self.tag}{host}"
@@ -42,7 +50,8 @@ class Lab:
         run("ip", "-n", self.ns("c"), "addr", "add", "10.97.0.1/24", "dev", "br0")
         run("ip", "-n", self.ns("c"), "link", "set", "br0", "up")
         for host in ("a", "b"):
-            run("ip", "-n", self.ns(host), "link", "add", "eth0", "type", "veth", "peer", "name", f"port{host}", "netns", self.ns("c"))
+            run("ip", "-n", self.ns(host), "link", "add", "eth0", "type", "veth", "peer", "name", f"port{host}",
+                "netns", self.ns("c"))
             run("ip", "-n", self.ns("c"), "link", "set", f"port{host}", "master", "br0", "up")
             run("ip", "-n", self.ns(host), "addr", "add", self.addresses[host] + "/24", "dev", "eth0")
             run("ip", "-n", self.ns(host), "link", "set", "eth0", "up")
@@ -68,18 +77,20 @@ class Lab:
 
     def start(self, name, host, *command):
         log = open(os.path.join(self.dir, name + ".log"), "ab")
-        self.processes[name] = subprocess.Popen(["ip", "netns", "exec", self.ns(host), *command], stdout=log, stderr=log,
-                                                env=ENV, stdin=subprocess.DEVNULL)
+        self.processes[name] = subprocess.Popen(["ip", "netns", "exec", self.ns(host), *command], stdout=log,
+                                                stderr=log, env=self.env, stdin=subprocess.DEVNULL)
         log.close()
 
     def start_cluster(self, memory):
         data = self.dir
-        self.start("etcd", "c", "etcd", "--name=x", f"--data-dir={data}/etcd", "--listen-client-urls=http://10.97.0.1:2379",
-                   "--advertise-client-urls=http://10.97.0.1:2379", "--listen-peer-urls=http://10.97.0.1:2380",
-                   "--initial-advertise-peer-urls=http://10.97.0.1:2380", "--initial-cluster=x=http://10.97.0.1:2380", "--log-level=warn")
+        clients, peers = "http://10.97.0.1:2379", "http://10.97.0.1:2380"
+        self.start("etcd", "c", "etcd", "--name=x", f"--data-dir={data}/etcd", f"--listen-client-urls={clients}",
+                   f"--advertise-client-urls={clients}", f"--listen-peer-urls={peers}",
+                   f"--initial-advertise-peer-urls={peers}", f"--initial-cluster=x={peers}", "--log-level=warn")
         os.makedirs(f"{data}/redis")
-        self.start("redis", "c", "redis-server", "--bind", "10.97.0.1", "--protected-mode", "no", "--port", "6379", "--dir", f"{data}/redis",
-                   "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction")
+        self.start("redis", "c", "redis-server", "--bind", "10.97.0.1", "--protected-mode", "no", "--port", "6379",
+                   "--dir", f"{data}/redis", "--appendonly", "yes", "--appendfsync", "always", "--save", "",
+                   "--maxmemory-policy", "noeviction")
         stores = ["--etcd=http://10.97.0.1:2379", "--cluster=lab"]
         for i in (1, 2):
             os.makedirs(f"{data}/c{i}")
@@ -87,11 +98,13 @@ class Lab:
                        "--redis=redis://10.97.0.1:6379", f"--data={data}/c{i}", *stores)
         for host in ("a", "b"):
             os.makedirs(f"{data}/{host}")
-            self.start(f"agent-{host}", host, f"{BIN}/shoal-worker", "agent", f"--host-id={host}", f"--address={self.addresses[host]}",
-                       f"--models={MODEL}", f"--data={data}/{host}", f"--memory={memory}", "--threads=1", *stores)
+            self.start(f"agent-{host}", host, f"{BIN}/shoal-worker", "agent", f"--host-id={host}",
+                       f"--address={self.addresses[host]}", f"--models={MODEL}", f"--data={data}/{host}",
+                       f"--memory={memory}", "--threads=1", *stores)
 
     def shoal(self, *args, check=True, timeout=180):
-        command = ["ip", "netns", "exec", self.ns("c"), f"{BIN}/shoal", *map(str, args), "--endpoint", "10.97.0.1:7001,10.97.0.1:7002"]
+        command = ["ip", "netns", "exec", self.ns("c"), f"{BIN}/shoal", *map(str, args), "--endpoint",
+                   "10.97.0.1:7001,10.97.0.1:7002"]
         done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=timeout)
         if check and done.returncode != 0:
             raise AssertionError(f"{' '.join(command)} gave {done.returncode}:\n{done.stdout}{done.stderr}")
@@ -103,7 +116,8 @@ class Lab:
     def cut(self, on):
         """Cuts (or mends) the link between a and b; both still reach the control plane."""
         for host, other in (("a", "b"), ("b", "a")):
-            run("ip", "netns", "exec", self.ns(host), "iptables", "-A" if on else "-D", "OUTPUT", "-d", self.addresses[other], "-j", "DROP")
+            run("ip", "netns", "exec", self.ns(host), "iptables", "-A" if on else "-D", "OUTPUT", "-d",
+                self.addresses[other], "-j", "DROP")
 
     def log(self, name):
         with open(os.path.join(self.dir, name + ".log"), encoding="utf-8", errors="replace") as log:
@@ -116,7 +130,8 @@ class TwoHosts(unittest.TestCase):
         with Lab() as lab:
             # One rank's share of the model fits a host, the whole does not.
             lab.start_cluster(memory="260M")
-            lab.shoal("deploy", "smol", "--model", MODEL, "--tp", tp, "--stages", stages, "--context-max", 512, "--wait")
+            lab.shoal("deploy", "smol", "--model", MODEL, "--tp", tp, "--stages", stages, "--context-max", 512,
+                      "--wait")
             ranks = lab.json("replicas")[0]["ranks"]
             self.assertEqual({rank["host"] for rank in ranks}, {"a", "b"}, ranks)
             jobs = os.path.join(lab.dir, "jobs.jsonl")
@@ -128,18 +143,22 @@ class TwoHosts(unittest.TestCase):
 
     def check_cut(self, lab, jobs, undisturbed):
         marks = {name: len(lab.log(name)) for name in ("agent-a", "agent-b")}
-        command = ["ip", "netns", "exec", lab.ns("c"), f"{BIN}/shoal", "submit", jobs, "--out", jobs + ".cut", "--endpoint",
-                   "10.97.0.1:7001,10.97.0.1:7002"]
+        command = ["ip", "netns", "exec", lab.ns("c"), f"{BIN}/shoal", "submit", jobs, "--out", jobs + ".cut",
+                   "--endpoint", "10.97.0.1:7001,10.97.0.1:7002"]
+        lab.arm(SLOWLY)  # so that the job lasts until the link is cut
         process = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: sum(r["running"] for r in lab.json("replicas")) >= 4, 30, "sequences to run")
+        wait_for(lambda: sum(r["running"] for r in lab.json("replicas")) >= 4, 60, "sequences to run")
         lab.cut(True)
         cut_at = time.monotonic()
         try:
-            wait_for(lambda: any("rank" in lab.log(name)[mark:] and "lost" in lab.log(name)[mark:] for name, mark in marks.items()),
-                     2.0, "an error that names the lost rank")
+            def named():
+                fresh = [lab.log(name)[mark:] for name, mark in marks.items()]
+                return any("rank" in text and "lost" in text for text in fresh)
+            wait_for(named, 2.0, "an error that names the lost rank")
             print(f"the cut was named after {time.monotonic() - cut_at:.2f} s", file=sys.stderr)
         finally:
             lab.cut(False)
+            lab.arm("")
         out, err = process.communicate(timeout=180)
         self.assertEqual(process.returncode, 0, out + err)
         self.assertEqual(texts(read_results(jobs + ".cut")), undisturbed)

@@ -1,14 +1,14 @@
 /* Clients: each makes one interactive request, reads its stream at its own pace, loses it now and
  * then, and goes on reading at any coordinator from the n it was given. Every id and every byte of
- * text is held against the oracle when it arrives. Job submitters repeat until they are
- * acknowledged. */
+ * text is held against the oracle when it arrives. Some cancel their request after a while, at any
+ * coordinator. Job submitters repeat until they are acknowledged. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tests/sim/sim.h"
 
-enum { TRIES_MAX = 60, DENIED_MAX = 8, AWAY_LONG_MS = 8000 };
+enum { CANCELS_ONE_IN = 6, TRIES_MAX = 60, DENIED_MAX = 8, AWAY_LONG_MS = 8000 };
 
 typedef struct {
     uint32_t client;
@@ -31,7 +31,7 @@ static void lose(sim_t *sim, sim_client_t *c, const char *why)
 {
     c->lost = true;
     sim_trace(sim, "client %zu is lost: %s", (size_t)(c - sim->clients), why);
-    if (!sim->disturbed)
+    if (!sim->disturbed && !c->cancelled)
         sim_violate(sim, "request %.8s was lost though no coordinator or store died: %s", c->id,
                     why);
 }
@@ -150,7 +150,7 @@ static void take_end(sim_t *sim, sim_client_t *c, const core_action_t *a, const 
     uint32_t choice = a->output.choice;
     const char *error = a->output.error_code;
     c->ended[choice] = true;
-    if (error && strcmp(error, "cancelled") == 0 && c->absent_long)
+    if (error && strcmp(error, "cancelled") == 0 && (c->absent_long || c->cancelled))
         return;
     if (error && sim->disturbed && strcmp(error, "replica_lost") == 0)
         return;
@@ -261,9 +261,40 @@ void clients_coordinator_died(sim_t *sim, uint32_t coordinator)
     }
 }
 
+/* Wherever the request is now: the one that is asked takes it over if it has to. */
+static void cancel(sim_t *sim, void *argument)
+{
+    step_t *s = argument;
+    sim_client_t *c = &sim->clients[s->client];
+    uint32_t at = (uint32_t)sim_below(sim, SIM_COORDINATORS);
+    const sim_coordinator_t *coordinator = &sim->coordinators[at];
+    bool there = coordinator->alive && coordinator->paused_until_ms <= sim->now_ms;
+    if (c->done || c->lost || sim->now_ms >= SIM_FAULTS_END_MS) {
+        free(s);
+        return;
+    }
+    if (!c->started || !there) {
+        sim_after(sim, 100, cancel, s);
+        return;
+    }
+    core_event_t event = {.kind = CORE_EVENT_CANCEL};
+    event.cancel.client = ++sim->next_client;
+    event.cancel.id = c->id;
+    event.cancel.take = true;
+    c->cancelled = true;
+    sim_trace(sim, "client %u cancels %.8s at c%u", s->client, c->id, at);
+    coordinator_event(sim, at, coordinator->life, &event);
+    free(s);
+}
+
 void clients_start(sim_t *sim)
 {
     for (uint32_t i = 0; i < SIM_CLIENTS; i++) {
+        if (sim_mix(sim->seed, 7000 + i) % CANCELS_ONE_IN == 0) {
+            step_t *s = MEM_NEW(step_t);
+            s->client = i;
+            sim_after(sim, 1600 + sim_below(sim, SIM_FAULTS_END_MS - 4000), cancel, s);
+        }
         request_draw(sim_mix(sim->seed, 9000 + i), false, &sim->clients[i].request);
         try_soon(sim, i, 1500 + sim_below(sim, SIM_FAULTS_END_MS - 4000));
     }

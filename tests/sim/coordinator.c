@@ -187,7 +187,7 @@ static void model_loaded(sim_t *sim, void *argument)
     static const plan_sizes_t sizes = {
         .config = {.architecture = "llama", .n_layers = 8, .hidden = 32, .n_heads = 8,
                    .n_kv_heads = 4, .head_dim = 4, .ffn = 128, .vocab = SIM_VOCAB,
-                   .context_train = 4096, .rope_dim = 4, .rope_base = 1e4f, .rope_scale = 1,
+                   .context_train = 4096,
                    .norm_eps = 1e-5f, .attention_scale = 0.5f},
         .file_bytes = 1 << 20,
         .embedding_values = 4096, .embedding_bytes = 4096, .head_values = 4096,

@@ -322,6 +322,7 @@ typedef struct {
     bool begun, started, stream_started, done, lost, resumable;
     uint64_t left_ms;   /* since when it has no stream */
     bool absent_long;   /* it was away for nearly detach_ms: cancelling it is right */
+    bool cancelled;     /* it asked for that */
     uint32_t n[CORE_CHOICES_MAX];
     uint32_t ids[2][SIM_TOKENS_MAX];
     uint32_t n_ids[2];

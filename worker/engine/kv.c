@@ -21,6 +21,7 @@ typedef struct {
     kv_link_t parent;
     uint64_t serial; /* of this content */
     uint64_t hash;   /* of the whole chain up to this block */
+    uint64_t sound; /* the sweep that found its chain whole */
     uint32_t ids[KV_BLOCK_TOKENS];
 } block_t;
 
@@ -35,6 +36,7 @@ struct kv {
     uint32_t *buckets;
     uint32_t bucket_mask;
     uint64_t serial;
+    uint64_t sweep; /* number of the last one */
     uint64_t seed;
     char **namespaces; /* open addressing by hash; the place is the number */
     uint32_t n_namespaces;
@@ -213,6 +215,63 @@ kv_link_t kv_publish(kv_t *kv, kv_link_t parent, uint32_t number, const uint32_t
     block->hash_next = kv->buckets[hash & kv->bucket_mask];
     kv->buckets[hash & kv->bucket_mask] = number;
     return link_to(kv, number, parent.namespace_id);
+}
+
+/* ---- blocks that are not to be trusted ---- */
+
+/* No longer known: what nobody holds is free at once. */
+static void drop(kv_t *kv, uint32_t number)
+{
+    forget(kv, number);
+    if (kv->blocks[number].holders == 0) {
+        kept_remove(kv, number);
+        kv->free_stack[kv->n_free++] = number;
+    }
+}
+
+/* Whether every block from here to the beginning of the prompt is known. Those found sound are
+ * marked, so that one sweep walks over each of them once. */
+static bool chain_is_whole(kv_t *kv, uint32_t number)
+{
+    uint32_t at = number;
+    while (kv->blocks[at].sound != kv->sweep && kv->blocks[at].parent.block != NONE &&
+           link_alive(kv, kv->blocks[at].parent))
+        at = kv->blocks[at].parent.block;
+    if (kv->blocks[at].sound != kv->sweep && kv->blocks[at].parent.block != NONE)
+        return false;
+    while (kv->blocks[number].sound != kv->sweep) {
+        kv->blocks[number].sound = kv->sweep;
+        if (kv->blocks[number].parent.block != NONE)
+            number = kv->blocks[number].parent.block;
+    }
+    return true;
+}
+
+/* The block and all before it that are still known. */
+static void drop_chain(kv_t *kv, uint32_t number)
+{
+    bool more = true;
+    while (more) {
+        kv_link_t parent = kv->blocks[number].parent;
+        more = parent.block != NONE && link_alive(kv, parent);
+        drop(kv, number);
+        number = parent.block;
+    }
+}
+
+void kv_unpublish(kv_t *kv, uint32_t namespace_id, const uint32_t *ids)
+{
+    kv_link_t root = kv_link_root(namespace_id);
+    if (!kv->keep_prefixes || !link_alive(kv, root))
+        return;
+    uint32_t first = find(kv, root, chain_hash(kv, root, ids), ids);
+    if (first == NONE)
+        return;
+    drop(kv, first);
+    kv->sweep++;
+    for (uint32_t number = 0; number < kv->n_blocks; number++)
+        if (kv->blocks[number].known && !chain_is_whole(kv, number))
+            drop_chain(kv, number);
 }
 
 bool kv_take(kv_t *kv, uint32_t n, uint32_t *blocks_out)

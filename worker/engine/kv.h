@@ -71,6 +71,11 @@ bool kv_take(kv_t *kv, uint32_t n, uint32_t *blocks_out);
  * returned then accepts nothing further. */
 kv_link_t kv_publish(kv_t *kv, kv_link_t parent, uint32_t block, const uint32_t *ids);
 
+/* Forgets the known block that begins a prompt with ids[0..16), and every block that follows it in
+ * any sequence: what they hold is not to be trusted. Whoever holds one keeps it; no later prompt
+ * finds it. O(blocks of the replica). */
+void kv_unpublish(kv_t *kv, uint32_t namespace_id, const uint32_t *ids);
+
 /* Lets go of a sequence's blocks, given in the order of its tokens. */
 void kv_release(kv_t *kv, const uint32_t *blocks, uint32_t n);
 

@@ -172,6 +172,14 @@ bool leader_take(leader_t *leader, uint32_t stream, sequence_output_t *out, samp
     return got;
 }
 
+bool leader_stream_overrun(leader_t *leader, uint32_t stream)
+{
+    pthread_mutex_lock(&leader->lock);
+    bool overrun = leader->scheduler && scheduler_stream_overrun(leader->scheduler, stream);
+    pthread_mutex_unlock(&leader->lock);
+    return overrun;
+}
+
 uint64_t leader_credit(leader_t *leader, uint32_t stream)
 {
     pthread_mutex_lock(&leader->lock);

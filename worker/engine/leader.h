@@ -42,6 +42,10 @@ void leader_cancel(leader_t *leader, const char *session, uint32_t choice, uint6
  * places, may be NULL) receives the log-probabilities, and out->drawn points to it. */
 bool leader_take(leader_t *leader, uint32_t stream, sequence_output_t *out, sampled_t *drawn_out);
 
+/* The stream leaves so much unread that the scheduler takes nothing from it any more: it is to be
+ * closed. */
+bool leader_stream_overrun(leader_t *leader, uint32_t stream);
+
 /* Newest numbers, for HelloReply, StepOutput and the agent. */
 uint64_t leader_credit(leader_t *leader, uint32_t stream);
 void leader_load(leader_t *leader, scheduler_load_t *out);

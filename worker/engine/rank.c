@@ -58,7 +58,7 @@ static status_t check_config(const rank_config_t *c, const model_config_t *shape
         (c->stage == c->stages - 1) != (c->layer_first + c->layer_count == shape->n_layers))
         return fail(STATUS_INVALID, "stage %u of %u cannot have layers %u to %u of %u", c->stage,
                     c->stages, c->layer_first, c->layer_first + c->layer_count, shape->n_layers);
-    if (c->context_max > shape->context_train)
+    if (c->context_max > (c->beyond_context ? MODEL_CONTEXT_MAX : shape->context_train))
         return fail(STATUS_INVALID, "context_max is %u; the model was trained for %u",
                     c->context_max, shape->context_train);
     if (c->prefill_tokens_max > STEP_TOKENS_MAX || c->batch_max > STEP_ENTRIES_MAX ||
@@ -179,6 +179,16 @@ static void give_logits(rank_t *rank, uint32_t slot, uint32_t position, uint32_t
                                 rank->limits.vocab, rows);
 }
 
+/* A send waits when the receiver has fallen behind; the fabric's own timeout then decides. */
+static status_t send_bytes(rank_t *rank, uint32_t peer, fabric_lane_t lane,
+                           const fabric_where_t *where, const buffer_t *bytes)
+{
+    stage_waiting(rank->stage, true);
+    status_t status = fabric_send(rank->fabric, peer, lane, where, bytes->data, bytes->size);
+    stage_waiting(rank->stage, false);
+    return status;
+}
+
 static status_t deliver_logits(void *context, uint32_t slot, uint32_t position, uint32_t n_rows,
                                const float *rows)
 {
@@ -194,8 +204,7 @@ static status_t deliver_logits(void *context, uint32_t slot, uint32_t position, 
         buffer_clear(&rank->row_bytes);
         buffer_append(&rank->row_bytes, &head, sizeof head);
         buffer_append(&rank->row_bytes, rows + (size_t)i * vocab, vocab * sizeof *rows);
-        TRY(fabric_send(rank->fabric, 0, FABRIC_RESULT, &where, rank->row_bytes.data,
-                        rank->row_bytes.size));
+        TRY(send_bytes(rank, 0, FABRIC_RESULT, &where, &rank->row_bytes));
     }
     return STATUS_OK;
 }
@@ -281,8 +290,7 @@ static status_t follow(rank_t *rank)
             continue;
         fabric_where_t where = {.operation = "send of a result", .step = plan.step, .layer = -1};
         step_result_write(&result, &rank->result_bytes);
-        TRY(fabric_send(rank->fabric, 0, FABRIC_RESULT, &where, rank->result_bytes.data,
-                        rank->result_bytes.size));
+        TRY(send_bytes(rank, 0, FABRIC_RESULT, &where, &rank->result_bytes));
     }
 }
 
@@ -298,7 +306,7 @@ static status_t send_plan(rank_t *rank, const buffer_t *bytes)
     fabric_where_t where = {
         .operation = "send of a step plan", .step = rank->last_step + 1, .layer = -1};
     for (uint32_t peer = 1; peer < rank->config.tp * rank->config.stages; peer++)
-        TRY(fabric_send(rank->fabric, peer, FABRIC_PLAN, &where, bytes->data, bytes->size));
+        TRY(send_bytes(rank, peer, FABRIC_PLAN, &where, bytes));
     return STATUS_OK;
 }
 

@@ -33,8 +33,13 @@ typedef struct {
     uint32_t prefill_tokens_max; /* rows of a step; 0 takes 512 */
     uint32_t batch_max;          /* sequences of a step; 0 takes 64 */
     bool no_prefix_cache;
+    bool beyond_context;      /* context_max may pass the trained one: eval looks there too */
     uint32_t form_timeout_ms; /* how long to wait for the other ranks; 0 takes 60 s */
     bool late_queue;          /* tests: ops run when their event is waited for */
+    /* Tests: sees each row of the residual stream as layer `layer` begins with it (n_layers: as the
+     * last one leaves it). On slice 0 of each stage it sees what every slice has. NULL: none. */
+    void (*hidden)(void *context, uint32_t layer, uint32_t position, uint32_t n, const float *row);
+    void *hidden_context;
 } rank_config_t;
 
 /* What the process around the rank watches, without a lock: `beats` rises with every layer, step

@@ -1,12 +1,10 @@
-/* The scheduler's life, its table of sequences, and what time does to them. */
+/* The scheduler's life, its table of sequences, their ends, and the steps that come back. */
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
 
 #include "common/base/memory.h"
 #include "worker/engine/scheduler_internal.h"
-
-#define KNOWN_PER_SEQUENCE 4u /* ended ones are kept, but not without a bound */
 
 static uint32_t or_default(uint32_t value, uint32_t by_default)
 {
@@ -27,8 +25,11 @@ static void take_step_memory(scheduler_t *s)
         s->flights[i].sequences = MEM_NEW_ARRAY(sequence_t *, c->batch_max);
         s->flights[i].samples = MEM_NEW_ARRAY(bool, c->batch_max);
     }
+    /* The lowest slot lies on top. */
+    for (uint32_t i = 0; i < STEP_SLOTS_MAX; i++)
+        s->slots_free[s->n_slots_free++] = STEP_SLOTS_MAX - 1 - i;
     uint32_t places = 64;
-    while (places < c->sequences_max * KNOWN_PER_SEQUENCE)
+    while (places < scheduler_known_max(s))
         places *= 2;
     s->table = MEM_NEW_ARRAY(sequence_t *, places);
     s->table_mask = places - 1;
@@ -74,7 +75,6 @@ static void sequence_free(sequence_t *q)
     free((void *)(uintptr_t)q->sampling.bias);
     free(q->stop_ids);
     free(q->blocks);
-    free(q->error);
     free(q);
 }
 
@@ -91,8 +91,12 @@ void scheduler_free(scheduler_t *s)
             next = notice->next;
             free(notice);
         }
-    for (uint32_t i = 0; i < s->n_tenants; i++)
+    for (uint32_t i = 0; i < s->n_tenants; i++) {
         free(s->tenants[i].name);
+        order_release(&s->tenants[i].waiting);
+    }
+    order_release(&s->solo);
+    order_release(&s->due);
     for (uint32_t i = 0; i < STAGES_MAX; i++) {
         free(s->flights[i].sequences);
         free(s->flights[i].samples);
@@ -135,8 +139,13 @@ void scheduler_add(scheduler_t *s, sequence_t *q)
     s->n_known++;
     s->n_waiting++;
     s->n_solo += q->solo;
-    s->tick_due_ms = 0;
+    s->tenants[q->tenant].n_live++;
     s->tokens_committed += sequence_committed(q);
+    scheduler_reserve(s, q);
+    scheduler_line_up(s, q);
+    scheduler_retime(s, q);
+    while (s->n_known > scheduler_known_max(s) && s->settled)
+        scheduler_forget(s, s->settled);
 }
 
 void scheduler_forget(scheduler_t *s, sequence_t *q)
@@ -154,6 +163,7 @@ void scheduler_forget(scheduler_t *s, sequence_t *q)
     else
         s->all_last = q->all_before;
     s->n_known--;
+    scheduler_leave_time(s, q);
     sequence_free(q);
 }
 
@@ -162,8 +172,14 @@ void scheduler_forget(scheduler_t *s, sequence_t *q)
 void scheduler_leave_running(scheduler_t *s, sequence_t *q)
 {
     uint32_t at = 0;
-    while (s->running[at] != q)
-        at++;
+    for (uint32_t end = s->n_running; end - at > 1;) {
+        uint32_t middle = at + (end - at) / 2;
+        if (s->running[middle]->serial > q->serial)
+            end = middle;
+        else
+            at = middle;
+    }
+    CHECK(s->running[at] == q);
     s->n_running--;
     memmove(&s->running[at], &s->running[at + 1], (s->n_running - at) * sizeof(sequence_t *));
     kv_release(s->kv, q->blocks, q->n_blocks);
@@ -181,77 +197,27 @@ void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t fin
         scheduler_leave_running(s, q);
     else
         s->n_waiting--;
+    scheduler_leave_line(s, q);
     if (q->slot != SLOT_NONE) {
         s->slots[q->slot] = NULL;
-        s->slot_closing[q->slot] = true;
+        s->closing[s->n_closing++] = q->slot;
+        s->slots_free[s->n_slots_free++] = q->slot;
         q->slot = SLOT_NONE;
     }
     s->n_solo -= q->solo;
-    s->tick_due_ms = 0;
+    s->tenants[q->tenant].n_live--;
     q->state = SEQUENCE_ENDED;
     q->end = end;
     q->finish = finish;
     q->error_code = code;
-    q->error = error && error[0] ? mem_strdup(error) : NULL;
+    q->error = error;
     q->ended_at_ms = s->now_ms;
     s->tokens_committed -= sequence_committed(q);
     if (q->stream != 0) {
         q->end_owed = true;
         scheduler_mark_dirty(s, q);
     }
-}
-
-/* An ended sequence that nobody is owed anything of, and that no step still points to. */
-static bool may_forget(const sequence_t *q)
-{
-    return q->state == SEQUENCE_ENDED && q->n_in_flight == 0 && !q->dirty && !q->end_owed;
-}
-
-static void forget_oldest_ended(scheduler_t *s)
-{
-    for (sequence_t *q = s->all; q; q = q->all_next)
-        if (may_forget(q)) {
-            scheduler_forget(s, q);
-            return;
-        }
-}
-
-static uint64_t sooner(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
-uint64_t scheduler_tick(scheduler_t *s, uint64_t now_ms)
-{
-    s->now_ms = now_ms;
-    uint64_t next_ms = UINT64_MAX;
-    for (sequence_t *q = s->all, *after; q; q = after) {
-        after = q->all_next;
-        if (q->state != SEQUENCE_ENDED && now_ms >= q->deadline_at_ms)
-            scheduler_end(s, q, END_CANCELLED, FINISH_NONE, "deadline", "the deadline passed");
-        if (q->state != SEQUENCE_ENDED && q->stream == 0 &&
-            now_ms - q->detached_at_ms >= s->config.keep_detached_ms)
-            scheduler_end(s, q, END_CANCELLED, FINISH_NONE, "cancelled",
-                          "no coordinator wanted it any more");
-        if (q->state != SEQUENCE_ENDED) {
-            next_ms = sooner(next_ms, q->deadline_at_ms);
-            if (q->stream == 0)
-                next_ms = sooner(next_ms, q->detached_at_ms + s->config.keep_detached_ms);
-        } else if (may_forget(q)) {
-            if (now_ms - q->ended_at_ms >= s->config.keep_ended_ms)
-                scheduler_forget(s, q);
-            else
-                next_ms = sooner(next_ms, q->ended_at_ms + s->config.keep_ended_ms);
-        }
-    }
-    while (s->n_known > s->config.sequences_max * KNOWN_PER_SEQUENCE) {
-        uint32_t before = s->n_known;
-        forget_oldest_ended(s);
-        if (s->n_known == before)
-            break;
-    }
-    s->tick_due_ms = next_ms;
-    return next_ms;
+    scheduler_retime(s, q);
 }
 
 /* ---- a step comes back ---- */
@@ -269,6 +235,9 @@ static void append_drawn(scheduler_t *s, sequence_t *q, const step_drawn_t *draw
     if (q->state == SEQUENCE_ENDED)
         return;
     if (drawn->failed) {
+        /* Which of its blocks is to blame nobody knows: none of them is offered any more. */
+        if (q->n_ids >= KV_BLOCK_TOKENS)
+            kv_unpublish(s->kv, q->namespace_id, q->ids);
         scheduler_end(s, q, END_REFUSED, FINISH_NONE, "numeric",
                       "the model gave values that are not finite for this text");
         return;
@@ -284,6 +253,16 @@ static void append_drawn(scheduler_t *s, sequence_t *q, const step_drawn_t *draw
         scheduler_end(s, q, END_FINISHED, FINISH_STOP, "", NULL);
     else if (sequence_produced(q) >= q->max_tokens)
         scheduler_end(s, q, END_FINISHED, FINISH_LENGTH, "", NULL);
+}
+
+/* A step with q came back, or never will. */
+static void leave_flight(scheduler_t *s, sequence_t *q)
+{
+    q->n_in_flight--;
+    if (q->state == SEQUENCE_WAITING)
+        scheduler_line_up(s, q);
+    else if (q->state == SEQUENCE_ENDED)
+        scheduler_retime(s, q);
 }
 
 status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64_t now_ms)
@@ -303,7 +282,7 @@ status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64
                     n_samples);
     for (uint32_t i = 0, k = 0; i < flight->n; i++) {
         sequence_t *q = flight->sequences[i];
-        q->n_in_flight--;
+        leave_flight(s, q);
         if (flight->samples[i])
             append_drawn(s, q, &result->drawn[k++]);
     }
@@ -337,13 +316,14 @@ uint32_t scheduler_lose(scheduler_t *s, const char *why, uint64_t now_ms,
     for (uint32_t f = 0; f < s->n_flights; f++) {
         flight_t *flight = &s->flights[(s->flight_first + f) % s->config.stages];
         for (uint32_t i = 0; i < flight->n; i++)
-            flight->sequences[i]->n_in_flight--;
+            leave_flight(s, flight->sequences[i]);
         flight->n = 0;
     }
     s->n_flights = 0;
     s->lost = true;
+    memcpy(s->lost_why, why, strnlen(why, sizeof s->lost_why - 1));
     for (sequence_t *q = s->all; q; q = q->all_next)
-        scheduler_end(s, q, END_REPLICA_LOST, FINISH_NONE, "replica_lost", why);
+        scheduler_end(s, q, END_REPLICA_LOST, FINISH_NONE, "replica_lost", s->lost_why);
     return n;
 }
 

@@ -20,7 +20,8 @@
  * - An ended sequence stays known for keep_ended_ms; one that nobody is attached to for
  *   keep_detached_ms is cancelled.
  *
- * No allocation in the step path after warm-up; admission allocates what the sequence will need. */
+ * No allocation in the step path; admission allocates what the sequence will need. A step costs
+ * O(running + log of all), however many wait. */
 #ifndef SHOAL_WORKER_ENGINE_SCHEDULER_H
 #define SHOAL_WORKER_ENGINE_SCHEDULER_H
 
@@ -36,6 +37,7 @@
 #define SCHEDULER_STREAMS_MAX 64u
 #define SCHEDULER_OUTPUT_IDS_MAX 64u
 #define SCHEDULER_TENANTS_MAX 256u
+#define SCHEDULER_NOTICES_MAX 4096u /* refusals and the like that a stream has not read */
 #define SESSION_BYTES 33u /* 32 characters and a NUL */
 #define LOGITS_NONE UINT32_MAX
 
@@ -129,6 +131,9 @@ void scheduler_free(scheduler_t *take_scheduler);
 
 /* A coordinator's stream. Returns its number, or 0 when SCHEDULER_STREAMS_MAX are open. */
 uint32_t scheduler_stream_open(scheduler_t *s, uint64_t now_ms);
+/* It has not read SCHEDULER_NOTICES_MAX ends that belong to no sequence of its own: nothing more is
+ * admitted on it, what it is owed is incomplete, and it is to be closed. */
+bool scheduler_stream_overrun(const scheduler_t *s, uint32_t stream);
 /* Its sequences go on; they are cancelled when nobody attaches within keep_detached_ms. */
 void scheduler_stream_close(scheduler_t *s, uint32_t stream, uint64_t now_ms);
 

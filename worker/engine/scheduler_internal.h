@@ -1,9 +1,11 @@
-/* What the scheduler's files share: scheduler.c (life and time), scheduler_streams.c (what
- * coordinators ask for and are owed), scheduler_plan.c (what runs next). */
+/* What the scheduler's files share: scheduler.c (life, ends and results), scheduler_queues.c (who
+ * may start next, whose time is over), scheduler_streams.c (what coordinators ask for and are owed),
+ * scheduler_plan.c (what runs next). */
 #ifndef SHOAL_WORKER_ENGINE_SCHEDULER_INTERNAL_H
 #define SHOAL_WORKER_ENGINE_SCHEDULER_INTERNAL_H
 
 #include "worker/engine/kv.h"
+#include "worker/engine/order.h"
 #include "worker/engine/scheduler.h"
 
 #define SLOT_NONE UINT32_MAX
@@ -41,21 +43,27 @@ typedef struct sequence {
     uint32_t slot;
     bool started;         /* ran at least once: a later start is a return after preemption */
     uint32_t n_in_flight; /* 0 or 1 */
+    uint64_t planned;     /* the round in whose plan it stands */
     uint32_t passed;      /* by smaller ones, while blocks were too few for it */
-    uint64_t looked_at;   /* the planning round that found it too big */
+    bool refused;         /* did not fit when so many blocks were free and sequences ran: */
+    uint32_t refused_free, refused_running;
+    order_place_t waiting_place, solo_place; /* among those that may start */
+    order_place_t due_place;                 /* among those that time will change */
 
     uint32_t stream; /* attached, 0 when nobody is */
     uint32_t sent;   /* produced ids that the stream has */
     bool end_owed;   /* the stream was not sent the end yet */
     bool dirty;      /* in its stream's list of what is owed */
-    struct sequence *dirty_next;
+    struct sequence *dirty_next, *dirty_before;
     uint64_t detached_at_ms;
 
     end_reason_t end;
     finish_t finish;
     const char *error_code;
-    char *error; /* NULL is "" */
+    const char *error; /* NULL is ""; a text that outlives the sequence */
     uint64_t ended_at_ms;
+    bool settled; /* ended, nobody is owed anything of it, and no step points to it */
+    struct sequence *settled_next, *settled_before;
 
     struct sequence *hash_next, *all_next, *all_before;
 } sequence_t;
@@ -73,6 +81,8 @@ typedef struct notice {
 
 typedef struct {
     bool open;
+    bool overrun; /* SCHEDULER_NOTICES_MAX were not read: it is to be closed */
+    uint32_t n_notices;
     notice_t *notices, *notices_last;
     sequence_t *dirty, *dirty_last;
     uint64_t committed_tokens;
@@ -80,7 +90,10 @@ typedef struct {
 
 typedef struct {
     char *name;
-    uint64_t served; /* tokens computed for it */
+    uint64_t served;  /* tokens computed for it */
+    uint32_t n_live;  /* sequences that have not ended */
+    order_t waiting;  /* its sequences that may start: priority, returns first, arrival */
+    uint32_t active;  /* 1-based place among the tenants with such; 0: it has none */
 } tenant_t;
 
 /* A batch between scheduler_plan and scheduler_step_done. */
@@ -106,14 +119,20 @@ struct scheduler {
     sequence_t **running; /* ascending serial */
     uint32_t n_running, running_max;
     uint32_t n_waiting;
-    uint32_t n_solo;      /* of those that have not ended */
-    uint64_t tick_due_ms; /* planning need not look at the time before; 0 when something changed */
+    uint32_t n_solo; /* of those that have not ended */
+    order_t solo;    /* those of them that may start */
+    order_t due;     /* by the time at which a deadline passes or it is forgotten */
+    sequence_t *settled, *settled_last; /* longest settled first */
+    uint32_t n_settled;
     sequence_t *slots[STEP_SLOTS_MAX];
-    bool slot_closing[STEP_SLOTS_MAX]; /* free, but the last stage was not told yet */
-    uint64_t tokens_committed;         /* prompt + max_tokens of all that have not ended */
+    uint32_t n_slots_free, slots_free[STEP_SLOTS_MAX]; /* a stack */
+    /* Slots of ended sequences of which the last stage was not told yet; they are free already. */
+    uint32_t n_closing, closing[STEP_SLOTS_MAX];
+    uint64_t tokens_committed; /* prompt + max_tokens of all that have not ended */
 
     tenant_t tenants[SCHEDULER_TENANTS_MAX];
     uint32_t n_tenants;
+    uint32_t n_active, active[SCHEDULER_TENANTS_MAX]; /* tenants with sequences that may start */
     stream_t streams[SCHEDULER_STREAMS_MAX + 1]; /* by number; 0 is nobody */
     uint32_t n_streams;
 
@@ -121,6 +140,7 @@ struct scheduler {
     uint32_t flight_first, n_flights;
     bool solo_ran_last;
     uint64_t round;
+    char lost_why[STATUS_TEXT_MAX];
 
     step_plan_t plan; /* its arrays are reused */
     scheduler_load_t load;
@@ -138,13 +158,38 @@ static inline uint64_t sequence_committed(const sequence_t *q)
 
 /* scheduler.c */
 sequence_t *scheduler_find(const scheduler_t *s, const char *session, uint32_t choice);
-/* Ends a sequence: its blocks and slot are free at once, its stream is owed the end. */
+/* Ends a sequence: its blocks and slot are free at once, its stream is owed the end. `error`, which
+ * may be NULL, is kept and has to outlive the sequence. */
 void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t finish,
                    const char *code, const char *error);
 void scheduler_add(scheduler_t *s, sequence_t *q);
-/* Frees an ended sequence that no stream is owed and no step points to. */
+/* Frees a sequence that ended and that no step points to. */
 void scheduler_forget(scheduler_t *s, sequence_t *q);
 void scheduler_leave_running(scheduler_t *s, sequence_t *q);
+static inline uint32_t scheduler_known_max(const scheduler_t *s)
+{
+    return s->config.sequences_max * 4; /* ended ones are kept, but not without a bound */
+}
+
+/* ---- scheduler_queues.c; none of these but scheduler_reserve allocates ---- */
+/* Makes room for one more sequence of q's kind in every order. */
+void scheduler_reserve(scheduler_t *s, const sequence_t *q);
+/* q waits and no step has it: it may start from now. No effect when it is there already. */
+void scheduler_line_up(scheduler_t *s, sequence_t *q);
+/* q does not wait any more, or has ended. */
+void scheduler_leave_line(scheduler_t *s, sequence_t *q);
+/* The one that may start first, taken out of its tenant's line; NULL when there is none. Whoever
+ * does not start it lets it line up again. */
+sequence_t *scheduler_next_waiting(scheduler_t *s);
+/* The solo one that may start first; it stays where it is. */
+sequence_t *scheduler_next_solo(const scheduler_t *s);
+/* To be called when an end, a stream or a step in flight of q changed: finds out anew what time
+ * will do to it. */
+void scheduler_retime(scheduler_t *s, sequence_t *q);
+/* It is about to be freed. */
+void scheduler_leave_time(scheduler_t *s, sequence_t *q);
+/* As scheduler_tick, for at most n sequences. */
+void scheduler_tick_some(scheduler_t *s, uint32_t n);
 
 /* scheduler_streams.c */
 void scheduler_mark_dirty(scheduler_t *s, sequence_t *q);

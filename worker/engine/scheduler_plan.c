@@ -6,23 +6,20 @@
 
 #define LOOKS_MAX 16u /* waiting sequences looked at while one plan is made */
 
+#define TICKS_MAX 32u /* sequences whose time is over that one plan deals with */
+
 typedef struct {
     scheduler_t *s;
     flight_t *flight;
     uint32_t tokens_left;
     uint32_t entries_max;
     bool alone;
+    bool looked_again; /* at blocks for one that did not fit before */
+    uint32_t n_looked; /* taken out of line; those that did not start go back after the plan */
+    sequence_t *looked[LOOKS_MAX];
 } planning_t;
 
 /* ---- blocks ---- */
-
-static bool in_this_plan(const planning_t *p, const sequence_t *q)
-{
-    for (uint32_t i = 0; i < p->flight->n; i++)
-        if (p->flight->sequences[i] == q)
-            return true;
-    return false;
-}
 
 /* Its slot stays: the last stage knows its ids, and the sampler's state is a function of them. */
 static void preempt(scheduler_t *s, sequence_t *q)
@@ -31,6 +28,8 @@ static void preempt(scheduler_t *s, sequence_t *q)
     q->state = SEQUENCE_WAITING;
     s->n_waiting++;
     s->load.preemptions++;
+    if (q->n_in_flight == 0)
+        scheduler_line_up(s, q);
 }
 
 /* The youngest that may be preempted; never the oldest, nor one whose blocks this plan uses. One
@@ -40,7 +39,7 @@ static sequence_t *youngest(const planning_t *p)
 {
     const scheduler_t *s = p->s;
     for (uint32_t i = s->n_running; i-- > 1;)
-        if (!in_this_plan(p, s->running[i]))
+        if (s->running[i]->planned != s->round)
             return s->running[i];
     return NULL;
 }
@@ -122,6 +121,7 @@ static bool add_entry(planning_t *p, sequence_t *q)
     p->tokens_left -= n;
     q->n_computed += n;
     q->n_in_flight++;
+    q->planned = s->round;
     publish(s, q);
     /* Produced tokens are counted when they come back; these are the rows computed for the tenant.
      */
@@ -135,14 +135,6 @@ static bool add_entry(planning_t *p, sequence_t *q)
 }
 
 /* ---- starting ---- */
-
-static uint32_t free_slot(const scheduler_t *s)
-{
-    for (uint32_t i = 0; i < STEP_SLOTS_MAX; i++)
-        if (!s->slots[i])
-            return i;
-    return SLOT_NONE;
-}
 
 static uint32_t least(uint32_t a, uint32_t b)
 {
@@ -167,10 +159,17 @@ static void enter_running(scheduler_t *s, sequence_t *q)
     s->running[at] = q;
     q->state = SEQUENCE_RUNNING;
     s->n_waiting--;
+    scheduler_leave_line(s, q);
 }
 
-static void open_slot(scheduler_t *s, sequence_t *q, uint32_t slot)
+static bool has_slot(const scheduler_t *s, const sequence_t *q)
 {
+    return q->slot != SLOT_NONE || s->n_slots_free > 0;
+}
+
+static void open_slot(scheduler_t *s, sequence_t *q)
+{
+    uint32_t slot = s->slots_free[--s->n_slots_free];
     q->slot = slot;
     s->slots[slot] = q;
     s->plan.opens[s->plan.n_opens++] = (step_open_t){
@@ -184,7 +183,7 @@ static void open_slot(scheduler_t *s, sequence_t *q, uint32_t slot)
 }
 
 /* Gives q its blocks and a slot. False when blocks are too few. */
-static bool start(scheduler_t *s, sequence_t *q, uint32_t slot)
+static bool start(scheduler_t *s, sequence_t *q)
 {
     /* The last token is always computed: somebody has to give its logits. */
     uint32_t match_max = (q->n_ids - 1) / KV_BLOCK_TOKENS;
@@ -195,6 +194,9 @@ static bool start(scheduler_t *s, sequence_t *q, uint32_t slot)
     if (kv_blocks_free(s->kv) + matched < blocks_to_start(s, q) ||
         !kv_take(s->kv, taken, q->blocks + matched)) {
         kv_release(s->kv, q->blocks, matched);
+        q->refused = true;
+        q->refused_free = kv_blocks_free(s->kv);
+        q->refused_running = s->n_running;
         return false;
     }
     q->n_blocks = matched + taken;
@@ -204,37 +206,27 @@ static bool start(scheduler_t *s, sequence_t *q, uint32_t slot)
     if (!q->started)
         q->n_cached = least(q->n_computed, q->n_prompt);
     q->started = true;
+    q->refused = false;
     q->passed = 0;
     enter_running(s, q);
     if (q->slot == SLOT_NONE)
-        open_slot(s, q, slot);
+        open_slot(s, q);
     return true;
 }
 
-static bool goes_before(const scheduler_t *s, const sequence_t *a, const sequence_t *b)
+/* Whether another try to start q can end otherwise than the last one. A try looks up every block of
+ * the prompt, too much for each plan of a long wait. What others have published meanwhile may be
+ * its own beginning, so one try a plan is made without a reason. */
+static bool is_worth_a_try(planning_t *p, const sequence_t *q)
 {
-    if (a->priority != b->priority)
-        return a->priority > b->priority;
-    if (a->started != b->started)
-        return a->started;
-    uint64_t served_a = s->tenants[a->tenant].served, served_b = s->tenants[b->tenant].served;
-    if (served_a != served_b)
-        return served_a < served_b;
-    return a->serial < b->serial;
-}
-
-static sequence_t *next_waiting(scheduler_t *s)
-{
-    sequence_t *best = NULL;
-    if (s->n_waiting == 0)
-        return NULL;
-    for (sequence_t *q = s->all; q; q = q->all_next)
-        if (q->state == SEQUENCE_WAITING && q->n_in_flight == 0 && q->looked_at != s->round &&
-            (!best || goes_before(s, q, best)))
-            best = q;
-    if (best)
-        best->looked_at = s->round;
-    return best;
+    const scheduler_t *s = p->s;
+    uint32_t n_free = kv_blocks_free(s->kv);
+    if (!q->refused || n_free > q->refused_free || s->n_running < q->refused_running)
+        return true;
+    if (p->looked_again)
+        return false;
+    p->looked_again = true;
+    return true;
 }
 
 static bool has_room(const planning_t *p)
@@ -258,14 +250,18 @@ static void start_waiting(planning_t *p)
     uint32_t n_too_big = 0;
     for (uint32_t looks = 0; looks < LOOKS_MAX && has_room(p) && s->n_running < s->running_max;
          looks++) {
-        sequence_t *q = next_waiting(s);
-        uint32_t slot = q && q->slot != SLOT_NONE ? q->slot : free_slot(s);
-        if (!q || slot == SLOT_NONE)
+        sequence_t *q = scheduler_next_waiting(s);
+        if (!q)
             return;
-        if (owes_logits(q) && s->n_flights > 0)
+        p->looked[p->n_looked++] = q;
+        if (!has_slot(s, q))
+            return;
+        bool overdue = s->now_ms >= q->deadline_at_ms; /* its end is a matter of the next tick */
+        if (overdue || (owes_logits(q) && s->n_flights > 0))
             continue;
         /* A solo sequence starts in its own turn; here it only has its blocks saved. */
-        if (q->solo ? kv_blocks_free(s->kv) >= blocks_to_start(s, q) : start(s, q, slot)) {
+        if (q->solo ? kv_blocks_free(s->kv) >= blocks_to_start(s, q)
+                    : is_worth_a_try(p, q) && start(s, q)) {
             if (q->solo)
                 continue;
             add_entry(p, q);
@@ -304,15 +300,10 @@ static sequence_t *ready_solo(scheduler_t *s)
     for (uint32_t i = 0; i < s->n_running; i++)
         if (s->running[i]->solo && s->running[i]->n_in_flight == 0)
             return s->running[i];
-    sequence_t *best = NULL;
-    for (sequence_t *q = s->n_waiting ? s->all : NULL; q; q = q->all_next)
-        if (q->solo && q->state == SEQUENCE_WAITING && q->n_in_flight == 0 &&
-            (!best || goes_before(s, q, best)))
-            best = q;
-    if (!best || s->n_running >= s->running_max)
+    sequence_t *best = scheduler_next_solo(s);
+    if (!best || s->n_running >= s->running_max || !has_slot(s, best))
         return NULL;
-    uint32_t slot = best->slot != SLOT_NONE ? best->slot : free_slot(s);
-    return slot != SLOT_NONE && start(s, best, slot) ? best : NULL;
+    return start(s, best) ? best : NULL;
 }
 
 static void reset_plan(scheduler_t *s)
@@ -326,11 +317,9 @@ static void reset_plan(scheduler_t *s)
 /* Slots whose sequences ended. An empty plan is never sent, so they wait for the next real one. */
 static void list_closes(scheduler_t *s)
 {
-    for (uint32_t i = 0; i < STEP_SLOTS_MAX; i++)
-        if (s->slot_closing[i]) {
-            s->plan.closes[s->plan.n_closes++] = i;
-            s->slot_closing[i] = false;
-        }
+    memcpy(s->plan.closes, s->closing, s->n_closing * sizeof *s->closing);
+    s->plan.n_closes = s->n_closing;
+    s->n_closing = 0;
 }
 
 /* Fills the flight; what it holds stays empty when nothing can run now. */
@@ -358,11 +347,8 @@ static void fill(planning_t *p)
         plan_together(p);
 }
 
-bool scheduler_plan(scheduler_t *s, uint64_t now_ms, step_plan_t *plan_out)
+static bool make_plan(scheduler_t *s)
 {
-    s->now_ms = now_ms;
-    if (now_ms >= s->tick_due_ms)
-        scheduler_tick(s, now_ms);
     if (s->lost || s->n_flights == s->config.stages)
         return false;
     for (uint32_t i = 0; i < s->n_flights; i++)
@@ -380,6 +366,9 @@ bool scheduler_plan(scheduler_t *s, uint64_t now_ms, step_plan_t *plan_out)
         .entries_max = least(s->config.batch_max, share > 0 ? share : 1),
     };
     fill(&p);
+    for (uint32_t i = 0; i < p.n_looked; i++)
+        if (p.looked[i]->state == SEQUENCE_WAITING)
+            scheduler_line_up(s, p.looked[i]);
     if (flight->n == 0) {
         CHECK(s->plan.n_opens == 0); /* an open that is not sent would be lost */
         return false;
@@ -393,6 +382,17 @@ bool scheduler_plan(scheduler_t *s, uint64_t now_ms, step_plan_t *plan_out)
     s->plan.kind = STEP_RUN;
     s->plan.step = flight->step;
     s->plan.n_entries = flight->n;
-    *plan_out = s->plan;
     return true;
+}
+
+bool scheduler_plan(scheduler_t *s, uint64_t now_ms, step_plan_t *plan_out)
+{
+    s->now_ms = now_ms;
+    scheduler_tick_some(s, TICKS_MAX);
+    if (make_plan(s)) {
+        *plan_out = s->plan;
+        return true;
+    }
+    scheduler_tick_some(s, UINT32_MAX);
+    return false;
 }

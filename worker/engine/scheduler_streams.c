@@ -27,7 +27,8 @@ void scheduler_mark_dirty(scheduler_t *s, sequence_t *q)
         return;
     q->dirty = true;
     q->dirty_next = NULL;
-    if (stream->dirty)
+    q->dirty_before = stream->dirty_last;
+    if (stream->dirty_last)
         stream->dirty_last->dirty_next = q;
     else
         stream->dirty = q;
@@ -39,14 +40,8 @@ static void unmark_dirty(scheduler_t *s, sequence_t *q)
     if (!q->dirty)
         return;
     stream_t *stream = &s->streams[q->stream];
-    sequence_t **at = &stream->dirty, *before = NULL;
-    while (*at != q) {
-        before = *at;
-        at = &(*at)->dirty_next;
-    }
-    *at = q->dirty_next;
-    if (stream->dirty_last == q)
-        stream->dirty_last = before;
+    *(q->dirty_before ? &q->dirty_before->dirty_next : &stream->dirty) = q->dirty_next;
+    *(q->dirty_next ? &q->dirty_next->dirty_before : &stream->dirty_last) = q->dirty_before;
     q->dirty = false;
 }
 
@@ -59,7 +54,7 @@ void scheduler_detach(scheduler_t *s, sequence_t *q)
     q->stream = 0;
     q->end_owed = false;
     q->detached_at_ms = s->now_ms;
-    s->tick_due_ms = 0;
+    scheduler_retime(s, q);
 }
 
 static void attach(scheduler_t *s, sequence_t *q, uint32_t stream, uint32_t from_n)
@@ -70,6 +65,12 @@ static void attach(scheduler_t *s, sequence_t *q, uint32_t stream, uint32_t from
     s->streams[stream].committed_tokens += sequence_committed(q);
     if (q->end_owed || from_n < sequence_produced(q))
         scheduler_mark_dirty(s, q);
+    scheduler_retime(s, q);
+}
+
+bool scheduler_stream_overrun(const scheduler_t *s, uint32_t stream)
+{
+    return stream <= SCHEDULER_STREAMS_MAX && s->streams[stream].overrun;
 }
 
 void scheduler_stream_close(scheduler_t *s, uint32_t stream, uint64_t now_ms)
@@ -91,6 +92,10 @@ void scheduler_stream_close(scheduler_t *s, uint32_t stream, uint64_t now_ms)
 static void notify(scheduler_t *s, uint32_t stream, const char *session, uint32_t choice,
                    uint64_t owner, end_reason_t end, const char *code, const char *error)
 {
+    stream_t *to = &s->streams[stream];
+    to->overrun |= to->n_notices == SCHEDULER_NOTICES_MAX;
+    if (to->overrun)
+        return;
     notice_t *notice = MEM_NEW(notice_t);
     memcpy(notice->session, session, SESSION_BYTES);
     notice->choice = choice;
@@ -98,7 +103,7 @@ static void notify(scheduler_t *s, uint32_t stream, const char *session, uint32_
     notice->end = end;
     notice->error_code = code;
     memcpy(notice->error, error, strnlen(error, STATUS_TEXT_MAX - 1));
-    stream_t *to = &s->streams[stream];
+    to->n_notices++;
     if (to->notices)
         to->notices_last->next = notice;
     else
@@ -151,6 +156,9 @@ static status_t check_admission(const scheduler_t *s, const admission_t *a, cons
     if (s->n_waiting + s->n_running >= c->sequences_max)
         return fail(STATUS_EXHAUSTED, "the replica has %u sequences; try again later",
                     c->sequences_max);
+    if (s->n_known - s->n_settled >= scheduler_known_max(s))
+        return fail(STATUS_EXHAUSTED, "the ends of %u sequences were not read; try again later",
+                    s->n_known - s->n_settled);
     return STATUS_OK;
 }
 
@@ -259,7 +267,8 @@ static bool starts_anew(const sequence_t *q, const admission_t *a)
 void scheduler_admit(scheduler_t *s, uint32_t stream, const admission_t *a, uint64_t now_ms)
 {
     s->now_ms = now_ms;
-    if (stream == 0 || stream > SCHEDULER_STREAMS_MAX || !s->streams[stream].open)
+    if (stream == 0 || stream > SCHEDULER_STREAMS_MAX || !s->streams[stream].open ||
+        s->streams[stream].overrun)
         return;
     sequence_t *known = scheduler_find(s, a->session, a->choice);
     if (known && !s->lost && starts_anew(known, a)) {
@@ -304,6 +313,7 @@ static void output_notice(stream_t *stream, sequence_output_t *out)
 {
     notice_t *notice = stream->notices;
     stream->notices = notice->next;
+    stream->n_notices--;
     memcpy(out->session, notice->session, SESSION_BYTES);
     out->choice = notice->choice;
     out->owner = notice->owner;

@@ -7,9 +7,6 @@
 #include "common/base/memory.h"
 #include "worker/engine/kv.h"
 
-#define KV_BYTES_DEFAULT ((uint64_t)1 << 30)
-#define KV_BLOCKS_MAX ((uint64_t)1 << 28)
-
 static void cut_leaves(stage_cut_t *cut, uint32_t n_leaves, uint32_t tp)
 {
     cut->n_leaves = n_leaves;
@@ -27,10 +24,12 @@ static void cut_stage(stage_t *stage)
 {
     const model_config_t *shape = stage->shape;
     plan_leaves_t leaves;
-    plan_leaf_edges_heads(shape->n_heads, &leaves);
+    plan_leaf_edges_attention(shape, &leaves);
     cut_leaves(&stage->attention_cut, leaves.n, stage->config.tp);
-    plan_leaf_edges_ffn(shape->ffn, &leaves);
-    cut_leaves(&stage->ffn_cut, leaves.n, stage->config.tp);
+    if (shape->ffn > 0) {
+        plan_leaf_edges_ffn(shape->ffn, &leaves);
+        cut_leaves(&stage->ffn_cut, leaves.n, stage->config.tp);
+    }
     uint32_t heads_per_kv = shape->n_heads / shape->n_kv_heads;
     for (uint32_t i = 0; i < stage->slice.heads.count; i++)
         stage->kv_head_of[i] =
@@ -48,36 +47,42 @@ static status_t open_device(stage_t *stage)
         stage->device, stage->config.late_queue ? KQUEUE_LATE : KQUEUE_NOW, &stage->queue);
 }
 
-/* KV memory: as many blocks as were asked for and fit; they must hold one sequence of context_max.
- */
-static status_t open_kv(stage_t *stage)
+static void describe_layers(stage_t *stage)
 {
-    kkv_shape_t shape = {
-        .n_layers = stage->config.layer_count,
-        .n_kv_heads = stage->slice.kv_heads.count,
-        .head_dim = stage->shape->head_dim,
-        .n_blocks = 1,
+    static const kactivate_kind_t kinds[] = {
+        [MODEL_ACTIVATION_SILU] = KACTIVATE_SILU,
+        [MODEL_ACTIVATION_GELU_TANH] = KACTIVATE_GELU_TANH,
+        [MODEL_ACTIVATION_CLAMP_SWIGLU] = KACTIVATE_CLAMP_GLU,
+        [MODEL_ACTIVATION_SILU_LIMIT] = KACTIVATE_SILU_LIMIT,
     };
-    kmode_t mode = stage->config.activations_f32 ? KMODE_F32 : KMODE_NATIVE;
-    uint64_t n = KV_BLOCKS_MAX;
-    if (shape.n_kv_heads > 0) {
-        uint64_t bytes = stage->config.kv_bytes_max ? stage->config.kv_bytes_max : KV_BYTES_DEFAULT;
-        n = bytes / stage->ops->kv_block_bytes(mode, &shape);
+    const model_config_t *shape = stage->shape;
+    stage->activate = (kactivate_t){
+        .kind = kinds[shape->activation], .alpha = 1.702f, .limit = shape->activation_limit};
+    for (uint32_t i = 0; i < stage->config.layer_count; i++) {
+        const model_layer_t *layer = &shape->layers[stage->config.layer_first + i];
+        stage->has_experts = stage->has_experts || layer->ffn == MODEL_FFN_EXPERTS;
+        stage->has_latent = stage->has_latent || layer->attention == MODEL_ATTENTION_LATENT;
+        stage->has_index = stage->has_index || layer->indexed;
+        stage->has_compressed =
+            stage->has_compressed || layer->attention == MODEL_ATTENTION_COMPRESSED;
     }
-    uint64_t wanted = stage->config.kv_tokens_max / KV_BLOCK_TOKENS;
-    if (wanted > 0 && wanted < n)
-        n = wanted;
-    if (n > KV_BLOCKS_MAX)
-        n = KV_BLOCKS_MAX;
-    if (n < kv_blocks_for(stage->config.context_max))
-        return fail(
-            STATUS_REFUSED,
-            "room for %llu KV tokens; one sequence of context_max needs %u: give the rank more "
-            "memory or lower context_max",
-            (unsigned long long)n * KV_BLOCK_TOKENS, stage->config.context_max);
-    stage->n_blocks = shape.n_blocks = (uint32_t)n;
-    return shape.n_kv_heads > 0 ? stage->ops->kv_open(stage->device, &shape, &stage->kv)
-                                : STATUS_OK;
+    stage->residual_columns = model_residual(shape);
+    stage->index_top_k = shape->index.top_k < stage->config.context_max
+                             ? shape->index.top_k
+                             : stage->config.context_max;
+}
+
+uint32_t stage_qkv_columns(const stage_t *stage)
+{
+    const model_config_t *shape = stage->shape;
+    const model_latent_t *latent = &shape->latent;
+    uint32_t heads = stage->slice.heads.count;
+    if (stage->has_compressed)
+        return shape->compressed.q_rank + shape->head_dim;
+    if (!stage->has_latent)
+        return (heads + 2 * stage->slice.kv_heads.count) * shape->head_dim;
+    uint32_t q = latent->q_rank > 0 ? latent->q_rank : heads * shape->head_dim;
+    return q + latent->kv_rank + latent->rope_dim;
 }
 
 /* Scratch is written once here, so that the first step does not wait for its pages. */
@@ -89,6 +94,62 @@ static status_t new_rows(stage_t *stage, size_t rows, size_t row_bytes, kbuffer_
     return STATUS_OK;
 }
 
+static status_t open_index_scratch(stage_t *stage)
+{
+    const model_index_t *index = &stage->shape->index;
+    size_t rows = stage->rows_max, f = sizeof(float);
+    TRY(new_rows(stage, rows, (size_t)index->n_heads * index->head_dim * f, &stage->index_q_out));
+    TRY(new_rows(stage, rows, index->head_dim * f, &stage->index_k_out));
+    TRY(new_rows(stage, rows, index->n_heads * f, &stage->index_weights_out));
+    TRY(new_rows(stage, rows, stage->index_top_k * sizeof(uint32_t), &stage->selected));
+    return new_rows(stage, rows, sizeof(uint32_t), &stage->n_selected);
+}
+
+static status_t open_latent_scratch(stage_t *stage)
+{
+    const model_config_t *shape = stage->shape;
+    const model_latent_t *latent = &shape->latent;
+    size_t rows = stage->rows_max, f = sizeof(float), heads = stage->slice.heads.count;
+    size_t entry = (size_t)latent->kv_rank + latent->rope_dim;
+    TRY(new_rows(stage, rows, latent->q_rank > 0 ? heads * shape->head_dim * f : 0,
+                 &stage->latent_q));
+    TRY(new_rows(stage, rows, heads * entry * f, &stage->latent_query));
+    return new_rows(stage, rows, heads * latent->kv_rank * f, &stage->latent_attended);
+}
+
+static status_t open_compressed_scratch(stage_t *stage)
+{
+    const model_config_t *shape = stage->shape;
+    const model_compressed_t *compressed = &shape->compressed;
+    size_t rows = stage->rows_max, f = sizeof(float), heads = stage->slice.heads.count;
+    size_t groups = heads / (shape->n_heads / compressed->groups);
+    size_t widest =
+        shape->head_dim > shape->index.head_dim ? shape->head_dim : shape->index.head_dim;
+    TRY(new_rows(stage, rows, heads * shape->head_dim * f, &stage->latent_q));
+    TRY(new_rows(stage, rows, 4 * widest * f, &stage->compress_out));
+    return new_rows(stage, rows, groups * compressed->group_rank * f, &stage->grouped);
+}
+
+static status_t open_stream_scratch(stage_t *stage)
+{
+    size_t rows = stage->rows_max, f = sizeof(float), n = stage->shape->streams.n;
+    TRY(new_rows(stage, rows, stage->residual_columns * f, &stage->flat));
+    TRY(new_rows(stage, rows, (2 + n) * n * f, &stage->mixes));
+    TRY(new_rows(stage, rows, (1 + n) * n * f, &stage->mix_weights));
+    return new_rows(stage, rows, stage->shape->hidden * f, &stage->collapsed);
+}
+
+static status_t open_expert_scratch(stage_t *stage)
+{
+    const model_config_t *shape = stage->shape;
+    size_t rows = stage->rows_max, used = shape->experts.n_used;
+    TRY(new_rows(stage, rows, (shape->experts.n + 1) * sizeof(float), &stage->router_out));
+    TRY(new_rows(stage, rows, used * sizeof(uint32_t), &stage->expert_ids));
+    TRY(new_rows(stage, rows, used * sizeof(float), &stage->expert_weights));
+    return new_rows(stage, rows, (size_t)stage->config.tp * shape->hidden * sizeof(int64_t),
+                    &stage->sums);
+}
+
 static status_t open_scratch(stage_t *stage)
 {
     const model_config_t *shape = stage->shape;
@@ -97,24 +158,34 @@ static status_t open_scratch(stage_t *stage)
     uint32_t n_partials = stage->attention_cut.n_partials_all > stage->ffn_cut.n_partials_all
                               ? stage->attention_cut.n_partials_all
                               : stage->ffn_cut.n_partials_all;
-    size_t qkv = ((size_t)slice->heads.count + 2 * (size_t)slice->kv_heads.count) * shape->head_dim;
-    TRY(new_rows(stage, rows, shape->hidden * f, &stage->residual));
+    size_t value_dim = stage->has_latent ? shape->latent.value_dim : shape->head_dim;
+    TRY(new_rows(stage, rows, stage->residual_columns * f, &stage->residual));
     TRY(new_rows(stage, rows, shape->hidden * f, &stage->normed));
     TRY(new_rows(stage, rows, stage_input_row_bytes(stage), &stage->input));
-    TRY(new_rows(stage, rows, qkv * f, &stage->qkv_out));
-    TRY(new_rows(stage, rows, (size_t)slice->heads.count * shape->head_dim * f, &stage->attended));
+    TRY(new_rows(stage, rows, stage_qkv_columns(stage) * f, &stage->qkv_out));
+    TRY(new_rows(stage, rows, slice->heads.count * value_dim * f, &stage->attended));
     TRY(new_rows(stage, rows, 2 * (size_t)slice->ffn.count * f, &stage->gate_up_out));
     TRY(new_rows(stage, rows, (size_t)slice->ffn.count * f, &stage->ffn_out));
     TRY(new_rows(stage, rows, (size_t)n_partials * shape->hidden * f, &stage->partials));
+    if (stage->has_latent)
+        TRY(open_latent_scratch(stage));
+    if (stage->has_compressed)
+        TRY(open_compressed_scratch(stage));
+    if (stage->has_index)
+        TRY(open_index_scratch(stage));
+    if (shape->streams.n > 0)
+        TRY(open_stream_scratch(stage));
+    if (stage->has_experts)
+        TRY(open_expert_scratch(stage));
     if (stage->last) {
         size_t input = stage->head ? stage->ops->weight_info(stage->head).input_row_bytes : 0;
-        TRY(new_rows(stage, STAGE_LOGIT_ROWS, shape->hidden * f, &stage->head_rows));
+        TRY(new_rows(stage, STAGE_LOGIT_ROWS, stage->residual_columns * f, &stage->head_rows));
         TRY(new_rows(stage, STAGE_LOGIT_ROWS, input, &stage->head_input));
         TRY(new_rows(stage, STAGE_LOGIT_ROWS, (size_t)slice->vocab.count * f, &stage->logits));
     }
     stage->rows = MEM_NEW_ARRAY(kbatch_row_t, rows);
     stage->tables = MEM_NEW_ARRAY(kbatch_table_t, STEP_ENTRIES_MAX);
-    stage->calls = MEM_NEW_ARRAY(stage_call_t, 2 * (size_t)stage->config.layer_count + 1);
+    stage->calls = MEM_NEW_ARRAY(stage_call_t, 3 * (size_t)stage->config.layer_count + 2);
     return stage->ops->batch_new(stage->device, stage->rows_max, stage->blocks_max, &stage->batch);
 }
 
@@ -132,12 +203,13 @@ status_t stage_open(const rank_config_t *config, const model_t *model, stage_t *
     status_t status = plan_slice(stage->shape, config->tp, config->slice, &stage->slice);
     if (status == STATUS_OK) {
         cut_stage(stage);
+        describe_layers(stage);
         status = open_device(stage);
     }
     if (status == STATUS_OK)
         status = stage_load_weights(stage);
     if (status == STATUS_OK)
-        status = open_kv(stage);
+        status = stage_open_caches(stage);
     if (status == STATUS_OK)
         status = open_scratch(stage);
     if (status != STATUS_OK) {
@@ -158,13 +230,18 @@ void stage_close(stage_t *stage)
     stage_release_weights(stage);
     kbuffer_t *buffers[] = {stage->residual,  stage->normed,      stage->input,   stage->qkv_out,
                             stage->attended,  stage->gate_up_out, stage->ffn_out, stage->partials,
-                            stage->head_rows, stage->head_input,  stage->logits};
+                            stage->head_rows, stage->head_input,  stage->logits,
+                            stage->latent_q, stage->latent_query, stage->latent_attended,
+                            stage->router_out, stage->expert_ids, stage->expert_weights,
+                            stage->sums, stage->index_q_out, stage->index_k_out,
+                            stage->index_weights_out, stage->selected, stage->n_selected,
+                            stage->flat, stage->mixes, stage->mix_weights, stage->collapsed,
+                            stage->compress_out, stage->grouped};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         ops->buffer_release(buffers[i]);
     if (stage->batch)
         ops->batch_release(stage->batch);
-    if (stage->kv)
-        ops->kv_close(stage->kv);
+    stage_close_caches(stage);
     if (stage->device)
         ops->device_close(stage->device);
     free(stage->rows);

@@ -16,15 +16,6 @@
 
 #define STAGE_LOGIT_ROWS PLAN_LOGIT_ROWS /* rows that go through the head at once */
 
-/* Weights of one layer; NULL where this rank's part is empty. */
-typedef struct {
-    kbuffer_t *attn_norm, *ffn_norm; /* F32 [hidden] */
-    kweight_t *qkv;                  /* [q heads | k heads | v heads] of this rank */
-    kweight_t *output;               /* K: this rank's heads */
-    kweight_t *gate_up;              /* [gate rows | up rows] of this rank */
-    kweight_t *down;                 /* K: this rank's rows */
-} stage_layer_t;
-
 /* Where one matmul's partials lie: those of slice i from leaf run runs[i], n_partials[i] matrices.
  */
 typedef struct {
@@ -34,6 +25,67 @@ typedef struct {
     uint32_t n_partials_before[PLAN_TP_MAX];
     uint32_t n_partials_all;
 } stage_cut_t;
+
+/* How a block reads the streams of the residual and writes them; without streams all NULL. */
+typedef struct {
+    kweight_t *fn; /* F32 */
+    kbuffer_t *base, *scale;
+} stage_mix_t;
+
+/* A compressor of positions into entries. */
+typedef struct {
+    kweight_t *weight; /* [kv | gate] */
+    kbuffer_t *position, *norm;
+} stage_compressor_t;
+
+/* The caches of the layers of one kind that have entries; NULL where there are none. */
+typedef struct {
+    uint32_t n_layers;
+    kkv_t *inputs, *entries, *index_inputs, *index_entries;
+} stage_entries_t;
+
+/* Weights of one layer; NULL where this rank's part is empty or the model has none. */
+typedef struct {
+    const model_layer_t *kind;
+    kbuffer_t *attn_norm, *attn_post_norm, *ffn_norm, *ffn_post_norm; /* F32 [hidden] */
+
+    /* Grouped attention: [q heads | k heads | v heads] of this rank. Latent attention: [q_a or q of
+     * this rank's heads | kv_a]. */
+    kweight_t *qkv;
+    kbuffer_t *qkv_bias, *q_norm, *k_norm, *sinks;
+    kweight_t *output; /* K: this rank's heads */
+    kbuffer_t *output_bias;
+
+    /* Latent attention. */
+    kbuffer_t *q_a_norm, *kv_a_norm;
+    kweight_t *q_b;
+    kheads_t *k_b, *v_b; /* into the latent and out of it, a matrix a head */
+
+    /* Compressed attention: qkv is [q_a | kv], q_a_norm, kv_a_norm, q_b, sinks and output as above. */
+    kheads_t *output_a; /* a matrix a group of heads */
+    stage_compressor_t compressor, index_compressor;
+    uint32_t entries_layer; /* in the caches of its kind */
+
+    stage_mix_t attn_mix, ffn_mix;
+
+    /* The indexer. */
+    kweight_t *index_q, *index_k, *index_weights;
+    kbuffer_t *index_norm, *index_norm_bias;
+
+    /* Dense: [gate rows | up rows] of this rank, and K: this rank's rows. */
+    kweight_t *gate_up, *down;
+    kbuffer_t *gate_up_bias, *down_bias;
+
+    /* Experts. */
+    kweight_t *router; /* F32: experts, then the shared expert's gate */
+    kbuffer_t *router_bias, *router_correction, *router_table;
+    uint32_t n_experts; /* of this rank */
+    kweight_t **expert_gate_up, **expert_down;
+    kbuffer_t *expert_gate_up_bias, *expert_down_bias;
+    kexperts_t *experts;
+    kweight_t *shared_gate_up, *shared_down;
+    kexperts_t *shared;
+} stage_layer_t;
 
 typedef struct stage stage_t;
 
@@ -55,22 +107,37 @@ struct stage {
     bool first, last; /* of the replica's stages */
     stage_layer_t *layers;
     stage_cut_t attention_cut, ffn_cut;
+    kactivate_t activate;
+    bool has_experts, has_latent, has_index, has_compressed; /* some layer of this stage */
+    uint32_t residual_columns; /* hidden, times the streams */
     uint16_t kv_head_of[MODEL_HEADS_MAX];
     ktable_t *embedding; /* first stage */
+    uint8_t *embedding_rows; /* own, where the files do not hold them as rows */
     kbuffer_t *output_norm;
     kweight_t *head; /* last stage; NULL when this slice has no rows of the vocabulary */
-    krope_t *rope;
-    kkv_t *kv;
+    krope_t *ropes[MODEL_ROPES_MAX]; /* of keys and queries */
+    krope_t *latent_key_rope;        /* the same for the one key head, which stands elsewhere */
+    krope_t *index_rope;
+    krope_t *inverse_ropes[MODEL_ROPES_MAX];
+    kkv_t *kv, *index_kv;
+    stage_entries_t overlap, stride;
+    stage_mix_t head_mix;
     kbatch_t *batch;
     uint32_t rows_max, blocks_max, n_blocks;
+    uint32_t index_top_k; /* keys that a row sees at most */
     uint64_t weight_bytes;
 
     /* Scratch of a step, by rows_max. */
     kbuffer_t *residual, *normed, *input, *qkv_out, *attended, *gate_up_out, *ffn_out, *partials;
+    kbuffer_t *latent_q, *latent_query, *latent_attended;
+    kbuffer_t *flat, *mixes, *mix_weights, *collapsed; /* streams */
+    kbuffer_t *compress_out, *grouped;
+    kbuffer_t *router_out, *expert_ids, *expert_weights, *sums;
+    kbuffer_t *index_q_out, *index_k_out, *index_weights_out, *selected, *n_selected;
     kbuffer_t *head_rows, *head_input, *logits; /* last stage, by STAGE_LOGIT_ROWS */
     kbatch_row_t *rows;
     kbatch_table_t *tables;
-    stage_call_t *calls; /* 2 for each layer */
+    stage_call_t *calls; /* 3 for each layer, 2 for the ends */
 
     /* The step in work. */
     fabric_t *fabric;
@@ -111,10 +178,60 @@ static inline void stage_waiting(stage_t *stage, bool waiting)
         atomic_store_explicit(&stage->pulse->waiting, waiting, memory_order_relaxed);
 }
 
-/* stage_load.c */
+/* Columns of qkv_out. */
+uint32_t stage_qkv_columns(const stage_t *stage);
+static inline bool stage_router_has_gate(const model_config_t *shape)
+{
+    return shape->experts.shared_ffn > 0 && shape->experts.shared_gated;
+}
+
+/* stage_load*.c */
 status_t stage_load_weights(stage_t *stage) MUST_USE;
 void stage_release_weights(stage_t *stage);
+status_t stage_load_attention(stage_t *stage, uint32_t layer, stage_layer_t *out) MUST_USE;
+status_t stage_load_compressed(stage_t *stage, uint32_t layer, stage_layer_t *out) MUST_USE;
+status_t stage_load_latent(stage_t *stage, uint32_t layer, stage_layer_t *out) MUST_USE;
+status_t stage_load_dense(stage_t *stage, uint32_t layer, stage_layer_t *out) MUST_USE;
+status_t stage_load_experts(stage_t *stage, uint32_t layer, stage_layer_t *out) MUST_USE;
 /* Bytes of the widest input that any weight of the stage takes, a row. */
 size_t stage_input_row_bytes(const stage_t *stage);
+
+/* stage_attention.c, stage_latent.c, stage_ffn.c: a block of a layer, from the
+ * residual stream to the residual stream. `call` is for its host calls. */
+status_t stage_grouped(stage_t *stage, uint32_t index, stage_call_t *call) MUST_USE;
+status_t stage_latent(stage_t *stage, uint32_t index, stage_call_t *call) MUST_USE;
+status_t stage_compressed(stage_t *stage, uint32_t index, stage_call_t *call) MUST_USE;
+status_t stage_dense(stage_t *stage, uint32_t index, stage_call_t *call) MUST_USE;
+status_t stage_experts(stage_t *stage, uint32_t index, stage_call_t *call) MUST_USE;
+
+/* stage_mix.c: between the residual and a block. */
+/* The block's input, the residual or what `mix` makes of its streams, normed, into stage->normed. */
+status_t stage_begin(stage_t *stage, const stage_mix_t *mix, kbuffer_t *norm) MUST_USE;
+/* What a block gives, in stage->normed, into the residual: added, or by the weights that stage_begin
+ * made. */
+status_t stage_end(stage_t *stage, const stage_mix_t *mix, kbuffer_t *post_norm) MUST_USE;
+/* Each stream begins as the embedded row. */
+status_t stage_spread(stage_t *stage) MUST_USE;
+/* Streams of n gathered rows become one: rows [n][streams * hidden] in head_rows to [n][hidden]
+ * there. */
+status_t stage_collapse_head(stage_t *stage) MUST_USE;
+status_t stage_load_mix(stage_t *stage, uint32_t layer, model_role_t fn, stage_mix_t *out) MUST_USE;
+void stage_release_mix(stage_t *stage, stage_mix_t *mix);
+
+/* stage_cache.c: the caches of keys and values of every kind. */
+status_t stage_open_caches(stage_t *stage) MUST_USE;
+void stage_close_caches(stage_t *stage);
+
+/* stage_reduce.c */
+/* A block ends with post norm of (tree sum of all slices' partials of `weight`, whose input rows are
+ * in stage->input, + bias). NULL: none of it. */
+status_t stage_reduce(stage_t *stage, const kweight_t *weight, const stage_cut_t *cut,
+                      kbuffer_t *bias, const stage_mix_t *mix, kbuffer_t *post_norm,
+                      stage_call_t *call) MUST_USE;
+/* The same with the sum of all slices' integers; this one's are in stage->sums. */
+status_t stage_reduce_integers(stage_t *stage, const stage_mix_t *mix, kbuffer_t *post_norm,
+                               stage_call_t *call) MUST_USE;
+/* Where this slice's integers lie. */
+kref_t stage_own_sums(const stage_t *stage);
 
 #endif

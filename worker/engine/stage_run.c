@@ -28,7 +28,7 @@ static status_t receive_rows(void *arg)
     status_t status =
         fabric_receive_exact(stage->fabric, stage->config.rank - stage->config.tp,
                              FABRIC_ACTIVATIONS, &where, host_of(stage, stage->residual),
-                             (size_t)stage->n_rows * stage->shape->hidden * sizeof(float));
+                             (size_t)stage->n_rows * stage->residual_columns * sizeof(float));
     stage_waiting(stage, false);
     return status;
 }
@@ -43,134 +43,29 @@ static status_t send_rows(void *arg)
     stage_waiting(stage, true);
     status_t status = fabric_send(stage->fabric, stage->config.rank + stage->config.tp,
                                   FABRIC_ACTIVATIONS, &where, host_of(stage, stage->residual),
-                                  (size_t)stage->n_rows * stage->shape->hidden * sizeof(float));
+                                  (size_t)stage->n_rows * stage->residual_columns * sizeof(float));
     stage_waiting(stage, false);
     return status;
 }
 
-/* Bytes of one partial matrix of this step. */
-static size_t partial_bytes(const stage_t *stage)
+/* Shows the rows of the residual stream to a test. */
+static status_t show_rows(void *arg)
 {
-    return (size_t)stage->n_rows * stage->shape->hidden * sizeof(float);
-}
-
-/* Gives this slice's partials to the group and puts those of the others beside them. */
-static status_t exchange_partials(void *arg)
-{
-    stage_call_t *call = arg;
+    const stage_call_t *call = arg;
     stage_t *stage = call->stage;
-    const stage_cut_t *cut = call->cut;
-    uint8_t *all = stage->ops->buffer_host(stage->partials);
-    size_t one = partial_bytes(stage), bytes[PLAN_TP_MAX];
-    const void *parts[PLAN_TP_MAX];
-    fabric_where_t where = where_of(call, "exchange of partials");
-    uint32_t me = stage->config.slice;
-    if (FAILPOINT("rank.exchange"))
-        return fail(STATUS_INTERNAL, "fail point rank.exchange");
-    for (uint32_t i = 0; i < stage->config.tp; i++)
-        bytes[i] = cut->n_partials[i] * one;
-    stage_waiting(stage, true);
-    status_t status = fabric_exchange(stage->fabric, &where, all + cut->n_partials_before[me] * one,
-                                      bytes, parts);
-    stage_waiting(stage, false);
-    if (status != STATUS_OK)
-        return status;
-    for (uint32_t i = 0; i < stage->config.tp; i++)
-        if (i != me && bytes[i] > 0)
-            memcpy(all + cut->n_partials_before[i] * one, parts[i], bytes[i]);
+    uint32_t n = stage->residual_columns;
+    for (uint32_t i = 0; i < stage->n_rows; i++)
+        stage->config.hidden(stage->config.hidden_context, call->layer, stage->rows[i].position, n,
+                             host_of(stage, stage->residual) + (size_t)i * n);
     return STATUS_OK;
 }
 
-/* ---- ops of a layer ---- */
-
-/* residual += tree sum of all slices' partials of `weight`, whose input rows are in stage->input.
- */
-static status_t reduce(stage_t *stage, const kweight_t *weight, const stage_cut_t *cut,
-                       uint32_t layer, stage_call_t *call)
+static status_t show(stage_t *stage, uint32_t layer, stage_call_t *call)
 {
-    const kernel_ops_t *ops = stage->ops;
-    size_t one = partial_bytes(stage);
-    uint32_t tp = stage->config.tp;
-    kref_t partials[PLAN_TP_MAX];
-    for (uint32_t i = 0; i < tp; i++)
-        partials[i] = stage_at(stage->partials, cut->n_partials_before[i] * one);
-    if (weight)
-        TRY(ops->matmul(stage->queue, stage->batch, weight, stage_at(stage->input, 0),
-                        partials[stage->config.slice]));
-    if (tp > 1) {
-        *call = (stage_call_t){.stage = stage, .cut = cut, .layer = layer};
-        TRY(ops->host_call(stage->queue, exchange_partials, call));
-    }
-    ktree_add_t add = {
-        .n_leaves = cut->n_leaves, .runs = cut->runs, .partials = partials, .n_ranks = tp};
-    kref_t residual = stage_at(stage->residual, 0);
-    return ops->tree_add(stage->queue, stage->batch, stage->shape->hidden, &add, residual,
-                         residual);
-}
-
-static status_t attend(stage_t *stage, uint32_t index, uint32_t ld)
-{
-    const kernel_ops_t *ops = stage->ops;
-    const model_config_t *shape = stage->shape;
-    uint32_t n_heads = stage->slice.heads.count, n_kv = stage->slice.kv_heads.count;
-    size_t head_bytes = shape->head_dim * sizeof(float);
-    kref_t q = stage_at(stage->qkv_out, 0), k = stage_at(stage->qkv_out, n_heads * head_bytes);
-    kref_t v = stage_at(stage->qkv_out, (n_heads + n_kv) * head_bytes);
-    /* q and k stand side by side, so one call turns both. */
-    TRY(ops->rope(stage->queue, stage->batch, stage->rope, q, ld, n_heads + n_kv, shape->head_dim));
-    TRY(ops->kv_append(stage->queue, stage->batch, stage->kv, index, k, v, ld));
-    kattention_t what = {
-        .layer = index,
-        .n_heads = n_heads,
-        .head_dim = shape->head_dim,
-        .kv_head_of = stage->kv_head_of,
-        .scale = shape->attention_scale,
-    };
-    return ops->attention(stage->queue, stage->batch, stage->kv, &what, q, ld,
-                          stage_at(stage->attended, 0));
-}
-
-static status_t attention_block(stage_t *stage, uint32_t index)
-{
-    const kernel_ops_t *ops = stage->ops;
-    const model_config_t *shape = stage->shape;
-    const stage_layer_t *layer = &stage->layers[index];
-    kref_t input = stage_at(stage->input, 0), normed = stage_at(stage->normed, 0);
-    if (layer->qkv) {
-        uint32_t ld =
-            (stage->slice.heads.count + 2 * stage->slice.kv_heads.count) * shape->head_dim;
-        TRY(ops->rmsnorm(stage->queue, stage->batch, shape->hidden, stage_at(stage->residual, 0),
-                         stage_at(layer->attn_norm, 0), shape->norm_eps, normed));
-        TRY(ops->quantize(stage->queue, stage->batch, layer->qkv, normed, shape->hidden, input));
-        TRY(ops->matmul(stage->queue, stage->batch, layer->qkv, input,
-                        stage_at(stage->qkv_out, 0)));
-        TRY(attend(stage, index, ld));
-        TRY(ops->quantize(stage->queue, stage->batch, layer->output, stage_at(stage->attended, 0),
-                          stage->slice.heads.count * shape->head_dim, input));
-    }
-    return reduce(stage, layer->output, &stage->attention_cut, stage->config.layer_first + index,
-                  &stage->calls[2 * index]);
-}
-
-static status_t ffn_block(stage_t *stage, uint32_t index)
-{
-    const kernel_ops_t *ops = stage->ops;
-    const model_config_t *shape = stage->shape;
-    const stage_layer_t *layer = &stage->layers[index];
-    kref_t input = stage_at(stage->input, 0), normed = stage_at(stage->normed, 0);
-    uint32_t n = stage->slice.ffn.count;
-    if (layer->gate_up) {
-        kref_t gate_up = stage_at(stage->gate_up_out, 0), product = stage_at(stage->ffn_out, 0);
-        TRY(ops->rmsnorm(stage->queue, stage->batch, shape->hidden, stage_at(stage->residual, 0),
-                         stage_at(layer->ffn_norm, 0), shape->norm_eps, normed));
-        TRY(ops->quantize(stage->queue, stage->batch, layer->gate_up, normed, shape->hidden,
-                          input));
-        TRY(ops->matmul(stage->queue, stage->batch, layer->gate_up, input, gate_up));
-        TRY(ops->silu_mul(stage->queue, stage->batch, n, gate_up, product));
-        TRY(ops->quantize(stage->queue, stage->batch, layer->down, product, n, input));
-    }
-    return reduce(stage, layer->down, &stage->ffn_cut, stage->config.layer_first + index,
-                  &stage->calls[2 * index + 1]);
+    if (!stage->config.hidden)
+        return STATUS_OK;
+    *call = (stage_call_t){.stage = stage, .layer = layer};
+    return stage->ops->host_call(stage->queue, show_rows, call);
 }
 
 /* ---- a step ---- */
@@ -197,17 +92,48 @@ static status_t set_rows(stage_t *stage, const step_plan_t *plan)
                                  plan->n_entries);
 }
 
+static status_t run_layer(stage_t *stage, uint32_t index)
+{
+    const model_layer_t *kind = stage->layers[index].kind;
+    uint32_t layer = stage->config.layer_first + index;
+    stage_call_t *calls = &stage->calls[3 * index];
+    calls[0] = calls[1] = (stage_call_t){.stage = stage, .layer = layer};
+    switch ((model_attention_kind_t)kind->attention) {
+    case MODEL_ATTENTION_GROUPED: TRY(stage_grouped(stage, index, &calls[0])); break;
+    case MODEL_ATTENTION_LATENT: TRY(stage_latent(stage, index, &calls[0])); break;
+    case MODEL_ATTENTION_COMPRESSED: TRY(stage_compressed(stage, index, &calls[0])); break;
+    }
+    if (kind->ffn == MODEL_FFN_DENSE)
+        TRY(stage_dense(stage, index, &calls[1]));
+    else
+        TRY(stage_experts(stage, index, &calls[1]));
+    return show(stage, layer + 1, &calls[2]);
+}
+
+static status_t begin_rows(stage_t *stage, stage_call_t *calls)
+{
+    const kernel_ops_t *ops = stage->ops;
+    bool streams = stage->shape->streams.n > 0;
+    kref_t rows = stage_at(streams ? stage->normed : stage->residual, 0);
+    uint32_t hidden = stage->shape->hidden;
+    if (!stage->first)
+        return ops->host_call(stage->queue, receive_rows, &calls[0]);
+    TRY(ops->embed(stage->queue, stage->batch, stage->embedding, rows));
+    if (stage->shape->embedding_scale != 0)
+        TRY(ops->scale(stage->queue, stage->batch, hidden, rows, hidden,
+                       stage->shape->embedding_scale));
+    if (streams)
+        TRY(stage_spread(stage));
+    return show(stage, 0, &calls[1]);
+}
+
 status_t stage_run(stage_t *stage, const step_plan_t *plan)
 {
     const kernel_ops_t *ops = stage->ops;
-    stage_call_t ends = {.stage = stage, .layer = stage->config.layer_first};
-    stage_call_t *edge = &stage->calls[2 * stage->config.layer_count];
+    stage_call_t *edge = &stage->calls[3 * stage->config.layer_count];
     TRY(set_rows(stage, plan));
-    *edge = ends;
-    if (stage->first)
-        TRY(ops->embed(stage->queue, stage->batch, stage->embedding, stage_at(stage->residual, 0)));
-    else
-        TRY(ops->host_call(stage->queue, receive_rows, edge));
+    *edge = (stage_call_t){.stage = stage, .layer = stage->config.layer_first};
+    TRY(begin_rows(stage, edge));
     for (uint32_t i = 0; i < stage->config.layer_count; i++) {
         if (stage->pulse)
             atomic_store_explicit(&stage->pulse->layer, stage->config.layer_first + i,
@@ -215,8 +141,7 @@ status_t stage_run(stage_t *stage, const step_plan_t *plan)
         stage_beat(stage);
         if (FAILPOINT("rank.layer"))
             return fail(STATUS_INTERNAL, "fail point rank.layer");
-        TRY(attention_block(stage, i));
-        TRY(ffn_block(stage, i));
+        TRY(run_layer(stage, i));
     }
     if (!stage->last)
         TRY(ops->host_call(stage->queue, send_rows, edge));
@@ -267,15 +192,24 @@ status_t stage_head(stage_t *stage, const uint32_t *rows, uint32_t n, float *who
     kref_t head_rows = stage_at(stage->head_rows, 0), input = stage_at(stage->head_input, 0);
     gather_t gather = {.stage = stage, .n = n, .whole = whole};
     TRY(ops->gather_rows(stage->queue, head_rows, stage_at(stage->residual, 0), rows, n,
-                         shape->hidden * sizeof(float)));
+                         stage->residual_columns * sizeof(float)));
     TRY(ops->batch_set_plain(stage->queue, stage->batch, n));
     if (stage->head) {
-        TRY(ops->rmsnorm(stage->queue, stage->batch, shape->hidden, head_rows,
+        kref_t normed_from = head_rows;
+        if (stage->head_mix.fn) {
+            TRY(stage_collapse_head(stage));
+            normed_from = stage_at(stage->collapsed, 0);
+        }
+        TRY(ops->rmsnorm(stage->queue, stage->batch, shape->hidden, normed_from,
                          stage_at(stage->output_norm, 0), shape->norm_eps, head_rows));
         TRY(ops->quantize(stage->queue, stage->batch, stage->head, head_rows, shape->hidden,
                           input));
         TRY(ops->matmul(stage->queue, stage->batch, stage->head, input,
                         stage_at(stage->logits, 0)));
+        if (shape->logit_softcap != 0)
+            TRY(ops->softcap(stage->queue, stage->batch, stage->slice.vocab.count,
+                             stage_at(stage->logits, 0), stage->slice.vocab.count,
+                             shape->logit_softcap));
     }
     if (stage->config.tp > 1)
         TRY(ops->host_call(stage->queue, gather_logits, &gather));

@@ -135,7 +135,7 @@ status_t fabric_exchange(fabric_t *fabric, const fabric_where_t *where, const vo
                          const size_t *bytes, const void **parts_out)
 {
     gather_t gather;
-    const wait_for_t what = {"exchange", where, &gather.missing};
+    const wait_for_t what = {"exchange", where, &gather.missing, WAIT_EXCHANGE};
     TRY(check_sizes(fabric, bytes));
     if (fabric_look_for_failure(fabric))
         return fabric_failed(fabric, &what);

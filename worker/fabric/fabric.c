@@ -115,6 +115,7 @@ status_t fabric_open(const fabric_config_t *config, fabric_t **own_out)
         status = connect_peers(fabric, config);
     if (status == STATUS_OK) {
         fabric->yields = crowded(fabric);
+        fabric_spins_begin(fabric);
         atomic_store(&fabric->board->ranks[fabric->rank].pid, (int32_t)getpid());
         status = fabric_service_start(fabric);
     }
@@ -186,7 +187,7 @@ status_t fabric_send(fabric_t *fabric, uint32_t peer, fabric_lane_t lane,
     char operation[48];
     snprintf(operation, sizeof operation, "send of %s", lane_names[lane]);
     const uint64_t needs = 1ull << peer;
-    const wait_for_t what = {operation, where, &needs};
+    const wait_for_t what = {operation, where, &needs, WAIT_MESSAGE};
     if (fabric_look_for_failure(fabric))
         return fabric_failed(fabric, &what);
     outgoing_t message;
@@ -200,7 +201,7 @@ static status_t receive(fabric_t *fabric, uint32_t peer, fabric_lane_t lane,
     char operation[48];
     snprintf(operation, sizeof operation, "receive of %s", lane_names[lane]);
     const uint64_t needs = 1ull << peer;
-    const wait_for_t what = {operation, where, &needs};
+    const wait_for_t what = {operation, where, &needs, WAIT_MESSAGE};
     TRY(fabric_wait_until(fabric, &what, incoming_done, message));
     /* The epoch may have failed of something else before, but this is no message all the same. */
     return message->refused ? fabric_failed(fabric, &what) : STATUS_OK;
@@ -252,7 +253,7 @@ status_t fabric_wait(fabric_t *fabric, uint32_t peer, fabric_lane_t lane, uint32
 {
     TRY(check_call(fabric, peer, lane));
     const uint64_t needs = 1ull << peer;
-    const wait_for_t what = {"wait", NULL, &needs};
+    const wait_for_t what = {"wait", NULL, &needs, WAIT_MESSAGE};
     look_t look = {.link = &fabric->links[peer], .lane = lane};
     if (fabric->has_remote && timeout_ms == 0)
         ucx_progress(fabric);

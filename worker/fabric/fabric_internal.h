@@ -41,6 +41,10 @@ typedef struct {
     size_t capacity[2];
 } part_buffers_t;
 
+/* Silence is counted in a rank's own ticks, not in time: when the whole machine was paused, the
+ * watcher has to beat as often as the watched one before it may say that somebody is silent. */
+#define FABRIC_SILENT_TICKS (FABRIC_SILENCE_MS / FABRIC_HEARTBEAT_MS)
+
 /* The watch that a rank's service thread keeps over one peer. */
 typedef struct {
     int pidfd;          /* of a local rank; -1 before it has opened and after it has left */
@@ -48,6 +52,9 @@ typedef struct {
     uint32_t ticks_silent;
     bool heard;         /* it has beaten at least once */
 } watch_t;
+
+/* What lasts alike: members of a group are at the same place, messages come when they come. */
+typedef enum { WAIT_MESSAGE, WAIT_EXCHANGE, WAIT_KINDS } wait_kind_t;
 
 struct fabric {
     uint64_t incarnation, epoch;
@@ -59,6 +66,7 @@ struct fabric {
     board_t *board;     /* in shm or own */
     board_t *own_board;
     bool has_remote, yields;
+    _Atomic uint32_t spins[WAIT_KINDS]; /* how long a wait spins; waits learn it, see wait.c */
     fabric_endpoint_t *endpoint;
     ucx_epoch_t *ucx;
     link_t links[FABRIC_RANKS_MAX];
@@ -92,6 +100,7 @@ typedef struct {
     const char *operation; /* used when where names none */
     const fabric_where_t *where;
     const uint64_t *needs; /* bit mask of the ranks that are waited for; `done` may clear bits */
+    wait_kind_t kind;
 } wait_for_t;
 typedef bool (*wait_fn)(fabric_t *fabric, void *argument);
 /* Waits until `done` says true. `done` may move messages on; when it meets a broken peer it calls
@@ -103,6 +112,10 @@ status_t fabric_wait_slice(fabric_t *fabric, const wait_for_t *what, uint64_t sl
                            wait_fn done, void *argument, bool *done_out) MUST_USE;
 /* The words of a failure for this rank, operation and step. */
 status_t fabric_failed(fabric_t *fabric, const wait_for_t *what);
+/* How long a wait of each kind spins at first. */
+void fabric_spins_begin(fabric_t *fabric);
+/* What follows from a wait that should have spun longer, or less long. */
+uint32_t fabric_spins_next(uint32_t spins, bool longer);
 /* Looks at the board and turns a death or an abort into this fabric's failure. */
 bool fabric_look_for_failure(fabric_t *fabric);
 

@@ -11,10 +11,6 @@
 #include "common/base/clock.h"
 #include "worker/fabric/fabric_internal.h"
 
-/* Silence is counted in this rank's own ticks, not in time: when the whole machine was paused, the
- * watcher has to beat as often as the watched one before it may say that somebody is silent. */
-#define SILENT_TICKS (FABRIC_SILENCE_MS / FABRIC_HEARTBEAT_MS)
-
 static void rank_is_dead(fabric_t *fabric, uint32_t rank, bool silent, const char *how)
 {
     board_rank_died(fabric->board, rank, how, silent);
@@ -55,7 +51,7 @@ static void watch_rank(fabric_t *fabric, uint32_t rank)
         watch->beat_seen = beat;
         watch->ticks_silent = 0;
         watch->heard = true;
-    } else if (watch->heard && ++watch->ticks_silent >= SILENT_TICKS) {
+    } else if (watch->heard && ++watch->ticks_silent >= FABRIC_SILENT_TICKS) {
         char how[64];
         snprintf(how, sizeof how, "no heartbeat for %u ms", FABRIC_SILENCE_MS);
         rank_is_dead(fabric, rank, true, how);

@@ -90,6 +90,11 @@ void ucx_take_frame(fabric_t *fabric, const frame_t *frame, const uint8_t *paylo
 /* Gives the held frames of the epoch that just opened to it and forgets older ones; with the mutex
  * held. */
 void ucx_replay_held(fabric_endpoint_t *endpoint);
+/* ---- ucx_sockets.c ---- */
+/* Shuts down this process's TCP connections whose other side does not answer any more; before a
+ * worker is destroyed. Returns how many. */
+uint32_t ucx_shut_stuck_sockets(void);
+
 /* The connection to a remote peer; for tests that send what no fabric would. */
 ucp_ep_h ucx_peer_connection(const fabric_t *fabric, uint32_t peer);
 

@@ -276,8 +276,10 @@ void fabric_endpoint_close(fabric_endpoint_t *take_endpoint)
     if (!take_endpoint)
         return;
     CHECK(!take_endpoint->open);
-    if (take_endpoint->worker)
+    if (take_endpoint->worker) {
+        ucx_shut_stuck_sockets();
         ucp_worker_destroy(take_endpoint->worker);
+    }
     if (take_endpoint->context)
         ucp_cleanup(take_endpoint->context);
     for (uint32_t from = 0; from < FABRIC_RANKS_MAX; from++) {

@@ -164,25 +164,32 @@ status_t ucx_epoch_open(fabric_t *fabric, const fabric_config_t *config)
     return status;
 }
 
+/* One look at a peer to which goodbye is said; true while its answer is worth waiting for. A rank
+ * known dead, or silent for half the time until it will be, is told as well, in case it lives behind
+ * a bad link, but nobody waits for its answer. */
+static bool say_goodbye(fabric_t *fabric, uint32_t rank)
+{
+    ucx_peer_t *peer = &fabric->ucx->peers[rank];
+    if (!peer->ep || peer->broken || !atomic_load(&peer->joined))
+        return false;
+    frame_t frame = ucx_frame_for(peer, FRAME_LEAVE);
+    if (!peer->left_told)
+        peer->left_told = ucx_send_short(peer, &frame, NULL);
+    bool silent = fabric->watches[rank].ticks_silent >= FABRIC_SILENT_TICKS / 2;
+    return !peer->acknowledged && !silent && !note_text(&fabric->board->ranks[rank].dead);
+}
+
 /* Says goodbye to whoever lives and waits a little until it is known to have arrived: closing a
  * socket may otherwise throw away what the other side has not read yet. */
 static void leave(fabric_t *fabric)
 {
-    fabric_endpoint_t *endpoint = fabric->endpoint;
     uint64_t end = clock_ms() + LEAVE_MS;
     bool waiting = true;
     while (waiting && clock_ms() < end) {
         waiting = false;
-        for (uint32_t rank = 0; rank < fabric->n_ranks; rank++) {
-            ucx_peer_t *peer = &fabric->ucx->peers[rank];
-            if (!peer->ep || peer->broken || !atomic_load(&peer->joined))
-                continue;
-            frame_t frame = ucx_frame_for(peer, FRAME_LEAVE);
-            if (!peer->left_told)
-                peer->left_told = ucx_send_short(peer, &frame, NULL);
-            waiting = waiting || !peer->acknowledged;
-        }
-        ucp_worker_progress(endpoint->worker);
+        for (uint32_t rank = 0; rank < fabric->n_ranks; rank++)
+            waiting |= say_goodbye(fabric, rank);
+        ucp_worker_progress(fabric->endpoint->worker);
     }
 }
 

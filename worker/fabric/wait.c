@@ -9,9 +9,14 @@
 /* About 100 µs: longer than the time between two ranks that finish the same layer on cores of their
  * own, shorter than a time slice that another rank could use. */
 #define SPINS 3000
-/* With more ranks than cores the one that is waited for is probably not running. */
+/* With more threads than cores the one that is waited for is probably not running. That more want
+ * the cores than this replica's own ranks (another replica, another program) shows in how long waits
+ * last, so each wait that had to sleep teaches the next ones: half as long a spin when it was long,
+ * twice as long when a little more spinning would have done. */
 #define SPINS_CROWDED 64
 #define YIELDS 32
+#define SHORT_SLEEP_NS 150000u
+#define SHORT_YIELD_NS 20000u
 /* A sleeper looks again so often even if nobody rings; only a safety net. */
 #define SLEEP_MS 100u
 
@@ -94,21 +99,48 @@ static uint32_t find_left(const fabric_t *fabric, const wait_for_t *what)
     return UINT32_MAX;
 }
 
-static bool spin(fabric_t *fabric, wait_fn done, void *argument)
+void fabric_spins_begin(fabric_t *fabric)
 {
-    int spins = fabric->yields ? SPINS_CROWDED : SPINS;
+    for (int kind = 0; kind < WAIT_KINDS; kind++)
+        atomic_store(&fabric->spins[kind], fabric->yields ? SPINS_CROWDED : SPINS);
+}
+
+uint32_t fabric_spins_next(uint32_t spins, bool longer)
+{
+    spins = longer ? spins * 2 : spins / 2;
+    return spins < SPINS_CROWDED ? SPINS_CROWDED : spins > SPINS ? SPINS : spins;
+}
+
+static void learn(fabric_t *fabric, wait_kind_t kind, bool longer)
+{
+    uint32_t spins = atomic_load_explicit(&fabric->spins[kind], memory_order_relaxed);
+    if (!fabric->yields)
+        atomic_store_explicit(&fabric->spins[kind], fabric_spins_next(spins, longer),
+                              memory_order_relaxed);
+}
+
+static bool spin(fabric_t *fabric, wait_kind_t kind, wait_fn done, void *argument)
+{
+    uint32_t spins = atomic_load_explicit(&fabric->spins[kind], memory_order_relaxed);
+    bool yields = spins == SPINS_CROWDED;
     if (fabric->has_remote)
         ucx_poll_enter(fabric);
     bool is_done = false;
-    for (int i = 0; i < spins && !is_done; i++) {
+    for (uint32_t i = 0; i < spins && !is_done; i++) {
         pause_cpu();
         if (fabric->has_remote)
             ucx_progress(fabric);
         is_done = done(fabric, argument);
     }
-    for (int i = 0; fabric->yields && i < YIELDS && !is_done; i++) {
-        sched_yield();
-        is_done = done(fabric, argument);
+    if (yields && !is_done) {
+        uint64_t begin = clock_ns();
+        for (int i = 0; i < YIELDS && !is_done; i++) {
+            sched_yield();
+            is_done = done(fabric, argument);
+        }
+        /* Nobody else wanted the core. */
+        if (is_done && clock_ns() - begin < SHORT_YIELD_NS)
+            learn(fabric, kind, true);
     }
     if (fabric->has_remote)
         ucx_poll_leave(fabric, !is_done);
@@ -118,7 +150,7 @@ static bool spin(fabric_t *fabric, wait_fn done, void *argument)
 status_t fabric_wait_slice(fabric_t *fabric, const wait_for_t *what, uint64_t sleep_ms_max,
                            wait_fn done, void *argument, bool *done_out)
 {
-    *done_out = spin(fabric, done, argument);
+    *done_out = spin(fabric, what->kind, done, argument);
     if (*done_out)
         return STATUS_OK;
     bool failed = fabric_look_for_failure(fabric);
@@ -135,8 +167,12 @@ status_t fabric_wait_slice(fabric_t *fabric, const wait_for_t *what, uint64_t sl
     board_rank_t *own = &fabric->board->ranks[fabric->rank];
     uint32_t key = board_sleep_announce(own);
     *done_out = done(fabric, argument);
-    if (!*done_out && !fabric_look_for_failure(fabric))
+    if (!*done_out && !fabric_look_for_failure(fabric)) {
+        uint64_t begin = clock_ns();
         board_sleep(own, key, sleep_ms_max < SLEEP_MS ? (uint32_t)sleep_ms_max : SLEEP_MS);
+        *done_out = done(fabric, argument);
+        learn(fabric, what->kind, *done_out && clock_ns() - begin < SHORT_SLEEP_NS);
+    }
     board_sleep_leave(own);
     return STATUS_OK;
 }

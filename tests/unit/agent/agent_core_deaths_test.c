@@ -5,7 +5,7 @@ static void test_a_crash_is_told_with_the_sessions_that_the_leader_names(void **
 {
     (void)state;
     world_t world = active_world();
-    agent_core_died(world.core, 2, true, "killed by signal 11", world.now);
+    died(&world, 2, true, "killed by signal 11");
     expect(&world, AGENT_RELEASE);
     expect(&world, AGENT_MARK_DEAD);
     assert_int_equal(world.action.rank, 1);
@@ -31,7 +31,7 @@ static void test_a_crash_is_told_without_the_leaders_account_when_none_comes(voi
 {
     (void)state;
     world_t world = active_world();
-    agent_core_died(world.core, 2, true, "killed by signal 11", world.now);
+    died(&world, 2, true, "killed by signal 11");
     skip_to(&world, AGENT_END);
     tick(&world, 1);
     expect_nothing(&world); /* the leader may still name the sessions */
@@ -48,7 +48,7 @@ static void test_the_leaders_account_that_comes_first_waits_for_the_death(void *
     failed(&world, 1, 10, STATUS_PEER_LOST, 1, false, "0123456789abcdef0123456789abcdef");
     skip_to(&world, AGENT_END);
     expect_nothing(&world);
-    agent_core_died(world.core, 2, true, "killed by signal 11", world.now);
+    died(&world, 2, true, "killed by signal 11");
     skip_to(&world, AGENT_PUBLISH_FAILED);
     assert_true(world.action.failed->crashed);
     assert_int_equal(world.action.failed->n_sessions, 1);
@@ -92,7 +92,7 @@ static void test_a_rank_without_beats_is_killed_after_600_ms_and_its_epoch_faile
     expect(&world, AGENT_KILL);
     assert_int_equal(world.action.rank_id, 2);
     expect_nothing(&world);
-    agent_core_died(world.core, 2, false, "killed by signal 9", world.now);
+    died(&world, 2, false, "killed by signal 9");
     skip_to(&world, AGENT_END);
     tick(&world, 4);
     skip_to(&world, AGENT_PUBLISH_FAILED);
@@ -112,7 +112,7 @@ static void test_a_rank_that_its_peers_find_silent_is_killed_before_the_next_epo
     assign(&world, 20, 2, 1, "aa");
     skip_to(&world, AGENT_PUBLISH_RANK);
     expect_nothing(&world); /* its successor waits for its death */
-    agent_core_died(world.core, 2, false, "killed by signal 9", world.now);
+    died(&world, 2, false, "killed by signal 9");
     skip_to(&world, AGENT_SPAWN);
     assert_int_equal(world.action.rank, 1);
     agent_core_free(world.core);
@@ -130,21 +130,87 @@ static void test_an_agent_that_was_stopped_itself_takes_nobody_for_silent(void *
     agent_core_free(world.core);
 }
 
-static void test_a_rank_that_beats_but_stands_still_at_work_is_killed(void **state)
+static void test_a_rank_that_waits_at_work_without_computing_is_killed_after_5_s(void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    for (uint32_t i = 0; i < AGENT_STUCK_IDLE_MS / AGENT_TICK_MS; i++) {
+        beat_used(&world, 1, i, 50 * i); /* works */
+        beat_used(&world, 2, 7, 900);    /* is busy and does not get on */
+        tick(&world, 1);
+        expect_nothing(&world);
+    }
+    beat_used(&world, 1, 1, 3000);
+    beat_used(&world, 2, 7, 900);
+    tick(&world, 1);
+    expect(&world, AGENT_KILL);
+    assert_int_equal(world.action.rank_id, 2);
+    assert_non_null(strstr(world.action.text, "without computing"));
+    expect_nothing(&world);
+    agent_core_free(world.core);
+}
+
+static void test_a_rank_that_computes_slowly_has_a_minute_for_a_piece_of_work(void **state)
 {
     (void)state;
     world_t world = active_world();
     for (uint32_t i = 0; i < AGENT_STUCK_MS / AGENT_TICK_MS; i++) {
-        beat(&world, 1, i, true, 0);  /* works */
-        beat(&world, 2, 7, true, 0);  /* is busy and does not get on */
+        beat_used(&world, 1, i, 50 * i);
+        beat_used(&world, 2, 7, 900 + 10 * i); /* a tenth of a processor is all that it gets */
         tick(&world, 1);
         expect_nothing(&world);
     }
-    beat(&world, 1, 1, true, 0);
-    beat(&world, 2, 7, true, 0);
+    beat_used(&world, 1, 1, 90000);
+    beat_used(&world, 2, 7, 9000);
     tick(&world, 1);
     expect(&world, AGENT_KILL);
     assert_int_equal(world.action.rank_id, 2);
+    expect_nothing(&world);
+    agent_core_free(world.core);
+}
+
+static void test_a_rank_that_is_idle_is_not_stuck_for_as_long_as_it_likes(void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    for (uint32_t i = 0; i < 700; i++) {
+        beat(&world, 1, 3, false, 0);
+        beat(&world, 2, 7, false, 0);
+        tick(&world, 1);
+    }
+    expect_nothing(&world);
+    agent_core_free(world.core);
+}
+
+static const char flying[2][CONTROL_SESSION_BYTES] = {"0123456789abcdef0123456789abcdef",
+                                                      "fedcba9876543210fedcba9876543210"};
+
+static void test_a_leaders_crash_is_told_at_once_with_the_sessions_of_its_last_step(void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    const agent_death_t death = {true, "killed by signal 6", 2, flying};
+    agent_core_died(world.core, 1, &death, world.now);
+    skip_to(&world, AGENT_PUBLISH_FAILED);
+    assert_true(world.action.failed->crashed);
+    assert_int_equal(world.action.failed->n_sessions, 2);
+    assert_string_equal(world.action.failed->sessions[1], flying[1]);
+    agent_core_free(world.core);
+}
+
+static void test_ranks_that_crash_together_are_told_as_one_with_the_leaders_sessions(void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    died(&world, 2, true, "killed by signal 6");
+    skip_to(&world, AGENT_END);
+    expect_nothing(&world);
+    const agent_death_t death = {true, "killed by signal 6", 2, flying};
+    agent_core_died(world.core, 1, &death, world.now);
+    skip_to(&world, AGENT_PUBLISH_FAILED);
+    assert_true(world.action.failed->crashed);
+    assert_int_equal(world.action.failed->n_sessions, 2);
+    tick(&world, 5);
     expect_nothing(&world);
     agent_core_free(world.core);
 }
@@ -159,7 +225,11 @@ int main(void)
         cmocka_unit_test(test_a_rank_without_beats_is_killed_after_600_ms_and_its_epoch_failed),
         cmocka_unit_test(test_a_rank_that_its_peers_find_silent_is_killed_before_the_next_epoch),
         cmocka_unit_test(test_an_agent_that_was_stopped_itself_takes_nobody_for_silent),
-        cmocka_unit_test(test_a_rank_that_beats_but_stands_still_at_work_is_killed),
+        cmocka_unit_test(test_a_rank_that_waits_at_work_without_computing_is_killed_after_5_s),
+        cmocka_unit_test(test_a_rank_that_computes_slowly_has_a_minute_for_a_piece_of_work),
+        cmocka_unit_test(test_a_rank_that_is_idle_is_not_stuck_for_as_long_as_it_likes),
+        cmocka_unit_test(test_a_leaders_crash_is_told_at_once_with_the_sessions_of_its_last_step),
+        cmocka_unit_test(test_ranks_that_crash_together_are_told_as_one_with_the_leaders_sessions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -73,7 +73,7 @@ static void test_a_living_rank_is_kept_over_epochs_when_its_slice_is_unchanged(v
     (void)state;
     world_t world = active_world();
     /* Rank 1 is lost; rank 0 waits with its weights for the next plan. */
-    agent_core_died(world.core, 2, false, "killed by signal 9", world.now);
+    died(&world, 2, false, "killed by signal 9");
     skip_to(&world, AGENT_END);
     failed(&world, 1, 10, STATUS_PEER_LOST, 1, false, NULL);
     tick(&world, 1);
@@ -110,10 +110,10 @@ static void test_a_plan_of_another_shape_replaces_the_ranks_one_by_one(void **st
     expect(&world, AGENT_KILL);
     assert_int_equal(world.action.rank_id, 1);
     expect_nothing(&world); /* the new rank 0 waits until the old one's memory is free */
-    agent_core_died(world.core, 2, false, "killed", world.now);
+    died(&world, 2, false, "killed");
     expect(&world, AGENT_RELEASE);
     expect_nothing(&world);
-    agent_core_died(world.core, 1, false, "killed", world.now);
+    died(&world, 1, false, "killed");
     expect(&world, AGENT_RELEASE);
     expect(&world, AGENT_SPAWN);
     assert_int_equal(world.action.start->tp, 1);
@@ -149,7 +149,7 @@ static void test_a_plan_that_is_gone_stops_its_ranks_and_kills_the_deaf(void **s
     agent_core_unassign(world.core, "smol", 0, world.now);
     expect(&world, AGENT_STOP);
     expect(&world, AGENT_STOP);
-    agent_core_died(world.core, 1, false, "exited with code 0", world.now);
+    died(&world, 1, false, "exited with code 0");
     expect(&world, AGENT_RELEASE);
     expect_nothing(&world);
     for (uint32_t i = 0; i <= AGENT_STOP_MS / AGENT_TICK_MS; i++) {
@@ -157,7 +157,7 @@ static void test_a_plan_that_is_gone_stops_its_ranks_and_kills_the_deaf(void **s
         tick(&world, 1);
     }
     expect(&world, AGENT_KILL);
-    agent_core_died(world.core, 2, false, "killed", world.now);
+    died(&world, 2, false, "killed");
     expect(&world, AGENT_RELEASE);
     expect(&world, AGENT_END);
     expect_nothing(&world);
@@ -209,8 +209,8 @@ static void test_a_drain_lets_leaders_finish_and_then_stops_everything(void **st
     tick(&world, 1);
     expect(&world, AGENT_STOP);
     expect(&world, AGENT_STOP);
-    agent_core_died(world.core, 2, false, "exited", world.now);
-    agent_core_died(world.core, 1, false, "exited", world.now);
+    died(&world, 2, false, "exited");
+    died(&world, 1, false, "exited");
     tick(&world, 1);
     skip_to(&world, AGENT_DRAINED);
     expect_nothing(&world);

@@ -198,14 +198,39 @@ static void test_deaths_are_told_with_their_cause_and_the_living_ranks_are_kept(
     assert_int_equal(failed->rank, 3);
     assert_false(failed->crashed);
     shoal__cluster__v1__failure_record__free_unpacked(failed, NULL);
-    /* The leader itself. */
+    /* The leader itself: what it wrote down before the step names the session. */
     failed = hurt(&cluster, digest, 0, SIGABRT, 3000);
     assert_int_equal(failed->rank, 0);
     assert_true(failed->crashed);
+    assert_int_equal(failed->n_sessions, 1);
+    assert_string_equal(failed->sessions[0], SESSION_A);
     shoal__cluster__v1__failure_record__free_unpacked(failed, NULL);
     text_t text = {0};
     serve_once(&cluster, digest, 2, 2, &text);
     assert_memory_equal(text.ids, oracle.ids, sizeof text.ids);
+    free(digest);
+    cluster_end(&cluster);
+}
+
+static void test_a_rank_that_stands_still_at_work_is_killed_within_seconds(void **state)
+{
+    (void)state;
+    cluster_t cluster;
+    attached_t stream;
+    cluster_start(&cluster, "rank.layer=stall:120000@9");
+    char *digest = model_digest_of_host(&cluster);
+    uint64_t epoch = put_plan(&cluster, digest, 1, 1);
+    Shoal__Cluster__V1__ActiveRecord *active = wait_active(&cluster, epoch);
+    assert_int_equal(attach(&cluster, active->leader, "", 1, &stream), STATUS_OK);
+    uint64_t begin = clock_ms();
+    admit(&stream, SESSION_A, 40, 0, false);
+    Shoal__Cluster__V1__FailureRecord *failed = wait_failed(&cluster, epoch);
+    assert_true(clock_ms() - begin >= 4500);
+    assert_non_null(strstr(failed->message, "without computing for 5000 ms"));
+    assert_false(failed->crashed);
+    detach(&stream);
+    shoal__cluster__v1__failure_record__free_unpacked(failed, NULL);
+    shoal__cluster__v1__active_record__free_unpacked(active, NULL);
     free(digest);
     cluster_end(&cluster);
 }
@@ -351,6 +376,7 @@ int main(void)
         cmocka_unit_test(test_a_second_stream_attaches_and_gets_the_text_and_what_was_admitted),
         cmocka_unit_test(test_a_hello_of_another_identity_or_version_is_refused_by_name),
         cmocka_unit_test(test_deaths_are_told_with_their_cause_and_the_living_ranks_are_kept),
+        cmocka_unit_test(test_a_rank_that_stands_still_at_work_is_killed_within_seconds),
         cmocka_unit_test(test_no_rank_outlives_its_agent_and_nothing_stays_in_dev_shm),
         cmocka_unit_test(test_serving_goes_on_while_etcd_is_away),
         cmocka_unit_test(test_a_draining_agent_lets_its_sequences_end_and_takes_no_new_ones),

@@ -69,9 +69,25 @@ void beat(world_t *world, uint64_t id, uint64_t progress, bool busy, uint32_t se
 {
     control_message_t *message = MEM_NEW(control_message_t);
     message->kind = CONTROL_BEAT;
-    message->beat = (control_beat_t){progress, sequences, busy};
+    message->beat =
+        (control_beat_t){.progress = progress, .sequences = sequences, .busy = busy};
     agent_core_message(world->core, id, message, world->now);
     free(message);
+}
+
+void beat_used(world_t *world, uint64_t id, uint64_t progress, uint64_t cpu_ms)
+{
+    control_message_t *message = MEM_NEW(control_message_t);
+    message->kind = CONTROL_BEAT;
+    message->beat = (control_beat_t){.progress = progress, .busy = true, .cpu_ms = cpu_ms};
+    agent_core_message(world->core, id, message, world->now);
+    free(message);
+}
+
+void died(world_t *world, uint64_t id, bool crashed, const char *text)
+{
+    const agent_death_t death = {.crashed = crashed, .text = text};
+    agent_core_died(world->core, id, &death, world->now);
 }
 
 void active(world_t *world, uint64_t id, uint64_t epoch)

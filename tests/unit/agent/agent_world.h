@@ -33,6 +33,9 @@ void skip_to(world_t *world, agent_action_kind_t kind);
 agent_plan_t plan_of(uint64_t epoch, uint32_t tp, uint32_t stages, const char *hosts);
 void hello(world_t *world, uint64_t id, const char *address);
 void beat(world_t *world, uint64_t id, uint64_t progress, bool busy, uint32_t sequences);
+/* Of a busy rank that has used so much processor time. */
+void beat_used(world_t *world, uint64_t id, uint64_t progress, uint64_t cpu_ms);
+void died(world_t *world, uint64_t id, bool crashed, const char *text);
 void active(world_t *world, uint64_t id, uint64_t epoch);
 void failed(world_t *world, uint64_t id, uint64_t epoch, status_t status, uint32_t lost,
                    bool silent, const char *session);

@@ -1,6 +1,8 @@
 /* The control channel: every message comes out as it went in, and nothing else is taken. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "common/base/clock.h"
 #include "common/base/memory.h"
 #include "worker/control.h"
 
@@ -41,7 +44,7 @@ static control_message_t *example(control_kind_t kind)
         message->hello.address_bytes = 9;
         break;
     case CONTROL_BEAT:
-        message->beat = (control_beat_t){123, 4, 1};
+        message->beat = (control_beat_t){123, 99, 4, 1};
         break;
     case CONTROL_PREPARED:
         message->prepared = (control_prepared_t){77, 1000};
@@ -177,6 +180,95 @@ static void test_the_shared_memory_travels_with_its_epoch(void **state)
     free(message);
 }
 
+/* Both ends of a channel whose buffers hold little. */
+static void narrow_pair(int pair[2])
+{
+    const int bytes = 16 << 10;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(setsockopt(pair[i], SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes), 0);
+}
+
+/* Fills the channel with beats; returns how many it holds. */
+static uint64_t fill(int socket)
+{
+    control_message_t *message = example(CONTROL_BEAT);
+    bool sent = true;
+    uint64_t n = 0;
+    for (; sent; n += sent ? 1 : 0) {
+        message->beat.progress = n;
+        assert_int_equal(control_try_send(socket, message, &sent), STATUS_OK);
+    }
+    free(message);
+    return n;
+}
+
+static void test_a_full_channel_takes_no_beat_and_nobody_waits_for_it(void **state)
+{
+    (void)state;
+    int pair[2];
+    bool got;
+    narrow_pair(pair);
+    uint64_t begin = clock_ms(), n = fill(pair[0]);
+    assert_true(n > 3 && clock_ms() - begin < 900);
+    control_message_t *out = MEM_NEW(control_message_t);
+    for (uint64_t i = 0; i < n; i++) {
+        assert_int_equal(control_receive(pair[1], out, &got), STATUS_OK);
+        assert_true(got && out->beat.progress == i);
+    }
+    assert_int_equal(control_receive(pair[1], out, &got), STATUS_OK);
+    assert_false(got);
+    close(pair[0]);
+    close(pair[1]);
+    free(out);
+}
+
+typedef struct {
+    int socket;
+    status_t status;
+    _Atomic bool done;
+} sending_t;
+
+static void *send_active(void *argument)
+{
+    sending_t *sending = argument;
+    control_message_t *message = example(CONTROL_ACTIVE);
+    sending->status = control_send(sending->socket, message);
+    atomic_store(&sending->done, true);
+    free(message);
+    return NULL;
+}
+
+static void test_a_word_that_counts_waits_for_a_reader_that_stands_still(void **state)
+{
+    (void)state;
+    for (int dies = 0; dies < 2; dies++) {
+        int pair[2];
+        bool got;
+        pthread_t thread;
+        narrow_pair(pair);
+        uint64_t n = fill(pair[0]);
+        sending_t sending = {.socket = pair[0]};
+        assert_int_equal(pthread_create(&thread, NULL, send_active, &sending), 0);
+        usleep(1300000); /* longer than any patience of a single try */
+        assert_false(atomic_load(&sending.done));
+        control_message_t *out = MEM_NEW(control_message_t);
+        for (uint64_t i = 0; !dies && i < n; i++)
+            assert_int_equal(control_receive(pair[1], out, &got), STATUS_OK);
+        if (dies)
+            close(pair[1]);
+        pthread_join(thread, NULL);
+        assert_int_equal(sending.status, dies ? STATUS_PEER_LOST : STATUS_OK);
+        if (!dies) {
+            assert_int_equal(control_receive(pair[1], out, &got), STATUS_OK);
+            assert_true(got && out->kind == CONTROL_ACTIVE);
+            close(pair[1]);
+        }
+        close(pair[0]);
+        free(out);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -184,6 +276,8 @@ int main(void)
         cmocka_unit_test(test_every_truncation_and_every_longer_packet_is_refused),
         cmocka_unit_test(test_texts_without_an_end_and_counts_beyond_their_arrays_are_refused),
         cmocka_unit_test(test_the_shared_memory_travels_with_its_epoch),
+        cmocka_unit_test(test_a_full_channel_takes_no_beat_and_nobody_waits_for_it),
+        cmocka_unit_test(test_a_word_that_counts_waits_for_a_reader_that_stands_still),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -24,6 +24,7 @@ static int pass_in_child(const char *list, int n)
     pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
+        setpgid(0, 0);
         signal(SIGABRT, SIG_DFL);
         close(STDERR_FILENO);
         const char *percent = strchr(list, '%');
@@ -102,6 +103,34 @@ static void test_a_point_can_abort_or_stop_its_process(void **state)
     assert_true(WIFSTOPPED(status) && WSTOPSIG(status) == SIGSTOP);
 }
 
+static void test_a_point_can_kill_another_process_and_goes_on_itself(void **state)
+{
+    (void)state;
+    pid_t victim = fork();
+    assert_true(victim >= 0);
+    if (victim == 0) {
+        alarm(10); /* nobody else ends it when the point does not */
+        for (;;)
+            pause();
+    }
+    char *late = mem_format("a=kill:%ld@3", (long)victim);
+    int status;
+    check_failures(late, 2, 0);
+    assert_int_equal(waitpid(victim, &status, WNOHANG), 0);
+    check_failures(late, 5, 0);
+    assert_int_equal(waitpid(victim, &status, 0), victim);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    check_failures(late, 5, 0); /* the victim is gone */
+    free(late);
+}
+
+static void test_a_kill_of_no_process_harms_nobody(void **state)
+{
+    (void)state;
+    /* Taken for a number, each of these would end the child, with the group that is its own. */
+    check_failures("a=kill:;a=kill:0;a=kill:x;a=kill:0x7f", 3, 0);
+}
+
 static void test_a_stall_takes_its_time_and_is_no_failure(void **state)
 {
     (void)state;
@@ -134,6 +163,8 @@ int main(void)
         cmocka_unit_test(test_an_entry_may_name_the_one_process_that_it_means),
         cmocka_unit_test(test_the_named_passing_is_counted_from_one),
         cmocka_unit_test(test_a_point_can_abort_or_stop_its_process),
+        cmocka_unit_test(test_a_point_can_kill_another_process_and_goes_on_itself),
+        cmocka_unit_test(test_a_kill_of_no_process_harms_nobody),
         cmocka_unit_test(test_a_stall_takes_its_time_and_is_no_failure),
         cmocka_unit_test(test_a_file_arms_a_running_process),
     };

@@ -9,7 +9,7 @@
 static const plan_sizes_t sizes = {
     .config = {.architecture = "llama", .n_layers = 8, .hidden = 32, .n_heads = 8,
                .n_kv_heads = 4, .head_dim = 4, .ffn = 128, .vocab = SIM_VOCAB,
-               .context_train = 4096, .rope_dim = 4, .rope_base = 1e4f, .rope_scale = 1,
+               .context_train = 4096,
                .norm_eps = 1e-5f, .attention_scale = 0.5f},
     .file_bytes = 1 << 20,
     .embedding_values = 4096, .embedding_bytes = 4096, .head_values = 4096, .head_bytes = 4096,
@@ -112,9 +112,18 @@ void rig_start(rig_t *rig, uint32_t replicas)
 
 void rig_start_with(rig_t *rig, uint32_t replicas, uint64_t waiting_tokens_max)
 {
+    core_config_t config = {.waiting_tokens_max = waiting_tokens_max};
+    rig_start_config(rig, replicas, &config);
+}
+
+void rig_start_config(rig_t *rig, uint32_t replicas, const core_config_t *with)
+{
     *rig = (rig_t){.revision = 1000, .now_ms = 1000};
-    core_config_t config = {.id = "c0", .endpoint = "c0:1", .build = "test", .seed = 7};
-    config.waiting_tokens_max = waiting_tokens_max;
+    core_config_t config = *with;
+    config.id = "c0";
+    config.endpoint = "c0:1";
+    config.build = "test";
+    config.seed = 7;
     rig->core = core_new(&config);
     store(rig, CORE_STORE_ETCD);
     store(rig, CORE_STORE_REDIS);

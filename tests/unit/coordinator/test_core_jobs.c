@@ -1,14 +1,16 @@
 /* Jobs: claims, results, adoption. */
 #include "tests/unit/coordinator/core_rig.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { A = 0 };
 
 /* A core with one replica and its link open, after its first reading of `mine`. */
-static uint64_t ready(rig_t *rig, uint64_t *epoch_out)
+static uint64_t ready_with(rig_t *rig, const core_config_t *config, uint64_t *epoch_out)
 {
-    rig_start(rig, 1);
+    rig_start_config(rig, 1, config);
     uint64_t epoch = rig_replica(rig, 0, "h0", RIG_IDENTITY);
     rig_pass(rig, 1);
     core_event_t mine = {.kind = CORE_EVENT_CLAIMS};
@@ -21,6 +23,12 @@ static uint64_t ready(rig_t *rig, uint64_t *epoch_out)
     core_action_t *claim = rig_last(rig, CORE_ACTION_JOBS_CLAIM);
     assert_non_null(claim);
     return claim->op;
+}
+
+static uint64_t ready(rig_t *rig, uint64_t *epoch_out)
+{
+    core_config_t config = {0};
+    return ready_with(rig, &config, epoch_out);
 }
 
 static void unreachable(rig_t *rig, uint64_t op)
@@ -226,6 +234,59 @@ static void test_items_of_a_cancelled_job_stop_and_are_given_back(void **state)
     rig_stop(&rig);
 }
 
+/* A claim's answer: one item each of so many new jobs, which fail and wait for their commit. */
+static void claimed_of_new_jobs(rig_t *rig, unsigned *job, unsigned n)
+{
+    static core_claimed_t items[CORE_CLAIM_MAX];
+    static char names[CORE_CLAIM_MAX][16];
+    assert_true(n <= CORE_CLAIM_MAX);
+    for (unsigned i = 0; i < n; i++) {
+        snprintf(names[i], sizeof names[i], "j%u", (*job)++);
+        items[i] = (core_claimed_t){.ref = {names[i], 0, 1},
+                                    .error_code = "invalid",
+                                    .error_message = "it is not a request"};
+    }
+    core_event_t event = {.kind = CORE_EVENT_CLAIMED};
+    event.claimed.op = rig_last(rig, CORE_ACTION_JOBS_CLAIM)->op;
+    event.claimed.code = JOBS_OK;
+    event.claimed.items = items;
+    event.claimed.n_items = n;
+    rig_event(rig, &event);
+}
+
+static void test_of_more_jobs_than_one_look_takes_each_is_looked_at(void **state)
+{
+    (void)state;
+    rig_t rig;
+    core_config_t config = {.items_max = 2000};
+    uint64_t epoch;
+    ready_with(&rig, &config, &epoch);
+    unsigned n = 0;
+    bool seen[2000] = {false};
+    while (n < 1500)
+        claimed_of_new_jobs(&rig, &n, rig_last(&rig, CORE_ACTION_JOBS_CLAIM)->claim.n);
+    core_event_t first = {.kind = CORE_EVENT_JOB_STATES};
+    if (rig_last(&rig, CORE_ACTION_JOBS_POLL))
+        first.job_states.op = rig_last(&rig, CORE_ACTION_JOBS_POLL)->op;
+    rig_event(&rig, &first);
+    for (unsigned round = 0; round < 2; round++) {
+        rig_clear(&rig);
+        rig_pass(&rig, 1000);
+        const core_action_t *poll = rig_last(&rig, CORE_ACTION_JOBS_POLL);
+        assert_non_null(poll);
+        assert_int_equal(poll->poll.n_jobs, 1000);
+        for (size_t i = 0; i < poll->poll.n_jobs; i++)
+            seen[strtoul(poll->poll.jobs[i].job + 1, NULL, 10)] = true;
+        core_event_t answer = {.kind = CORE_EVENT_JOB_STATES};
+        answer.job_states.op = poll->op;
+        answer.job_states.code = JOBS_OK;
+        rig_event(&rig, &answer);
+    }
+    for (unsigned i = 0; i < n; i++)
+        assert_true(seen[i]);
+    rig_stop(&rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -237,6 +298,7 @@ int main(void)
         cmocka_unit_test(test_a_new_process_adopts_before_it_writes),
         cmocka_unit_test(test_an_item_with_three_deaths_fails_unrun),
         cmocka_unit_test(test_items_of_a_cancelled_job_stop_and_are_given_back),
+        cmocka_unit_test(test_of_more_jobs_than_one_look_takes_each_is_looked_at),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -232,13 +232,22 @@ static void test_equal_prefixes_go_to_one_replica(void **state)
     rig_stop(&rig);
 }
 
-static void test_a_session_of_a_dead_coordinator_is_taken_over_whole(void **state)
+static void cancel(rig_t *rig, uint64_t client, char digit, bool take)
 {
-    (void)state;
+    core_event_t event = {.kind = CORE_EVENT_CANCEL};
+    event.cancel.client = client;
+    event.cancel.id = rig_id(digit);
+    event.cancel.take = take;
+    rig_event(rig, &event);
+}
+
+/* A request of another coordinator, which is dead: client 9 goes on reading it here after 2 ids, or
+ * client 8 cancels it here. The leader then tells what it was admitted with and its first 3 ids. */
+static void taken_over(rig_t *out_rig, bool by_cancel)
+{
     rig_t rig, other;
     /* The other coordinator writes the pointer; this one reads it. */
-    uint64_t link = running(&other, 20, "STOP!", NULL);
-    (void)link;
+    (void)running(&other, 20, "STOP!", NULL);
     core_action_t *put = rig_last(&other, CORE_ACTION_POINTER_PUT);
     assert_non_null(put);
     assert_true(put->pointer.pointer_bytes <= JOBS_POINTER_BYTES_MAX);
@@ -247,7 +256,10 @@ static void test_a_session_of_a_dead_coordinator_is_taken_over_whole(void **stat
 
     rig_start(&rig, 1);
     uint64_t epoch = rig_replica(&rig, 0, "h0", RIG_IDENTITY);
-    rig_resume(&rig, 9, '1', 2);
+    if (by_cancel)
+        cancel(&rig, 8, '1', true);
+    else
+        rig_resume(&rig, 9, '1', 2);
     core_event_t done = {.kind = CORE_EVENT_POINTER_DONE};
     done.pointer_done.op = rig_last(&rig, CORE_ACTION_POINTER_GET)->op;
     done.pointer_done.number = 1;
@@ -288,6 +300,16 @@ static void test_a_session_of_a_dead_coordinator_is_taken_over_whole(void **stat
     event.link_message.bytes = bytes;
     event.link_message.size = shoal__worker__v1__leader_message__pack(&lm, bytes);
     rig_event(&rig, &event);
+    rig_free(admitted);
+    rig_stop(&other);
+    *out_rig = rig;
+}
+
+static void test_a_session_of_a_dead_coordinator_is_taken_over_whole(void **state)
+{
+    (void)state;
+    rig_t rig;
+    taken_over(&rig, false);
     assert_int_equal(rig_last(&rig, CORE_ACTION_STARTED)->started.seed, 5);
     core_action_t *output = rig_last(&rig, CORE_ACTION_OUTPUT);
     assert_int_equal(output->output.n, 3);
@@ -295,8 +317,6 @@ static void test_a_session_of_a_dead_coordinator_is_taken_over_whole(void **stat
     /* "S" was held back at n = 2, so it comes now. */
     assert_int_equal(output->output.text_size, 2);
     assert_memory_equal(output->output.text, "Sa", 2);
-    rig_free(admitted);
-    rig_stop(&other);
     rig_stop(&rig);
 }
 
@@ -322,6 +342,50 @@ static void test_draining_refuses_and_ends_when_all_is_done(void **state)
     rig_stop(&rig);
 }
 
+static void test_a_request_of_a_dead_coordinator_is_cancelled_where_the_client_asks(void **state)
+{
+    (void)state;
+    rig_t rig;
+    taken_over(&rig, true);
+    core_action_t *end = rig_last(&rig, CORE_ACTION_END);
+    assert_non_null(end);
+    assert_int_equal(end->end.client, 8);
+    assert_int_equal(end->end.status, STATUS_OK);
+    assert_int_equal(rig_count(&rig, CORE_ACTION_END), 1);
+    assert_int_equal(rig_cancels(&rig), 1); /* the leader stops */
+    /* Whoever reads it on sees its end. */
+    rig_resume(&rig, 9, '1', 3);
+    assert_true(rig_last(&rig, CORE_ACTION_OUTPUT)->output.ended);
+    assert_string_equal(rig_last(&rig, CORE_ACTION_OUTPUT)->output.error_code, "cancelled");
+    rig_resume(&rig, 10, '1', 7); /* it had read more than came here */
+    assert_true(rig_last(&rig, CORE_ACTION_OUTPUT)->output.ended);
+    assert_int_equal(rig_last(&rig, CORE_ACTION_OUTPUT)->output.n, 7);
+    assert_int_equal(rig_last(&rig, CORE_ACTION_OUTPUT)->output.n_ids, 0);
+    cancel(&rig, 7, '1', true);
+    assert_int_equal(rig_last(&rig, CORE_ACTION_END)->end.status, STATUS_STALE);
+    rig_stop(&rig);
+}
+
+static void test_a_cancel_that_finds_no_pointer_says_so_once(void **state)
+{
+    (void)state;
+    rig_t rig;
+    rig_start(&rig, 1);
+    rig_replica(&rig, 0, "h0", RIG_IDENTITY);
+    cancel(&rig, 8, '1', false);
+    assert_int_equal(rig_last(&rig, CORE_ACTION_END)->end.status, STATUS_NOT_FOUND);
+    assert_int_equal(rig_count(&rig, CORE_ACTION_POINTER_GET), 0);
+    rig_clear(&rig);
+    cancel(&rig, 8, '1', true);
+    core_event_t done = {.kind = CORE_EVENT_POINTER_DONE};
+    done.pointer_done.op = rig_last(&rig, CORE_ACTION_POINTER_GET)->op;
+    done.pointer_done.code = JOBS_NOT_FOUND;
+    rig_event(&rig, &done);
+    assert_int_equal(rig_last(&rig, CORE_ACTION_END)->end.status, STATUS_NOT_FOUND);
+    assert_int_equal(rig_count(&rig, CORE_ACTION_END), 1);
+    rig_stop(&rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -338,6 +402,8 @@ int main(void)
         cmocka_unit_test(test_equal_prefixes_go_to_one_replica),
         cmocka_unit_test(test_a_session_of_a_dead_coordinator_is_taken_over_whole),
         cmocka_unit_test(test_draining_refuses_and_ends_when_all_is_done),
+        cmocka_unit_test(test_a_request_of_a_dead_coordinator_is_cancelled_where_the_client_asks),
+        cmocka_unit_test(test_a_cancel_that_finds_no_pointer_says_so_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -42,6 +42,10 @@ char *eval_real_model(void)
                        : text("%s/.cache/models/SmolLM2-135M-Instruct.Q4_1.gguf", SHOAL_CHECKOUT);
     if (access(path, R_OK) == 0)
         return path;
+    /* Where everything is to be shown, a test that is left out is a failure. */
+    if (getenv("SHOAL_REQUIRE_MODEL"))
+        fail_msg("%s: no such model; tests/run fetches it", path);
+    print_message("%s: no such model: set SHOAL_MODEL or run deploy/quickstart once\n", path);
     free(path);
     return NULL;
 }
@@ -85,6 +89,23 @@ void *eval_read_tensor(const char *path, const char *name, uint64_t *n_out)
     json_decref(root);
     free(bytes);
     return tensor;
+}
+
+uint64_t eval_tensor_side(const char *path, const char *name)
+{
+    size_t size;
+    uint64_t header;
+    char *bytes = read_file(path, &size);
+    assert_true(size >= 8);
+    memcpy(&header, bytes, 8);
+    assert_true(header <= size - 8);
+    json_t *root = json_loadb(bytes + 8, header, 0, NULL);
+    assert_non_null(root);
+    const json_t *shape = json_object_get(json_object_get(root, name), "shape");
+    uint64_t side = (uint64_t)json_integer_value(json_array_get(shape, 0));
+    json_decref(root);
+    free(bytes);
+    return side;
 }
 
 double eval_max_abs(const float *a, const float *b, uint64_t n)
@@ -148,6 +169,7 @@ static void build_words(words_t *words, const eval_args_t *args, const char *dir
     add_flag(words, "no-sums", args->no_sums);
     add_flag(words, "no-prefix-cache", args->no_prefix_cache);
     add_flag(words, "late-queue", args->late_queue);
+    add_flag(words, "hidden", args->hidden);
 }
 
 /* This process's environment with SHOAL_ISA and SHOAL_FAILPOINTS as asked for. */
@@ -258,6 +280,12 @@ void eval_run(const eval_args_t *args, eval_result_t *out)
         snprintf(name, sizeof name, "greedy.%u", i);
         out->prompts[i].greedy = eval_read_tensor(file, name, &n_greedy);
         assert_int_equal(n_greedy, args->greedy);
+        if (!args->hidden)
+            continue;
+        snprintf(name, sizeof name, "hidden.%u", i);
+        out->n_hidden_layers = (uint32_t)eval_tensor_side(file, name);
+        out->prompts[i].hidden = eval_read_tensor(file, name, &out->prompts[i].n_hidden);
+        assert_non_null(out->prompts[i].hidden);
     }
     read_lines(dir, out);
     free(file);
@@ -283,6 +311,7 @@ void eval_release(eval_result_t *result)
     for (uint32_t i = 0; i < result->n_prompts; i++) {
         free(result->prompts[i].logits);
         free(result->prompts[i].greedy);
+        free(result->prompts[i].hidden);
     }
 }
 

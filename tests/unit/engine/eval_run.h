@@ -20,19 +20,22 @@ typedef struct {
     const char *isa;   /* NULL: the best */
     const char *failpoints;
     uint32_t tp, stages, threads, batch, chunk, passes, greedy; /* 0: the default */
-    bool f32, last, no_sums, no_prefix_cache, late_queue;
+    bool f32, last, no_sums, no_prefix_cache, late_queue, hidden;
 } eval_args_t;
 
 typedef struct {
     uint32_t n_prompts;
     uint32_t vocab;
     uint32_t n_greedy;
+    uint32_t n_hidden_layers; /* layers + 1; 0 when they were not asked for */
     struct {
         uint32_t rows;
         float *logits;
         int32_t *greedy;
         double sum_logprob;
         uint32_t cached;
+        float *hidden; /* [n_hidden_layers][rows][hidden] */
+        uint64_t n_hidden;
     } prompts[EVAL_PROMPTS_MAX];
 } eval_result_t;
 
@@ -50,11 +53,14 @@ uint64_t eval_hash_rows(const eval_result_t *result);
 const char *eval_program(void);
 /* A file of the recorded references: "gguf-llama-f32/model.gguf". To be freed. */
 char *eval_golden(const char *name);
-/* The real model: $SHOAL_MODEL or the checkout's cache; NULL when it is not there. To be freed. */
+/* The real model: $SHOAL_MODEL or the checkout's cache. NULL when it is not there, or a failure when
+ * SHOAL_REQUIRE_MODEL is set, as tests/run does. To be freed. */
 char *eval_real_model(void);
 
 /* A tensor of a safetensors file; NULL when absent. To be freed. */
 void *eval_read_tensor(const char *path, const char *name, uint64_t *n_out);
+/* The first side of its shape; 0 when absent. */
+uint64_t eval_tensor_side(const char *path, const char *name);
 double eval_max_abs(const float *a, const float *b, uint64_t n);
 
 #endif

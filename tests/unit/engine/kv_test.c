@@ -167,6 +167,47 @@ static void test_without_prefix_reuse_nothing_is_kept(void **state)
     kv_free(kv);
 }
 
+/* Two texts that begin alike, and one that does not. */
+static void test_what_is_unpublished_is_not_found_nor_what_follows_it(void **state)
+{
+    (void)state;
+    kv_t *kv = make(12, true);
+    uint32_t bad[48], beside[48], other[32], a[3], b[3], c[2], again[3];
+    uint32_t ns = kv_namespace(kv, "", "");
+    kv_link_t link;
+    fill_ids(bad, 48, 0);
+    fill_ids(beside, 16, 0);
+    fill_ids(beside + 16, 32, 500);
+    fill_ids(other, 32, 1000);
+    run_sequence(kv, ns, bad, 3, a);
+    assert_int_equal(kv_match(kv, ns, beside, 1, b, &link), 1);
+    assert_true(kv_take(kv, 2, b + 1));
+    link = kv_publish(kv, link, b[1], beside + 16);
+    run_sequence(kv, ns, other, 2, c);
+    kv_release(kv, c, 2);
+    kv_release(kv, a, 3);
+    kv_unpublish(kv, ns, bad);
+    kv_link_t none;
+    assert_int_equal(kv_match(kv, ns, bad, 3, again, &none), 0);
+    assert_int_equal(kv_match(kv, ns, beside, 3, again, &none), 0);
+    /* Who holds a block keeps it, but what it computes after it is not offered either. */
+    assert_int_equal(kv_holders(kv, b[0]), 1);
+    kv_publish(kv, link, b[2], beside + 32);
+    assert_int_equal(kv_match(kv, ns, beside, 3, again, &none), 0);
+    assert_int_equal(kv_blocks_free(kv), 9);
+    kv_release(kv, b, 3);
+    assert_int_equal(kv_blocks_free(kv), 12);
+    /* Nor do they take the room of what may still be found. */
+    uint32_t taken[10];
+    assert_true(kv_take(kv, 10, taken));
+    kv_release(kv, taken, 10);
+    assert_int_equal(kv_match(kv, ns, other, 2, again, &none), 2);
+    /* The same tokens may be computed and offered anew. */
+    run_sequence(kv, ns, bad, 3, a);
+    assert_int_equal(kv_match(kv, ns, bad, 3, again, &none), 3);
+    kv_free(kv);
+}
+
 /* A long random run against a model that only counts. */
 static void test_no_block_is_ever_lost_or_given_twice(void **state)
 {
@@ -178,7 +219,13 @@ static void test_no_block_is_ever_lost_or_given_twice(void **state)
     for (int turn = 0; turn < 20000; turn++) {
         random = random * 1664525u + 1013904223u;
         uint32_t s = random >> 16 & 7, n = random >> 20 & 3;
-        if (n_blocks[s] > 0) {
+        if ((random >> 8 & 15) == 0) {
+            uint32_t ids[16], again;
+            kv_link_t link;
+            fill_ids(ids, 16, (random >> 24 & 3) * 7);
+            kv_unpublish(kv, ns, ids);
+            assert_int_equal(kv_match(kv, ns, ids, 1, &again, &link), 0);
+        } else if (n_blocks[s] > 0) {
             kv_release(kv, blocks[s], n_blocks[s]);
             n_blocks[s] = 0;
         } else {
@@ -218,6 +265,7 @@ int main(void)
         cmocka_unit_test(test_two_sequences_with_equal_tokens_share_one_chain),
         cmocka_unit_test(test_a_chain_whose_parent_was_given_up_takes_nothing_further),
         cmocka_unit_test(test_without_prefix_reuse_nothing_is_kept),
+        cmocka_unit_test(test_what_is_unpublished_is_not_found_nor_what_follows_it),
         cmocka_unit_test(test_no_block_is_ever_lost_or_given_twice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

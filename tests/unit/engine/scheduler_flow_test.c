@@ -1,5 +1,6 @@
 /* What coordinators see of the scheduler: attaching, taking over, ends, credit, slow readers, time.
  */
+#include <stdio.h>
 #include <string.h>
 
 #include "scheduler_rig.h"
@@ -360,6 +361,105 @@ static void test_a_result_that_does_not_answer_the_plan_is_an_error(void **state
     rig_free(rig);
 }
 
+/* Values that are not finite may come from any of its blocks. */
+static void test_blocks_of_a_sequence_that_failed_are_not_taken_by_a_later_prompt(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(NULL);
+    rig_sequence_t *bad = rig_admit(rig, "bad", 40, 3, 20, NULL);
+    rig_admit(rig, "other", 40, 4, 2, NULL);
+    rig_step(rig);
+    rig_step(rig);
+    assert_true(rig_plan(rig));
+    assert_string_equal(rig->entries[0].session, "bad");
+    rig->drawn[0][0].failed = true;
+    rig_return(rig);
+    rig_run(rig);
+    assert_int_equal(bad->end, END_REFUSED);
+    assert_string_equal(bad->code, "numeric");
+    assert_int_equal(bad->n_ids, 2);
+    rig_sequence_t *again = rig_admit(rig, "again", 40, 3, 20, NULL);
+    rig_sequence_t *like_other = rig_admit(rig, "like other", 40, 4, 2, NULL);
+    rig_run(rig);
+    assert_int_equal(again->n_cached, 0);
+    assert_int_equal(like_other->n_cached, 32);
+    rig_check_text(again);
+    scheduler_load_t load;
+    scheduler_load(rig->s, &load);
+    assert_int_equal(load.kv_tokens_free, load.kv_tokens_total);
+    rig_free(rig);
+}
+
+static void test_a_stream_that_reads_no_refusals_is_to_be_closed_and_costs_no_more(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(NULL);
+    sequence_output_t out;
+    admitted_owner = 1;
+    admitted_from_n = 0;
+    rig_sequence_t *q = rig_admit(rig, "s", 10, 0, 30, NULL);
+    for (uint32_t i = 0; i < SCHEDULER_NOTICES_MAX; i++)
+        rig_admit(rig, "nobody", 10, 0, 30, attach_again);
+    assert_false(scheduler_stream_overrun(rig->s, rig->stream));
+    rig_admit(rig, "nobody", 10, 0, 30, attach_again);
+    rig_admit(rig, "nobody", 10, 0, 30, attach_again);
+    assert_true(scheduler_stream_overrun(rig->s, rig->stream));
+    uint32_t n = 0;
+    while (scheduler_output(rig->s, rig->stream, &out))
+        n += out.end == END_REFUSED;
+    assert_int_equal(n, SCHEDULER_NOTICES_MAX);
+    /* Its sequence goes on for whoever attaches next. */
+    scheduler_stream_close(rig->s, rig->stream, rig->now_ms);
+    rig->stream = scheduler_stream_open(rig->s, rig->now_ms);
+    assert_false(scheduler_stream_overrun(rig->s, rig->stream));
+    rig_admit(rig, "s", 10, 0, 30, attach_again);
+    rig_run(rig);
+    rig_check_text(q);
+    rig_free(rig);
+}
+
+/* Four sequences at once, four times as many known: a reader that stands still is not served for
+ * ever. */
+static void test_ends_that_nobody_reads_are_bounded_too(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(few_sequences);
+    char name[16];
+    for (uint32_t i = 0; i < 17; i++) {
+        snprintf(name, sizeof name, "s%u", i);
+        rig_admit(rig, name, 10, i, 1, NULL);
+        while (rig_plan(rig))
+            rig_return(rig);
+    }
+    rig_take(rig, rig->stream);
+    for (uint32_t i = 0; i < 16; i++)
+        rig_check_text(&rig->sequences[i]);
+    assert_string_equal(rig->sequences[16].code, "overloaded");
+    rig_sequence_t *later = rig_admit(rig, "later", 10, 20, 3, NULL);
+    rig_run(rig);
+    rig_check_text(later);
+    rig_free(rig);
+}
+
+static void test_many_deadlines_at_once_end_all_their_sequences_before_a_step(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(NULL);
+    char name[16];
+    for (uint32_t i = 0; i < 100; i++) {
+        snprintf(name, sizeof name, "s%u", i);
+        rig_admit(rig, name, 10, i % 40, 100, hurried);
+    }
+    rig->now_ms += 5;
+    assert_false(rig_plan(rig));
+    rig_take(rig, rig->stream);
+    for (uint32_t i = 0; i < 100; i++) {
+        assert_int_equal(rig->sequences[i].n_ends, 1);
+        assert_string_equal(rig->sequences[i].code, "deadline");
+    }
+    rig_free(rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -378,6 +478,10 @@ int main(void)
         cmocka_unit_test(test_a_sequence_that_nobody_wants_is_cancelled),
         cmocka_unit_test(test_credit_is_what_a_coordinator_has_and_its_share_of_the_rest),
         cmocka_unit_test(test_a_lost_replica_ends_everything_and_names_the_suspects),
+        cmocka_unit_test(test_blocks_of_a_sequence_that_failed_are_not_taken_by_a_later_prompt),
+        cmocka_unit_test(test_a_stream_that_reads_no_refusals_is_to_be_closed_and_costs_no_more),
+        cmocka_unit_test(test_ends_that_nobody_reads_are_bounded_too),
+        cmocka_unit_test(test_many_deadlines_at_once_end_all_their_sequences_before_a_step),
         cmocka_unit_test(test_a_result_that_does_not_answer_the_plan_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

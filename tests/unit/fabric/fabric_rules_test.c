@@ -65,7 +65,7 @@ static int broken_ring_rank(fabric_t *fabric, shared_t *shared)
     uint8_t bytes[64];
     if (fabric_rank(fabric) == 0) {
         while (!atomic_load(&shared->done))
-            usleep(1000);
+            nap();
         return 0;
     }
     size_t n;

@@ -10,6 +10,7 @@
 #include "common/base/clock.h"
 #include "common/base/memory.h"
 #include "ranks.h"
+#include "worker/fabric/fabric_internal.h"
 
 /* cmocka has a macro of that name; ours is not used in tests. */
 #undef fail
@@ -155,6 +156,7 @@ static int lost_rank(fabric_t *fabric, shared_t *shared, const char *how, uint64
     fabric_where_t idle = {.step = 17, .layer = -1, .timeout_ms = FABRIC_FOREVER};
     if (me < 3)
         EXPECT(fabric_exchange(fabric, &where, &mine, bytes, parts) == STATUS_OK);
+    EXPECT(rank_wait_heard(fabric));
     atomic_fetch_add(&shared->ready, 1);
     if (me == 2) {
         for (;;)
@@ -209,8 +211,6 @@ static void test_a_stopped_rank_is_found_silent_within_700_ms(void **state)
     ranks_t ranks;
     ranks_start(&ranks, 6, 3, 20000, silent_rank);
     ranks_wait_ready(&ranks, 6);
-    /* All have heard each other's first beat. */
-    usleep(120000);
     ranks_signal(&ranks, 2, SIGSTOP);
     assert_int_equal(ranks_finish(&ranks, 1u << 2), 0);
 }
@@ -235,7 +235,7 @@ static void test_an_abort_by_the_parent_ends_every_wait_with_its_reason(void **s
     ranks_t ranks;
     ranks_start(&ranks, 2, 1, 20000, told_rank);
     ranks_wait_ready(&ranks, 2);
-    usleep(20000);
+    ranks_wait_asleep(&ranks, 3);
     atomic_store(&ranks.shared->killed_ns, clock_ns());
     fabric_shm_abort(ranks.shm, "a new epoch begins");
     fabric_shm_abort(ranks.shm, "a second reason is not heard");
@@ -279,7 +279,7 @@ static int timeout_rank(fabric_t *fabric, shared_t *shared)
         return 0;
     }
     while (!atomic_load(&shared->done))
-        usleep(1000);
+        nap();
     /* The others learn of it, too. */
     EXPECT(fabric_send(fabric, 0, FABRIC_PLAN, NULL, &word, 8) == STATUS_ABORTED);
     EXPECT(is_in(status_text(), "did not answer within 300 ms"));
@@ -298,11 +298,13 @@ static int leaving_rank(fabric_t *fabric, shared_t *shared)
 {
     (void)shared;
     uint64_t word = 42;
+    const board_rank_t *other = &fabric->board->ranks[1];
     if (fabric_rank(fabric) == 1) {
         EXPECT(fabric_send(fabric, 0, FABRIC_RESULT, NULL, &word, 8) == STATUS_OK);
         return 0; /* closes and exits */
     }
-    usleep(100000);
+    while (!atomic_load(&other->left))
+        nap();
     word = 0;
     EXPECT(fabric_receive_exact(fabric, 1, FABRIC_RESULT, NULL, &word, 8) == STATUS_OK);
     EXPECT(word == 42);
@@ -366,7 +368,7 @@ static int wait_rank(fabric_t *fabric, shared_t *shared)
     bool ready = true;
     if (fabric_rank(fabric) == 1) {
         while (!atomic_load(&shared->done))
-            usleep(1000);
+            nap();
         EXPECT(fabric_send(fabric, 0, FABRIC_RESULT, NULL, &word, 8) == STATUS_OK);
         return 0;
     }
@@ -392,6 +394,39 @@ static void test_a_wait_ends_with_a_message_a_wake_or_its_time(void **state)
     assert_int_equal(ranks_finish(&ranks, 0), 0);
 }
 
+/* A rank that shares its core with somebody must not spin against it for long. */
+static int spinning_rank(fabric_t *fabric, shared_t *shared)
+{
+    (void)shared;
+    size_t bytes[2] = {8, 8};
+    const void *parts[2];
+    uint64_t mine = 1;
+    for (int i = 0; i < 20; i++) {
+        for (int k = 0; fabric_rank(fabric) == 1 && k < 3; k++)
+            nap();
+        EXPECT(fabric_exchange(fabric, NULL, &mine, bytes, parts) == STATUS_OK);
+    }
+    if (fabric_rank(fabric) == 0)
+        EXPECT(atomic_load(&fabric->spins[WAIT_EXCHANGE]) <= 64);
+    return 0;
+}
+
+/* How soon it spins again depends on who else wants the cores; the rule does not. */
+static void test_a_wait_spins_as_long_as_waits_have_lasted(void **state)
+{
+    (void)state;
+    ranks_t ranks;
+    ranks_start(&ranks, 2, 2, 20000, spinning_rank);
+    assert_int_equal(ranks_finish(&ranks, 0), 0);
+    uint32_t spins = fabric_spins_next(64, false);
+    assert_int_equal(spins, 64);
+    for (int i = 0; i < 6; i++)
+        spins = fabric_spins_next(spins, true);
+    assert_int_equal(spins, 3000);
+    assert_int_equal(fabric_spins_next(spins, true), 3000);
+    assert_int_equal(fabric_spins_next(spins, false), 1500);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -403,6 +438,7 @@ int main(void)
         cmocka_unit_test(test_an_abort_by_the_parent_ends_every_wait_with_its_reason),
         cmocka_unit_test(test_an_abort_by_a_rank_reaches_the_others),
         cmocka_unit_test(test_a_wait_without_an_answer_ends_after_its_time_and_names_the_rank),
+        cmocka_unit_test(test_a_wait_spins_as_long_as_waits_have_lasted),
         cmocka_unit_test(test_what_a_rank_sent_before_it_left_is_still_received),
         cmocka_unit_test(test_a_formation_takes_the_smallest_number_of_blocks),
         cmocka_unit_test(test_a_rank_of_another_text_identity_is_named_to_all),

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/base/clock.h"
+#include "worker/fabric/fabric_internal.h"
 
 bool is_in(const char *text, const char *words)
 {
@@ -79,13 +80,50 @@ void ranks_start(ranks_t *ranks, uint32_t n, uint32_t group_n, uint32_t step_tim
     }
 }
 
+void nap(void)
+{
+    struct timespec pause = {0, 1000000};
+    nanosleep(&pause, NULL);
+}
+
 void ranks_wait_ready(const ranks_t *ranks, uint32_t count)
 {
     uint64_t end = clock_ms() + 20000;
-    while (atomic_load(&ranks->shared->ready) < count && clock_ms() < end) {
-        struct timespec nap = {0, 1000000};
-        nanosleep(&nap, NULL);
-    }
+    while (atomic_load(&ranks->shared->ready) < count && clock_ms() < end)
+        nap();
+}
+
+static bool has_beaten(const fabric_t *fabric, uint32_t rank)
+{
+    if (fabric_is_local(fabric, rank))
+        return atomic_load(&fabric->board->ranks[rank].beat) > 0;
+    return ucx_beats_heard(fabric, rank) > 0;
+}
+
+bool rank_wait_heard(const fabric_t *fabric)
+{
+    uint64_t end = clock_ms() + 10000;
+    for (uint32_t rank = 0; rank < fabric->n_ranks; rank++)
+        while (rank != fabric->rank && !has_beaten(fabric, rank)) {
+            if (clock_ms() > end)
+                return false;
+            nap();
+        }
+    /* The second tick that begins after that has certainly looked at all of them. */
+    const board_rank_t *own = &fabric->board->ranks[fabric->rank];
+    uint64_t beat = atomic_load(&own->beat);
+    while (atomic_load(&own->beat) < beat + 2)
+        nap();
+    return true;
+}
+
+void ranks_wait_asleep(const ranks_t *ranks, uint64_t mask)
+{
+    uint64_t end = clock_ms() + 20000;
+    for (uint32_t rank = 0; rank < ranks->n; rank++)
+        while ((mask >> rank & 1) && clock_ms() < end &&
+               atomic_load(&ranks->shm->board->ranks[rank].sleepers) == 0)
+            nap();
 }
 
 void ranks_signal(const ranks_t *ranks, uint32_t rank, int signal)

@@ -48,6 +48,14 @@ void ranks_start(ranks_t *ranks, uint32_t n, uint32_t group_n, uint32_t step_tim
                  rank_fn function);
 /* Waits until `count` ranks said that they are ready. */
 void ranks_wait_ready(const ranks_t *ranks, uint32_t count);
+/* In a rank's process: a millisecond's pause between two looks at a condition. */
+void nap(void);
+/* In a rank's process: waits until its fabric watches the beats of all others, so that a silence
+ * would be noticed. False after ten seconds. */
+bool rank_wait_heard(const fabric_t *fabric);
+/* Waits until each rank of the bit mask sleeps on its doorbell; they are of the shared memory's
+ * host. */
+void ranks_wait_asleep(const ranks_t *ranks, uint64_t mask);
 /* Sends a signal to a rank and notes the time. */
 void ranks_signal(const ranks_t *ranks, uint32_t rank, int signal);
 /* Collects them; a rank of `skip` (a bit mask) may end as it likes, each other must have returned

@@ -113,6 +113,43 @@ static void test_a_job_runs_from_submission_to_its_last_result(void **state)
     assert_int_equal(a.reply.n_items, 0);
 }
 
+static uint64_t queued(void)
+{
+    ASK(a, jobs_queued(store, on_answer, &a));
+    assert_int_equal(a.reply.code, JOBS_OK);
+    return a.reply.number;
+}
+
+static void test_the_number_of_queued_jobs_follows_each_of_their_ways_out(void **state)
+{
+    (void)state;
+    assert_int_equal(queued(), 0);
+    for (int i = 0; i < 4; i++) {
+        char id[] = "0000000000000000000000000000000a";
+        id[31] = (char)('a' + i);
+        make_job(store, id, 2, &(jobs_submit_t){.deadline_ms = i == 3 ? 1 : 0});
+        if (i < 3)
+            assert_int_equal(queued(), i + 1);
+    }
+    ASK(a, jobs_submit(store, &(jobs_submit_t){.job = "0000000000000000000000000000000a",
+                                               .upload = J1, .total = 2, .deployment = "m"},
+                       on_answer, &a));
+    assert_int_equal(a.reply.code, JOBS_DUP);
+    while (queued() == 4)
+        ASK(a, jobs_expire(store, on_answer, &a)); /* the fourth */
+    assert_int_equal(queued(), 3);
+    assert_int_equal(claim(p1, 1, 1), 1); /* the first begins */
+    assert_int_equal(queued(), 2);
+    ASK(a, jobs_release(store, &(jobs_claim_t){"0000000000000000000000000000000a", 0, p1, 1},
+                        on_answer, &a));
+    assert_int_equal(queued(), 2); /* begun is begun */
+    ASK(a, jobs_cancel(store, "0000000000000000000000000000000b", on_answer, &a));
+    ASK(a, jobs_cancel(store, "0000000000000000000000000000000b", on_answer, &a));
+    assert_int_equal(queued(), 1);
+    ASK(a, jobs_delete(store, "0000000000000000000000000000000c", on_answer, &a));
+    assert_int_equal(queued(), 0);
+}
+
 static void test_a_repeated_put_adds_nothing_and_a_gap_is_refused(void **state)
 {
     (void)state;
@@ -435,6 +472,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_a_job_runs_from_submission_to_its_last_result),
+        TEST(test_the_number_of_queued_jobs_follows_each_of_their_ways_out),
         TEST(test_a_repeated_put_adds_nothing_and_a_gap_is_refused),
         TEST(test_an_idempotency_key_stands_for_one_job),
         TEST(test_a_claim_repeated_with_its_nonce_returns_the_same_items),

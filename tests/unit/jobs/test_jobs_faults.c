@@ -276,7 +276,7 @@ static void test_a_library_of_the_same_name_and_other_text_is_never_replaced(voi
     server_start(&server);
     REDIS(&server, "FUNCTION", "LOAD",
           "#!lua name=" JOBS_LIBRARY
-          "\nredis.register_function('shoal_jobs_v1_list', function() return {'OK', '', {}} end)");
+          "\nredis.register_function('shoal_jobs_v2_list', function() return {'OK', '', {}} end)");
     jobs_store_t *store;
     jobs_store_config_t config = {.url = server.url, .cluster = "test"};
     assert_int_equal(jobs_store_open(&config, &store), STATUS_OK);

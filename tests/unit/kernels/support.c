@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "kernels/cpu/numbers.h"
 
 uint32_t random_u32(random_t *random)
 {
@@ -67,12 +68,64 @@ static void make_block(random_t *random, qtype_t type, uint8_t *block)
         corner_block(random, block, header, bytes);
 }
 
+/* Where a block of the other types has its scales: halves at up to two places, a float, or an
+ * exponent of two. */
+typedef struct {
+    qtype_t type;
+    enum { HALVES, FLOAT, EXPONENT } kind;
+    int at[2];
+    float factor; /* brings values to the size of 0.05 */
+} scales_t;
+
+static const scales_t SCALES[] = {
+    {QTYPE_Q5_0, HALVES, {0, -1}, 0.005f},     {QTYPE_Q5_1, HALVES, {0, 2}, 0.005f},
+    {QTYPE_Q2_K, HALVES, {80, 82}, 0.005f},    {QTYPE_Q3_K, HALVES, {108, -1}, 0.001f},
+    {QTYPE_Q4_K, HALVES, {0, 2}, 0.0002f},     {QTYPE_Q5_K, HALVES, {0, 2}, 0.0001f},
+    {QTYPE_Q6_K, HALVES, {208, -1}, 0.00005f}, {QTYPE_IQ4_NL, HALVES, {0, -1}, 0.001f},
+    {QTYPE_IQ4_XS, HALVES, {0, -1}, 0.0001f},  {QTYPE_MXFP4, EXPONENT, {0, -1}, 0},
+    {QTYPE_I8S, FLOAT, {0, -1}, 0.001f},       {QTYPE_F8S, FLOAT, {0, -1}, 0.001f},
+};
+
+/* Every byte random but the scales, which now and then are 0 or subnormal. */
+static void make_other_block(random_t *random, const scales_t *scales, uint8_t *block)
+{
+    size_t bytes = qtype_info(scales->type)->block_bytes;
+    for (size_t i = 0; i < bytes; i++) {
+        block[i] = (uint8_t)random_u32(random);
+        if (scales->type == QTYPE_F8S && (block[i] & 0x7f) == 0x7f)
+            block[i] = 0x7e;
+    }
+    bool corner = random_below(random, 8) == 0;
+    float d = scales->factor * random_normal(random);
+    if (scales->kind == EXPONENT)
+        block[0] = (uint8_t)(corner ? random_below(random, 3) : 115 + random_below(random, 10));
+    if (scales->kind == FLOAT)
+        memcpy(block, &d, sizeof d);
+    for (int i = 0; scales->kind == HALVES && i < 2 && scales->at[i] >= 0; i++) {
+        static const uint16_t corners[] = {0x0000, 0x8000, 0x0001, 0x83ff};
+        uint16_t half = make_half(i == 0 ? d : scales->factor * random_normal(random));
+        half = corner ? corners[random_below(random, 4)] : half;
+        memcpy(block + scales->at[i], &half, sizeof half);
+    }
+}
+
+static uint8_t *make_other_rows(random_t *random, const scales_t *scales, size_t bytes)
+{
+    uint8_t *rows = mem_new(bytes, 1);
+    for (size_t at = 0; at < bytes; at += qtype_info(scales->type)->block_bytes)
+        make_other_block(random, scales, rows + at);
+    return rows;
+}
+
 uint8_t *make_rows(random_t *random, qtype_t type, uint32_t n_rows, uint32_t k, size_t *bytes_out)
 {
     uint64_t row_bytes;
     assert_true(qtype_row_bytes(type, k, &row_bytes));
-    uint8_t *rows = mem_new(n_rows, row_bytes);
     *bytes_out = n_rows * row_bytes;
+    for (size_t i = 0; i < sizeof SCALES / sizeof SCALES[0]; i++)
+        if (SCALES[i].type == type)
+            return make_other_rows(random, &SCALES[i], *bytes_out);
+    uint8_t *rows = mem_new(n_rows, row_bytes);
     for (size_t i = 0; i < (size_t)n_rows * k; i++) {
         float x = random_normal(random) * 0.05f;
         if (random_below(random, 64) == 0)
@@ -168,4 +221,42 @@ void assert_same_bits(const float *found, const float *wanted, size_t n, const c
             fail_test("%s: element %zu is %a, ref has %a", what, i, (double)found[i],
                       (double)wanted[i]);
     }
+}
+
+step_t open_step(const char *isa, uint32_t threads, kmode_t mode)
+{
+    step_t s = {.f = open_fixture(isa, threads, mode, KQUEUE_NOW)};
+    assert_ok(s.f.ops->batch_new(s.f.device, 16384, STEP_BLOCKS, &s.batch));
+    for (uint32_t i = 0; i < STEP_BLOCKS; i++)
+        s.blocks[i] = (i * 37 + 5) % STEP_BLOCKS;
+    return s;
+}
+
+void close_step(step_t *s)
+{
+    s->f.ops->batch_release(s->batch);
+    close_fixture(&s->f);
+}
+
+void set_rows(step_t *s, uint32_t first, uint32_t end)
+{
+    kbatch_row_t *rows = MEM_NEW_ARRAY(kbatch_row_t, end - first);
+    for (uint32_t i = first; i < end; i++)
+        rows[i - first] = (kbatch_row_t){.position = i};
+    kbatch_table_t table = {s->blocks, (end + 15) / 16};
+    assert_ok(s->f.ops->batch_set(s->f.queue, s->batch, rows, end - first, &table, 1));
+    free(rows);
+}
+
+float *normals(random_t *random, size_t n, float factor)
+{
+    float *x = MEM_NEW_ARRAY(float, n);
+    for (size_t i = 0; i < n; i++)
+        x[i] = random_normal(random) * factor;
+    return x;
+}
+
+double stored_as(float x, kmode_t mode)
+{
+    return mode == KMODE_F32 ? (double)x : (double)bf16_value(bf16_round_finite(x));
 }

@@ -14,11 +14,11 @@
 #include <cmocka.h>
 #undef fail
 
-#define fail_test(...)             \
-    do {                           \
-        print_error(__VA_ARGS__);  \
-        print_error("\n");         \
-        _fail(__FILE__, __LINE__); \
+#define fail_test(...)                                                                             \
+    do {                                                                                           \
+        print_error(__VA_ARGS__);                                                                  \
+        print_error("\n");                                                                         \
+        _fail(__FILE__, __LINE__);                                                                 \
     } while (0)
 
 typedef struct {
@@ -49,6 +49,23 @@ void wait_all(const fixture_t *fixture);
 kref_t new_ref(const fixture_t *fixture, size_t bytes);
 kref_t ref_of(const fixture_t *fixture, const void *data, size_t bytes);
 void release_ref(const fixture_t *fixture, kref_t ref);
+/* A device with a batch, whose one sequence has a table that jumps about. */
+enum { STEP_BLOCKS = 560 };
+typedef struct {
+    fixture_t f;
+    kbatch_t *batch;
+    uint32_t blocks[STEP_BLOCKS];
+} step_t;
+step_t open_step(const char *isa, uint32_t threads, kmode_t mode);
+void close_step(step_t *step);
+/* Positions [first, end) of the sequence. */
+void set_rows(step_t *step, uint32_t first, uint32_t end);
+
+/* n normal numbers times factor, freed with free(). */
+float *normals(random_t *random, size_t n, float factor);
+/* What the cache of a mode makes of x. */
+double stored_as(float x, kmode_t mode);
+
 /* The words of the failure on standard error, then a failed test. */
 #define assert_ok(expression) assert_ok_at((expression), #expression, __FILE__, __LINE__)
 void assert_ok_at(status_t status, const char *expression, const char *file, int line);

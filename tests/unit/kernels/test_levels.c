@@ -112,6 +112,31 @@ static void attend_unscaled(const kattend_t *job)
     level_ref.attend(&other);
 }
 
+static void score_without_relu(const kscore_t *job)
+{
+    kscore_t other = *job;
+    other.scale = -job->scale;
+    level_ref.score(&other);
+}
+
+static void activate_silu_alone(const kactivate_t *what, const float *gate, const float *up,
+                                uint32_t n, float *out)
+{
+    kactivate_t other = {.kind = what->kind == KACTIVATE_SILU_LIMIT ? KACTIVATE_SILU : what->kind};
+    other.alpha = what->alpha;
+    other.limit = what->limit;
+    level_ref.activate(&other, gate, up, n, out);
+}
+
+static void softcap_times(float *x, uint32_t n, float cap)
+{
+    for (uint32_t i = 0; i < n; i++)
+        x[i] *= 1.0f / cap;
+    for (uint32_t i = 0; i < n; i++)
+        x[i] *= cap;
+    level_ref.softcap(x, n, cap);
+}
+
 static bool quantize_half_up(const kinput_t *layout, const float *x, uint8_t *row_out)
 {
     bool bad = level_ref.quantize(layout, x, row_out);
@@ -134,6 +159,15 @@ static void test_the_self_check_names_a_kernel_that_differs(void **state)
     mutant = *best_level();
     mutant.attend = attend_unscaled;
     assert_string_equal(selfcheck(&mutant), "attention");
+    mutant = *best_level();
+    mutant.score = score_without_relu;
+    assert_string_equal(selfcheck(&mutant), "score");
+    mutant = *best_level();
+    mutant.activate = activate_silu_alone;
+    assert_string_equal(selfcheck(&mutant), "activate");
+    mutant = *best_level();
+    mutant.softcap = softcap_times;
+    assert_string_equal(selfcheck(&mutant), "softcap");
     mutant = *best_level();
     mutant.quantize = quantize_half_up;
     assert_string_equal(selfcheck(&mutant), "quantize");

@@ -8,9 +8,32 @@
 #include "common/base/memory.h"
 #include "support.h"
 
-static const qtype_t TYPES[] = {QTYPE_Q4_1, QTYPE_Q8_0, QTYPE_Q4_0,
-                                QTYPE_BF16, QTYPE_F16,  QTYPE_F32};
-enum { N_TYPES = sizeof TYPES / sizeof TYPES[0] };
+static const qtype_t TYPES[] = {
+    QTYPE_Q4_1, QTYPE_Q8_0, QTYPE_Q4_0,  QTYPE_BF16,   QTYPE_F16,    QTYPE_F32,
+    QTYPE_Q5_0, QTYPE_Q5_1, QTYPE_Q2_K,  QTYPE_Q3_K,   QTYPE_Q4_K,   QTYPE_Q5_K,
+    QTYPE_Q6_K, QTYPE_I8S,  QTYPE_MXFP4, QTYPE_IQ4_NL, QTYPE_IQ4_XS, QTYPE_F8S,
+};
+/* The first six have all widths, the others, which share their kernels, three. */
+enum { N_TYPES = sizeof TYPES / sizeof TYPES[0], N_WIDTHS = 6 * 6 + 3 * (N_TYPES - 6) };
+
+typedef struct {
+    qtype_t type;
+    uint32_t width; /* of whole blocks: of 32, of 256, or any */
+    bool leaves;
+} case_t;
+
+static case_t case_of(uint32_t i)
+{
+    static const uint32_t widths[4][6] = {{32, 64, 96, 576, 1408, 2880},
+                                          {20, 24, 40, 33, 576, 1409},
+                                          {256, 512, 768},
+                                          {390, 33, 576}};
+    uint32_t t = i < 36 ? i % 6 : 6 + (i - 36) % (N_TYPES - 6);
+    uint32_t w = i < 36 ? i / 6 : (i - 36) / (N_TYPES - 6);
+    uint32_t values = qtype_info(TYPES[t])->block_values;
+    uint32_t kind = TYPES[t] >= QTYPE_OWN_FIRST ? 3 : values == 256 ? 2 : values == 1;
+    return (case_t){TYPES[t], widths[kind][w], (t + w) % 2 == 1};
+}
 
 typedef struct {
     uint32_t k, n;
@@ -174,15 +197,12 @@ static void test_every_level_row_count_and_thread_count_gives_refs_bits(void **s
     (void)state;
     const char *levels[3];
     uint32_t n_levels = kernels_cpu_levels(levels);
-    /* Quantized rows are whole blocks of 32, so the small widths differ. */
-    static const uint32_t widths[2][6] = {{32, 64, 96, 576, 1408, 2880},
-                                          {20, 24, 40, 33, 576, 1409}};
     static const uint32_t row_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 13, 31, 64};
     random_t random = {2};
-    for (uint32_t i = 0; i < 6 * N_TYPES; i++) {
-        qtype_t type = TYPES[i % N_TYPES];
-        uint32_t width = widths[qtype_info(type)->block_values == 1][i / N_TYPES];
-        shape_t shape = i % 2 ? ffn_shape(width, 75) : whole_shape(width, 33);
+    for (uint32_t i = 0; i < N_WIDTHS; i++) {
+        qtype_t type = case_of(i).type;
+        uint32_t width = case_of(i).width;
+        shape_t shape = case_of(i).leaves ? ffn_shape(width, 75) : whole_shape(width, 33);
         size_t bytes;
         uint8_t *data = make_rows(&random, type, shape.n, shape.k, &bytes);
         float *x = make_input(&random, 64, shape.k);
@@ -223,12 +243,11 @@ static void test_every_cut_of_the_leaves_gives_the_uncut_bits(void **state)
     (void)state;
     const char *levels[3];
     uint32_t n_levels = kernels_cpu_levels(levels);
-    static const uint32_t widths[] = {32, 96, 576, 1408, 1536, 2880};
     static const uint32_t ranks[] = {2, 3, 4, 6, 8};
     random_t random = {3};
-    for (uint32_t i = 0; i < 6 * N_TYPES; i++) {
-        shape_t shape = ffn_shape(widths[i / N_TYPES], 40);
-        qtype_t type = TYPES[i % N_TYPES];
+    for (uint32_t i = 0; i < N_WIDTHS; i++) {
+        qtype_t type = case_of(i).type;
+        shape_t shape = ffn_shape(case_of(i).width, 40);
         size_t bytes;
         uint8_t *data = make_rows(&random, type, shape.n, shape.k, &bytes);
         float *x = make_input(&random, 5, shape.k);
@@ -247,6 +266,58 @@ static void test_every_cut_of_the_leaves_gives_the_uncut_bits(void **state)
         free(x);
         close_fixture(&f);
     }
+}
+
+/* Q, K and V of a mixed file: each part has the bits that it has alone. */
+static void test_parts_of_several_types_have_the_bits_that_they_have_alone(void **state)
+{
+    (void)state;
+    enum { K = 512, N = 37, ROWS = 6, PARTS = 5 };
+    static const qtype_t types[PARTS] = {QTYPE_Q4_K, QTYPE_Q6_K, QTYPE_BF16, QTYPE_F16, QTYPE_Q8_0};
+    const char *levels[3];
+    uint32_t n_levels = kernels_cpu_levels(levels);
+    random_t random = {9};
+    shape_t shape = ffn_shape(K, N);
+    uint8_t *data[PARTS];
+    kweight_part_t parts[PARTS];
+    float *x = make_input(&random, ROWS, K);
+    for (uint32_t p = 0; p < PARTS; p++) {
+        parts[p] = (kweight_part_t){.qtype = types[p], .n_rows = N};
+        parts[p].rows = data[p] = make_rows(&random, types[p], N, K, &parts[p].bytes);
+    }
+    for (uint32_t v = 0; v < n_levels; v++) {
+        fixture_t f = open_fixture(levels[v], 2, KMODE_NATIVE, KQUEUE_NOW);
+        kweight_spec_t spec = {.name = "qkv", .parts = parts, .n_parts = PARTS, .k_total = K};
+        spec.leaf_edges = shape.edges;
+        spec.n_leaves = spec.leaf_end = shape.n_leaves;
+        kweight_t *weight = NULL;
+        assert_ok(f.ops->weight_pack(f.device, &spec, &weight));
+        kweight_info_t info = f.ops->weight_info(weight);
+        assert_int_equal(info.activation, KACTIVATION_MIXED);
+        kbatch_t *batch = plain_batch(&f, ROWS);
+        kref_t in = ref_of(&f, x, ROWS * K * 4), input = new_ref(&f, ROWS * info.input_row_bytes);
+        kref_t out = new_ref(&f, ROWS * PARTS * N * 4);
+        assert_ok(f.ops->quantize(f.queue, batch, weight, in, K, input));
+        assert_ok(f.ops->matmul(f.queue, batch, weight, input, out));
+        wait_all(&f);
+        const float *found = f.ops->buffer_host(out.buffer);
+        for (uint32_t p = 0; p < PARTS; p++) {
+            float *wanted = whole_product(&f, &shape, types[p], data[p], parts[p].bytes, x, ROWS);
+            for (uint32_t row = 0; row < ROWS; row++)
+                assert_same_bits(found + ((size_t)row * PARTS + p) * N, wanted + (size_t)row * N, N,
+                                 qtype_name(types[p]));
+            free(wanted);
+        }
+        release_ref(&f, in);
+        release_ref(&f, input);
+        release_ref(&f, out);
+        f.ops->weight_release(weight);
+        f.ops->batch_release(batch);
+        close_fixture(&f);
+    }
+    for (uint32_t p = 0; p < PARTS; p++)
+        free(data[p]);
+    free(x);
 }
 
 /* Below it the scale's offset is finite, so no row can lose its numbers without being named. */
@@ -291,6 +362,7 @@ int main(void)
         cmocka_unit_test(test_ref_is_the_dequantized_product_within_the_noise_of_its_activations),
         cmocka_unit_test(test_every_level_row_count_and_thread_count_gives_refs_bits),
         cmocka_unit_test(test_every_cut_of_the_leaves_gives_the_uncut_bits),
+        cmocka_unit_test(test_parts_of_several_types_have_the_bits_that_they_have_alone),
         cmocka_unit_test(test_a_quantized_input_of_two_to_the_hundredth_is_a_row_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -150,7 +150,7 @@ static void test_wrong_arguments_are_refused_at_the_call(void **state)
     ktable_t *lookup = NULL;
     assert_int_equal(f.ops->table_open(f.device, QTYPE_Q8_0, blocks, 20, 1, 32, &lookup),
                      STATUS_INVALID);
-    assert_int_equal(f.ops->table_open(f.device, QTYPE_Q6_K, blocks, 20, 1, 256, &lookup),
+    assert_int_equal(f.ops->table_open(f.device, QTYPE_Q8_K, blocks, 20, 1, 256, &lookup),
                      STATUS_UNSUPPORTED);
     kkv_t *kv = NULL;
     kkv_shape_t shape = {.n_layers = 1, .n_kv_heads = 1, .head_dim = 63, .n_blocks = 1};

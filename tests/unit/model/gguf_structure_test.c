@@ -131,6 +131,7 @@ static void g29(draft_t *d) { dims(d, QTYPE_Q4_0, 33, 32); }
 static void g30_unknown(draft_t *d) { dims(d, 99, 32, 32); }
 static void g30_removed(draft_t *d) { dims(d, 4, 32, 32); }
 static void g30_negative(draft_t *d) { dims(d, UINT32_MAX, 32, 32); }
+static void g30_own(draft_t *d) { dims(d, QTYPE_F8S, 32, 32); }
 
 static void offset(draft_t *d, uint64_t value)
 {
@@ -197,6 +198,7 @@ static const gguf_case_t cases[] = {
     {"30 unknown type", g30_unknown, .text = "has no type 99"},
     {"30b removed type", g30_removed, .text = "has no type 4"},
     {"30c type -1", g30_negative, .text = "has no type -1"},
+    {"30d a type of our own", g30_own, .text = "has no type 1001"},
     {"31 offset not aligned", g31, .text = "no multiple of the alignment 32"},
     {"32 offset past the end", g32, .text = "offset 1048576 and 128 bytes reach past"},
     {"33 overlapping tensors", g33, .text = "token_embd.weight and output_norm.weight over"},

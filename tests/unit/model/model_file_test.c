@@ -51,9 +51,9 @@ static void test_its_configuration_and_sizes_are_the_written_ones(void **state)
     assert_int_equal(found.config.ffn, expected.config.ffn);
     assert_int_equal(found.config.vocab, expected.config.vocab);
     assert_int_equal(found.config.context_train, expected.config.context_train);
-    assert_int_equal(found.config.rope_dim, expected.config.rope_dim);
-    assert_int_equal(found.config.rope_pairs, expected.config.rope_pairs);
-    assert_true(found.config.rope_base == expected.config.rope_base);
+    assert_int_equal(found.config.ropes[0].dim, 64);
+    assert_int_equal(found.config.ropes[0].pairs, MODEL_ROPE_PAIRS_ADJACENT);
+    assert_true(found.config.ropes[0].base == 100000);
     assert_true(found.config.norm_eps == expected.config.norm_eps);
     assert_true(found.config.attention_scale == expected.config.attention_scale);
     assert_true(found.config.tied_embeddings);

@@ -10,8 +10,7 @@ static inline plan_sizes_t plan_smollm2(void)
     return (plan_sizes_t){
         .config = {.architecture = "llama", .n_layers = 30, .hidden = 576, .n_heads = 9,
                    .n_kv_heads = 3, .head_dim = 64, .ffn = 1536, .vocab = 49152,
-                   .context_train = 8192, .rope_dim = 64,
-                   .rope_pairs = MODEL_ROPE_PAIRS_ADJACENT, .rope_base = 100000, .rope_scale = 1,
+                   .context_train = 8192,
                    .norm_eps = 1e-5f, .attention_scale = 0.125f, .tied_embeddings = true},
         .file_bytes = 98362432,
         .embedding_values = 49152 * 576, .embedding_bytes = 49152 * 612, /* Q8_0: 18 x 34 */

@@ -19,7 +19,7 @@ static model_config_t smollm2(void)
 {
     return (model_config_t){
         .architecture = "llama", .n_layers = 30, .hidden = 576, .n_heads = 9, .n_kv_heads = 3,
-        .head_dim = 64, .ffn = 1536, .vocab = 49152, .context_train = 8192, .rope_dim = 64,
+        .head_dim = 64, .ffn = 1536, .vocab = 49152, .context_train = 8192,
         .tied_embeddings = true,
     };
 }

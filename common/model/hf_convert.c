@@ -1,0 +1,236 @@
+/* See hf_convert.h. All arithmetic here is exact but the one product of a dequantized F32 value,
+ * which is the product that the stored format defines. */
+#include "common/model/hf_convert.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { I8S_VALUES = 32, TURN_ROWS = 32 };
+
+static const uint8_t awq_nibble_of_column[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+
+/* --- scales --- */
+
+static float load_scale(const safetensors_tensor_t *scale, uint64_t i)
+{
+    uint16_t half;
+    float value;
+    switch (scale->dtype) {
+    case SAFETENSORS_F16:
+        memcpy(&half, scale->data + 2 * i, sizeof half);
+        return qtype_f16_to_f32(half);
+    case SAFETENSORS_BF16:
+        memcpy(&half, scale->data + 2 * i, sizeof half);
+        return qtype_bf16_to_f32(half);
+    case SAFETENSORS_F8_E8M0: { /* 2^(e - 127); 255 is no number */
+        uint8_t e = scale->data[i];
+        return qtype_bits_to_f32(e == 0 ? 0x00400000u : (uint32_t)e << 23);
+    }
+    default:
+        memcpy(&value, scale->data + 4 * i, sizeof value);
+        return value;
+    }
+}
+
+static status_t bad_scale(const source_tensor_t *tensor, uint64_t row)
+{
+    return fail(STATUS_INVALID, "tensor %.100s: the scale of a block in row %llu is not a finite "
+                "number", tensor->name, (unsigned long long)row);
+}
+
+static status_t read_scale(const source_tensor_t *tensor, uint64_t row, uint64_t i, float *out)
+{
+    float value = tensor->parts->scale == NULL ? 1.0f : load_scale(tensor->parts->scale, i);
+    if (!isfinite(value))
+        return bad_scale(tensor, row);
+    *out = value;
+    return STATUS_OK;
+}
+
+/* --- AWQ and GPTQ: inputs run down, outputs across --- */
+
+typedef struct {
+    uint64_t row; /* of the whole tensor: the output */
+    uint64_t outputs;
+    int32_t zero;
+    float scale;
+    uint64_t group;
+} cell_t;
+
+/* Zero point and scale of one group of one output. */
+static status_t load_cell(const source_tensor_t *tensor, uint64_t group, cell_t *cell)
+{
+    const source_parts_t *parts = tensor->parts;
+    cell->group = group;
+    TRY(read_scale(tensor, cell->row, group * cell->outputs + cell->row, &cell->scale));
+    cell->zero = parts->zero_offset;
+    if (parts->zero != NULL) {
+        uint32_t per_word = 32 / parts->bits;
+        uint64_t value = parts->read == hf_read_awq ? awq_nibble_of_column[cell->row % 8]
+                                                    : cell->row;
+        uint64_t word = group * (cell->outputs / per_word) + cell->row / per_word;
+        cell->zero += (int32_t)hf_unpack(parts->zero->data, word, value, parts->bits);
+    }
+    return STATUS_OK;
+}
+
+static int32_t load_value(const source_parts_t *parts, const cell_t *cell, uint64_t k)
+{
+    if (parts->read == hf_read_awq)
+        return (int32_t)hf_unpack(parts->weight->data, k * (cell->outputs / 8) + cell->row / 8,
+                                  awq_nibble_of_column[cell->row % 8], 4);
+    uint32_t per_word = 32 / parts->bits;
+    return (int32_t)hf_unpack(parts->weight->data, k / per_word * cell->outputs + cell->row, k,
+                              parts->bits);
+}
+
+static uint64_t group_of(const source_parts_t *parts, uint64_t k)
+{
+    if (parts->group_of == NULL)
+        return k / parts->group;
+    int32_t group; /* in range: checked when the tensor was listed */
+    memcpy(&group, parts->group_of->data + k * sizeof group, sizeof group);
+    return (uint64_t)group;
+}
+
+/* All rows of one block of 32 inputs at a time, so that the words of these inputs are touched once
+ * however many rows are read. */
+static status_t read_turned_i8s(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
+                                uint8_t *out)
+{
+    const source_parts_t *parts = tensor->parts;
+    uint64_t n_blocks = tensor->row_bytes / sizeof(qtype_i8s_t);
+    for (uint64_t b = 0; b < n_blocks; b++) {
+        uint64_t k_first = b * I8S_VALUES;
+        uint64_t group = group_of(parts, k_first);
+        for (uint64_t r = 0; r < n_rows; r++) {
+            cell_t cell = {.row = row_first + r, .outputs = tensor->rows};
+            TRY(load_cell(tensor, group, &cell));
+            qtype_i8s_t block = {.d = cell.scale};
+            for (uint64_t i = 0; i < I8S_VALUES && k_first + i < tensor->columns; i++)
+                block.q[i] = (int8_t)(load_value(parts, &cell, k_first + i) - cell.zero);
+            memcpy(out + r * tensor->row_bytes + b * sizeof block, &block, sizeof block);
+        }
+    }
+    return STATUS_OK;
+}
+
+/* With act-order neighbours belong to different groups: F32. */
+static status_t read_turned_f32(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
+                                uint8_t *out)
+{
+    const source_parts_t *parts = tensor->parts;
+    for (uint64_t r = 0; r < n_rows; r++) {
+        cell_t cell = {.row = row_first + r, .outputs = tensor->rows, .group = UINT64_MAX};
+        for (uint64_t k = 0; k < tensor->columns; k++) {
+            uint64_t group = group_of(parts, k);
+            if (group != cell.group)
+                TRY(load_cell(tensor, group, &cell));
+            float value = (float)(load_value(parts, &cell, k) - cell.zero) * cell.scale;
+            memcpy(out + r * tensor->row_bytes + k * sizeof value, &value, sizeof value);
+        }
+    }
+    return STATUS_OK;
+}
+
+status_t hf_read_awq(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
+                     uint8_t *out)
+{
+    return tensor->type == QTYPE_I8S ? read_turned_i8s(tensor, row_first, n_rows, out)
+                                     : read_turned_f32(tensor, row_first, n_rows, out);
+}
+
+/* The same walk; load_value and load_cell ask which of the two layouts it is. */
+status_t hf_read_gptq(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
+                      uint8_t *out)
+{
+    return tensor->type == QTYPE_I8S ? read_turned_i8s(tensor, row_first, n_rows, out)
+                                     : read_turned_f32(tensor, row_first, n_rows, out);
+}
+
+/* --- rows as they are stored --- */
+
+status_t hf_read_signed(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
+                        uint8_t *out)
+{
+    const source_parts_t *parts = tensor->parts;
+    uint64_t per_row = (tensor->columns + parts->group - 1) / parts->group; /* scales */
+    uint32_t per_word = 32 / parts->bits;
+    uint64_t words = (tensor->columns + per_word - 1) / per_word;
+    int32_t half = 1 << (parts->bits - 1);
+    bool packed = parts->weight->dtype != SAFETENSORS_I8;
+    for (uint64_t r = row_first; r < row_first + n_rows; r++)
+        for (uint64_t k = 0; k < tensor->columns; k += I8S_VALUES, out += sizeof(qtype_i8s_t)) {
+            qtype_i8s_t block = {0};
+            uint64_t n = tensor->columns - k < I8S_VALUES ? tensor->columns - k : I8S_VALUES;
+            TRY(read_scale(tensor, r, r / parts->block_rows * per_row + k / parts->group,
+                           &block.d));
+            if (!packed)
+                memcpy(block.q, parts->weight->data + r * tensor->columns + k, (size_t)n);
+            for (uint64_t i = 0; packed && i < n; i++)
+                block.q[i] = (int8_t)((int32_t)hf_unpack(parts->weight->data,
+                                                         r * words + (k + i) / per_word, k + i,
+                                                         parts->bits) - half);
+            memcpy(out, &block, sizeof block);
+        }
+    return STATUS_OK;
+}
+
+status_t hf_read_fp8(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
+                     uint8_t *out)
+{
+    const source_parts_t *parts = tensor->parts;
+    uint64_t per_row = (tensor->columns + parts->group - 1) / parts->group;
+    for (uint64_t r = row_first; r < row_first + n_rows; r++)
+        for (uint64_t k = 0; k < tensor->columns; k += QTYPE_F8S_VALUES) {
+            qtype_f8s_t block = {0};
+            uint64_t n = tensor->columns - k;
+            TRY(read_scale(tensor, r, r / parts->block_rows * per_row + k / parts->group,
+                           &block.d));
+            memcpy(block.q, parts->weight->data + r * tensor->columns + k,
+                   (size_t)(n < QTYPE_F8S_VALUES ? n : QTYPE_F8S_VALUES));
+            memcpy(out, &block, sizeof block);
+            out += sizeof block;
+        }
+    return STATUS_OK;
+}
+
+/* Stored: byte i of a block has values 2i (low) and 2i + 1. Ours: values i and i + 16. */
+status_t hf_read_fp4(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
+                     uint8_t *out)
+{
+    const source_parts_t *parts = tensor->parts;
+    uint64_t per_row = tensor->columns / QTYPE_BLOCK_VALUES;
+    for (uint64_t b = row_first * per_row; b < (row_first + n_rows) * per_row; b++, out += 17) {
+        const uint8_t *stored = parts->weight->data + b * 16;
+        out[0] = parts->scale->data[b];
+        if (out[0] == 255)
+            return bad_scale(tensor, b / per_row);
+        for (int i = 0; i < 16; i++) {
+            int shift = i % 2 * 4;
+            out[1 + i] = (uint8_t)((stored[i / 2] >> shift & 15) |
+                                   (stored[8 + i / 2] >> shift & 15) << 4);
+        }
+    }
+    return STATUS_OK;
+}
+
+status_t hf_read_turned(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
+                        uint8_t *out)
+{
+    uint64_t outputs = tensor->dims[1], inputs = tensor->columns;
+    size_t size = (size_t)(tensor->row_bytes / inputs);
+    while (n_rows > 0) { /* some rows of one expert at a time */
+        uint64_t expert = row_first / outputs, first = row_first % outputs;
+        uint64_t n = outputs - first < TURN_ROWS ? outputs - first : TURN_ROWS;
+        n = n < n_rows ? n : n_rows;
+        const uint8_t *from = tensor->parts->weight->data + (expert * inputs * outputs + first) * size;
+        for (uint64_t i = 0; i < inputs; i++, from += outputs * size)
+            for (uint64_t r = 0; r < n; r++)
+                memcpy(out + r * tensor->row_bytes + i * size, from + r * size, size);
+        out += n * tensor->row_bytes;
+        row_first += n;
+        n_rows -= n;
+    }
+    return STATUS_OK;
+}

@@ -1,0 +1,32 @@
+/* What the files of the model share: its inside. Only model*.c includes it. */
+#ifndef SHOAL_COMMON_MODEL_MODEL_INTERNAL_H
+#define SHOAL_COMMON_MODEL_MODEL_INTERNAL_H
+
+#include "common/model/arch.h"
+#include "common/model/model.h"
+
+enum { MODEL_N_EXPERT_ROLES = MODEL_N_ROLES - MODEL_EXPERT_GATE };
+
+struct model {
+    source_t *source;
+    const arch_t *arch;
+    char *name;
+    model_config_t config;
+    model_special_ids_t special;
+    gguf_text_t chat_template;
+    float *rope_factors[MODEL_ROPES_MAX];
+    /* tensors[role] for those that exist once, tensors[role + layer * MODEL_N_ROLES] for the
+     * others; one that is absent has no name. Of an expert role it is expert 0's view. */
+    model_tensor_t *tensors;
+    /* Where a directory has a tensor for each expert: (layer * MODEL_N_EXPERT_ROLES + role) *
+     * n experts. NULL in models without such. */
+    const source_tensor_t **experts;
+};
+
+/* Finds every tensor of the architecture, checks shapes and refuses what nothing asks for. */
+status_t model_find_tensors(model_t *model) MUST_USE;
+/* vocab and special ids. */
+status_t model_read_vocab(model_t *model) MUST_USE;
+status_t model_read_special(model_t *model) MUST_USE;
+
+#endif

@@ -1,0 +1,45 @@
+/* A pattern of a tokenizer file: a literal string or a regular expression in the syntax of
+ * Oniguruma, which Hugging Face's tokenizers use. Expressions are translated to PCRE2 where the two
+ * differ (\s, \w, \h, \v, \u, scripts, the m option) and refused as STATUS_UNSUPPORTED where PCRE2
+ * cannot say the same (sets inside sets, intersections). Matching is bounded: a pattern that
+ * backtracks without end is STATUS_INVALID after a number of steps. Internal to the tokenizer.
+ *
+ * Character properties are those of the installed PCRE2 (Debian 12: Unicode 14). */
+#ifndef SHOAL_COMMON_MODEL_TOKENIZER_PATTERN_H
+#define SHOAL_COMMON_MODEL_TOKENIZER_PATTERN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "common/base/buffer.h"
+#include "common/base/status.h"
+
+enum { PATTERN_BYTES_MAX = 8192 };
+
+typedef struct pattern pattern_t;
+
+/* What one thread needs while it matches; serves any number of patterns in turn. Zero-initialised
+ * is ready. */
+typedef struct {
+    void *match, *limits, *stack;
+} pattern_scratch_t;
+
+void pattern_scratch_release(pattern_scratch_t *scratch);
+
+status_t pattern_literal(const char *text, size_t n, pattern_t **own_out) MUST_USE;
+status_t pattern_regex(const char *text, size_t n, pattern_t **own_out) MUST_USE;
+void pattern_release(pattern_t *take_pattern);
+
+/* The literal's bytes, or NULL for an expression. */
+const char *pattern_literal_text(const pattern_t *pattern, size_t *n_out);
+
+/* The first match in text[0..n) that begins at `at` or later; text must be valid UTF-8. An empty
+ * match is possible for an expression. *found_out false: there is none. */
+status_t pattern_find(const pattern_t *pattern, pattern_scratch_t *scratch, const char *text,
+                      size_t n, size_t at, bool *found_out, size_t *start_out,
+                      size_t *end_out) MUST_USE;
+
+/* Appends the expression in PCRE2's syntax; public for the tests. */
+status_t pattern_translate(const char *text, size_t n, buffer_t *out) MUST_USE;
+
+#endif

@@ -1,0 +1,16 @@
+/* The leaf kernels of one int8 form for one to four rows. Included once for each form, with
+ * LEAF_NAME(n) and LEAF_FORM set. */
+#define LEAF_N 1
+#define LEAF_ROWS ROWS_1
+#include "kernels/cpu/leaf_int8_avx512.inc.h"
+#define LEAF_N 2
+#define LEAF_ROWS ROWS_2
+#include "kernels/cpu/leaf_int8_avx512.inc.h"
+#define LEAF_N 3
+#define LEAF_ROWS ROWS_3
+#include "kernels/cpu/leaf_int8_avx512.inc.h"
+#define LEAF_N 4
+#define LEAF_ROWS ROWS_4
+#include "kernels/cpu/leaf_int8_avx512.inc.h"
+#undef LEAF_NAME
+#undef LEAF_FORM

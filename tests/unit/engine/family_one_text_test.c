@@ -1,0 +1,205 @@
+/* One text, family by family: the bytes of the logits and the greedy ids are the same for every way
+ * to cut, batch, chunk, cache and compute, in both activation modes. A pairwise covering of all
+ * values for one model of each family. Families with experts also run on 5 slices (each holds whole
+ * experts) and 8 (two groups that share experts by leaves).
+ *
+ * Arguments name models; none runs all. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "eval_run.h"
+#include "kernels/ops.h"
+
+enum { N_DIMENSIONS = 7, VALUES_MAX = 6, CASES_MAX = 256, RANKS_MAX = 12, N_PROMPTS = 9, LONGEST = 70 };
+enum { TP, STAGES, THREADS, BATCH, CHUNK, WARM, ISA };
+
+static const uint32_t values[N_DIMENSIONS][VALUES_MAX] = {
+    {1, 2, 3, 4, 5, 8}, {1, 2, 3}, {1, 2}, {1, 3, 16}, {8, 32, 512}, {0, 1}, {0, 1, 2},
+};
+static uint32_t n_values[N_DIMENSIONS] = {4, 3, 2, 3, 3, 2, 3};
+static const char *isa_names[3];
+
+typedef struct {
+    const char *name;
+    uint32_t vocab;
+    bool experts;
+} family_t;
+
+static const family_t families[] = {
+    {"llama-gqa-bf16", 320, false},   {"qwen2-f16", 352, false},
+    {"qwen3-qknorm", 384, false},     {"mistral-swa", 320, false},
+    {"gemma2", 320, false},           {"gemma3-text", 320, false},
+    {"mixtral", 320, true},           {"qwen2-moe", 320, true},
+    {"qwen3-moe", 352, true},         {"gpt-oss-bf16", 320, true},
+    {"deepseek-v2-lite", 320, true},  {"deepseek-v3", 320, true},
+    {"deepseek-v32-dsa", 320, true},  {"deepseek-v4", 320, true},
+};
+enum { N_FAMILIES = sizeof families / sizeof *families };
+
+typedef struct {
+    uint8_t at[N_DIMENSIONS];
+} case_t;
+
+typedef struct {
+    bool seen[N_DIMENSIONS][VALUES_MAX][N_DIMENSIONS][VALUES_MAX];
+} pairs_t;
+
+static uint32_t new_pairs(const pairs_t *pairs, const case_t *c)
+{
+    uint32_t n = 0;
+    for (int a = 0; a < N_DIMENSIONS; a++)
+        for (int b = a + 1; b < N_DIMENSIONS; b++)
+            n += !pairs->seen[a][c->at[a]][b][c->at[b]];
+    return n;
+}
+
+static void mark_pairs(pairs_t *pairs, const case_t *c)
+{
+    for (int a = 0; a < N_DIMENSIONS; a++)
+        for (int b = a + 1; b < N_DIMENSIONS; b++)
+            pairs->seen[a][c->at[a]][b][c->at[b]] = true;
+}
+
+static bool next_case(case_t *c)
+{
+    for (int d = 0; d < N_DIMENSIONS; d++) {
+        if (++c->at[d] < n_values[d])
+            return true;
+        c->at[d] = 0;
+    }
+    return false;
+}
+
+/* More ranks than that on a machine that does other work lose each other's heartbeats. */
+static bool too_many_ranks(const case_t *c)
+{
+    return values[TP][c->at[TP]] * values[STAGES][c->at[STAGES]] > RANKS_MAX;
+}
+
+/* Greedy: always the case that shows most pairs that were not shown yet. */
+static uint32_t cover(case_t *cases)
+{
+    pairs_t pairs = {0};
+    uint32_t n = 0;
+    for (uint32_t t = 0; t < n_values[TP]; t++)
+        for (uint32_t s = 0; s < n_values[STAGES]; s++)
+            pairs.seen[TP][t][STAGES][s] = values[TP][t] * values[STAGES][s] > RANKS_MAX;
+    for (;;) {
+        case_t c = {0}, best = {0};
+        uint32_t most = 0;
+        do {
+            uint32_t fresh = too_many_ranks(&c) ? 0 : new_pairs(&pairs, &c);
+            if (fresh > most) {
+                most = fresh;
+                best = c;
+            }
+        } while (next_case(&c));
+        if (most == 0)
+            return n;
+        mark_pairs(&pairs, &best);
+        assert_true(n < CASES_MAX);
+        cases[n++] = best;
+    }
+}
+
+/* Prompts of many lengths, some of which begin alike. */
+static json_t *make_prompts(uint32_t vocab)
+{
+    json_t *prompts = json_array();
+    for (uint32_t i = 0; i < N_PROMPTS; i++) {
+        json_t *ids = json_array();
+        uint32_t length = 1 + i * (LONGEST - 1) / (N_PROMPTS - 1);
+        for (uint32_t k = 0; k < length; k++)
+            json_array_append_new(
+                ids, json_integer((k * 7919 + (k > 40 ? i : i % 3) * 104729 + 11) % vocab));
+        json_array_append_new(prompts, ids);
+    }
+    return prompts;
+}
+
+static void run_case(const char *model, const json_t *ids, const case_t *c, bool f32,
+                     uint64_t *hash_out, uint64_t *rows_out)
+{
+    bool warm = values[WARM][c->at[WARM]];
+    eval_args_t args = {
+        .model = model,
+        .ids = ids,
+        .isa = isa_names[c->at[ISA]],
+        .tp = values[TP][c->at[TP]],
+        .stages = values[STAGES][c->at[STAGES]],
+        .threads = values[THREADS][c->at[THREADS]],
+        .batch = values[BATCH][c->at[BATCH]],
+        .chunk = values[CHUNK][c->at[CHUNK]],
+        .greedy = 6,
+        .f32 = f32,
+        .last = warm,
+        .no_sums = warm,
+        .passes = warm ? 2 : 1,
+        .no_prefix_cache = !warm,
+    };
+    eval_result_t result;
+    eval_run(&args, &result);
+    *hash_out = eval_hash(&result);
+    *rows_out = warm ? 0 : eval_hash_rows(&result);
+    /* What is called warm has to have been warm, and equal numbers have to be numbers. */
+    uint32_t cached = 0;
+    for (uint32_t i = 0; i < result.n_prompts; i++) {
+        cached += result.prompts[i].cached;
+        assert_true(result.prompts[i].logits[0] == result.prompts[i].logits[0]);
+    }
+    assert_true(warm ? cached > 0 : cached == 0);
+    eval_release(&result);
+}
+
+static void check_mode(const family_t *family, bool f32)
+{
+    static case_t cases[CASES_MAX];
+    char *model = eval_golden(family->name);
+    json_t *ids = make_prompts(family->vocab);
+    n_values[TP] = family->experts ? 6 : 4;
+    uint32_t n = cover(cases);
+    uint64_t hash = 0, rows = 0;
+    assert_true(n >= 12);
+    for (uint32_t i = 0; i < n; i++) {
+        const case_t *c = &cases[i];
+        uint64_t hash_now, rows_now;
+        run_case(model, ids, c, f32, &hash_now, &rows_now);
+        hash = i == 0 ? hash_now : hash;
+        rows = rows == 0 ? rows_now : rows;
+        if (hash != hash_now || (rows_now != 0 && rows != rows_now))
+            fail_msg("%s %s differs: tp %u stages %u threads %u batch %u chunk %u %s %s",
+                     family->name, f32 ? "f32" : "native", values[TP][c->at[TP]],
+                     values[STAGES][c->at[STAGES]], values[THREADS][c->at[THREADS]],
+                     values[BATCH][c->at[BATCH]], values[CHUNK][c->at[CHUNK]],
+                     values[WARM][c->at[WARM]] ? "warm" : "cold", isa_names[c->at[ISA]]);
+    }
+    assert_true(rows != 0);
+    print_message("%-18s %s: %u ways, equal bytes\n", family->name, f32 ? "f32" : "native", n);
+    json_decref(ids);
+    free(model);
+}
+
+static void check_family(void **state)
+{
+    check_mode(*state, true);
+    check_mode(*state, false);
+}
+
+int main(int argc, char **argv)
+{
+    struct CMUnitTest tests[N_FAMILIES];
+    size_t n = 0;
+    n_values[ISA] = kernels_cpu_levels(isa_names);
+    for (size_t i = 0; i < N_FAMILIES; i++) {
+        bool wanted = argc < 2;
+        for (int k = 1; k < argc; k++)
+            wanted = wanted || strcmp(argv[k], families[i].name) == 0;
+        if (wanted)
+            tests[n++] = (struct CMUnitTest){.name = families[i].name,
+                                             .test_func = check_family,
+                                             .initial_state = (void *)(uintptr_t)&families[i]};
+    }
+    return n > 0 ? _cmocka_run_group_tests("families", tests, n, NULL, NULL) : 2;
+}

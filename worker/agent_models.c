@@ -1,0 +1,281 @@
+/* Looking for models: see agent_models.h. A file is read only when two looks in a row found it the
+ * same, because one that is being copied is not a model yet. */
+#include "worker/agent_models.h"
+
+#include <dirent.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/base/log.h"
+#include "common/base/memory.h"
+#include "common/model/model.h"
+
+struct agent_models {
+    char *list, *data_dir;
+    int event;
+    pthread_t thread;
+    bool started;
+    uint64_t seen; /* look() of what was read last; the thread's */
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    /* Under the mutex. */
+    bool closing, fresh;
+    agent_host_t found; /* only its models; own */
+};
+
+static bool is_gguf(const char *name)
+{
+    size_t n = strlen(name);
+    return n > 5 && strcmp(name + n - 5, ".gguf") == 0;
+}
+
+typedef void (*visit_fn)(void *context, const char *path, const struct stat *about);
+
+static void visit_directory(const char *path, visit_fn visit, void *context)
+{
+    struct dirent **names;
+    int n = scandir(path, &names, NULL, alphasort);
+    for (int i = 0; i < n; i++) {
+        char file[1024];
+        struct stat about;
+        bool fits = snprintf(file, sizeof file, "%s/%s", path, names[i]->d_name) <
+                    (int)sizeof file;
+        if (is_gguf(names[i]->d_name) && fits && stat(file, &about) == 0)
+            visit(context, file, &about);
+        free(names[i]);
+    }
+    if (n >= 0)
+        free(names);
+}
+
+/* Every candidate under the list, in order. INVALID names the first path that is not there, after
+ * all the others were visited. */
+static status_t visit_all(const char *list, visit_fn visit, void *context, bool *has_folder_out)
+{
+    char *words = mem_strdup(list), *rest = words;
+    status_t status = STATUS_OK;
+    for (char *word; (word = strsep(&rest, ","));) {
+        struct stat about;
+        char path[4096];
+        if (word[0] == 0)
+            continue;
+        /* Ranks are started elsewhere than where this was typed. */
+        if (!realpath(word, path) || stat(path, &about) != 0) {
+            if (status == STATUS_OK)
+                status = fail(STATUS_INVALID, "--models: cannot read %s: %m", word);
+        } else if (S_ISDIR(about.st_mode)) {
+            *has_folder_out = true;
+            visit_directory(path, visit, context);
+        } else {
+            visit(context, path, &about);
+        }
+    }
+    free(words);
+    return status;
+}
+
+/* ---- looking ---- */
+
+static void mix(uint64_t *sum, const void *bytes, size_t n)
+{
+    const uint8_t *at = bytes;
+    for (size_t i = 0; i < n; i++)
+        *sum = (*sum ^ at[i]) * 0x100000001b3u; /* FNV-1a */
+}
+
+static void mix_file(void *context, const char *path, const struct stat *about)
+{
+    const int64_t facts[] = {(int64_t)about->st_dev, (int64_t)about->st_ino, about->st_size,
+                             about->st_mtim.tv_sec, about->st_mtim.tv_nsec};
+    mix(context, path, strlen(path) + 1);
+    mix(context, facts, sizeof facts);
+}
+
+/* A number that changes when a file comes, goes or changes. */
+static uint64_t look(const agent_models_t *models)
+{
+    uint64_t sum = 0xcbf29ce484222325u;
+    bool has_folder;
+    if (visit_all(models->list, mix_file, &sum, &has_folder) != STATUS_OK)
+        mix(&sum, "-", 1);
+    return sum;
+}
+
+/* ---- reading ---- */
+
+typedef struct {
+    agent_host_t *host;
+    const char *data_dir;
+} reading_t;
+
+static void add_model(void *context, const char *path, const struct stat *about)
+{
+    const reading_t *reading = context;
+    agent_host_t *host = reading->host;
+    model_t *model;
+    agent_model_t one = {0};
+    if (host->n_models == AGENT_MODELS_MAX) {
+        log_warn("more than %d models; %s is left out", AGENT_MODELS_MAX, path);
+        return;
+    }
+    /* Opening checks the whole structure: a broken file is named now, not when a plan wants it. */
+    status_t status = model_open(path, &model);
+    if (status == STATUS_OK) {
+        model_close(model);
+        status = model_digest(path, reading->data_dir, one.digest);
+    }
+    if (status != STATUS_OK) {
+        log_warn("%s is left out: %s", path, status_text());
+        return;
+    }
+    const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+    snprintf(one.name, sizeof one.name, "%.*s", (int)(strlen(name) - (is_gguf(name) ? 5 : 0)),
+             name);
+    snprintf(one.path, sizeof one.path, "%s", path);
+    one.bytes = (uint64_t)about->st_size;
+    host->models = mem_resize(host->models, host->n_models + 1, sizeof *host->models);
+    host->models[host->n_models++] = one;
+}
+
+static status_t read_models(const agent_models_t *models, agent_host_t *host, bool *has_folder_out)
+{
+    reading_t reading = {host, models->data_dir};
+    return visit_all(models->list, add_model, &reading, has_folder_out);
+}
+
+static void read_again(agent_models_t *models)
+{
+    agent_host_t found = {0};
+    bool has_folder;
+    uint64_t one = 1;
+    /* A file that has gone since the start is offered no more, and is no reason to offer
+     * nothing. */
+    if (read_models(models, &found, &has_folder) != STATUS_OK)
+        log_warn("%s", status_text());
+    pthread_mutex_lock(&models->mutex);
+    agent_host_release(&models->found);
+    models->found = found;
+    models->fresh = true;
+    pthread_mutex_unlock(&models->mutex);
+    if (write(models->event, &one, sizeof one) != (ssize_t)sizeof one)
+        log_error("cannot tell of new models: %m");
+}
+
+/* Returns false when it is time to end. */
+static bool pause_a_while(agent_models_t *models)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += AGENT_MODELS_LOOK_MS / 1000;
+    pthread_mutex_lock(&models->mutex);
+    int status = 0;
+    while (!models->closing && status == 0)
+        status = pthread_cond_timedwait(&models->changed, &models->mutex, &until);
+    bool goes_on = !models->closing;
+    pthread_mutex_unlock(&models->mutex);
+    return goes_on;
+}
+
+static void *watch(void *argument)
+{
+    agent_models_t *models = argument;
+    uint64_t before = models->seen;
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL); /* signals are the main thread's */
+    while (pause_a_while(models)) {
+        uint64_t now = look(models);
+        if (now == before && now != models->seen) {
+            models->seen = now;
+            read_again(models);
+        }
+        before = now;
+    }
+    return NULL;
+}
+
+/* ---- the agent's side ---- */
+
+status_t agent_models_open(const char *list, const char *data_dir, agent_host_t *host,
+                           agent_models_t **own_out)
+{
+    agent_models_t *models = MEM_NEW(agent_models_t);
+    pthread_condattr_t attributes;
+    bool has_folder = false;
+    models->list = mem_strdup(list);
+    models->data_dir = mem_strdup(data_dir);
+    models->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    pthread_mutex_init(&models->mutex, NULL);
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&models->changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+    models->seen = look(models); /* before reading: what changes meanwhile is read again */
+    status_t status = models->event < 0 ? fail(STATUS_INTERNAL, "cannot make an eventfd: %m")
+                                        : read_models(models, host, &has_folder);
+    if (status == STATUS_OK && host->n_models == 0 && !has_folder)
+        status = fail(STATUS_INVALID, "--models %s: no readable GGUF model is there", list);
+    if (status == STATUS_OK) {
+        models->started = pthread_create(&models->thread, NULL, watch, models) == 0;
+        if (!models->started)
+            status = fail(STATUS_INTERNAL, "cannot start the thread that looks for models");
+    }
+    if (status != STATUS_OK) {
+        agent_models_close(models);
+        return status;
+    }
+    *own_out = models;
+    return STATUS_OK;
+}
+
+int agent_models_fd(const agent_models_t *models)
+{
+    return models->event;
+}
+
+bool agent_models_take(agent_models_t *models, agent_host_t *host)
+{
+    uint64_t drained;
+    if (read(models->event, &drained, sizeof drained) < 0)
+        return false;
+    pthread_mutex_lock(&models->mutex);
+    bool fresh = models->fresh;
+    if (fresh) {
+        agent_host_release(host);
+        host->models = models->found.models;
+        host->n_models = models->found.n_models;
+        models->found.models = NULL;
+        models->found.n_models = 0;
+        models->fresh = false;
+    }
+    pthread_mutex_unlock(&models->mutex);
+    return fresh;
+}
+
+void agent_models_close(agent_models_t *take_models)
+{
+    agent_models_t *models = take_models;
+    if (!models)
+        return;
+    pthread_mutex_lock(&models->mutex);
+    models->closing = true;
+    pthread_cond_signal(&models->changed);
+    pthread_mutex_unlock(&models->mutex);
+    if (models->started)
+        pthread_join(models->thread, NULL);
+    agent_host_release(&models->found);
+    if (models->event >= 0)
+        close(models->event);
+    pthread_cond_destroy(&models->changed);
+    pthread_mutex_destroy(&models->mutex);
+    free(models->list);
+    free(models->data_dir);
+    free(models);
+}

@@ -1,0 +1,165 @@
+/* Who may start next, and whose time is over. Both are kept in orders (order.h), so that a step
+ * looks at the few that it needs and never at all that wait. */
+#include "worker/engine/scheduler_internal.h"
+
+void scheduler_reserve(scheduler_t *s, const sequence_t *q)
+{
+    order_reserve(&s->tenants[q->tenant].waiting, s->tenants[q->tenant].n_live);
+    order_reserve(&s->solo, s->n_solo);
+    order_reserve(&s->due, s->n_known);
+}
+
+/* ---- who may start ---- */
+
+/* Within a tenant the order of waiting is fixed: priority, then those that return from a
+ * preemption, then arrival. What changes all the time, tokens served, is the same for all of a
+ * tenant, so it is compared between the first ones of the tenants alone. */
+static uint64_t waiting_major(const sequence_t *q)
+{
+    return (uint64_t)(INT32_MAX - (int64_t)q->priority) << 1 | !q->started;
+}
+
+static void set_active(scheduler_t *s, uint32_t tenant, bool active)
+{
+    uint32_t *place = &s->tenants[tenant].active;
+    if ((*place != 0) == active)
+        return;
+    if (active) {
+        s->active[s->n_active++] = tenant;
+        *place = s->n_active;
+        return;
+    }
+    uint32_t last = s->active[--s->n_active];
+    s->active[*place - 1] = last;
+    s->tenants[last].active = *place;
+    *place = 0;
+}
+
+void scheduler_line_up(scheduler_t *s, sequence_t *q)
+{
+    tenant_t *tenant = &s->tenants[q->tenant];
+    if (q->waiting_place == 0)
+        order_put(&tenant->waiting, q, &q->waiting_place, waiting_major(q), q->serial);
+    if (q->solo && q->solo_place == 0)
+        order_put(&s->solo, q, &q->solo_place, waiting_major(q), q->serial);
+    set_active(s, q->tenant, true);
+}
+
+static void take_out(scheduler_t *s, sequence_t *q)
+{
+    tenant_t *tenant = &s->tenants[q->tenant];
+    order_remove(&tenant->waiting, &q->waiting_place);
+    set_active(s, q->tenant, tenant->waiting.n > 0);
+}
+
+void scheduler_leave_line(scheduler_t *s, sequence_t *q)
+{
+    take_out(s, q);
+    order_remove(&s->solo, &q->solo_place);
+}
+
+sequence_t *scheduler_next_waiting(scheduler_t *s)
+{
+    const order_entry_t *best = NULL;
+    uint64_t best_served = 0;
+    for (uint32_t i = 0; i < s->n_active; i++) {
+        const tenant_t *tenant = &s->tenants[s->active[i]];
+        const order_entry_t *first = order_first(&tenant->waiting);
+        if (best && first->major > best->major)
+            continue;
+        if (best && first->major == best->major &&
+            (tenant->served > best_served ||
+             (tenant->served == best_served && first->minor > best->minor)))
+            continue;
+        best = first;
+        best_served = tenant->served;
+    }
+    if (!best)
+        return NULL;
+    sequence_t *q = best->thing;
+    take_out(s, q);
+    return q;
+}
+
+sequence_t *scheduler_next_solo(const scheduler_t *s)
+{
+    const order_entry_t *first = order_first(&s->solo);
+    return first ? first->thing : NULL;
+}
+
+/* ---- time ---- */
+
+static void settle(scheduler_t *s, sequence_t *q, bool settled)
+{
+    if (q->settled == settled)
+        return;
+    q->settled = settled;
+    if (settled) {
+        q->settled_next = NULL;
+        q->settled_before = s->settled_last;
+        *(s->settled_last ? &s->settled_last->settled_next : &s->settled) = q;
+        s->settled_last = q;
+        s->n_settled++;
+        return;
+    }
+    *(q->settled_before ? &q->settled_before->settled_next : &s->settled) = q->settled_next;
+    *(q->settled_next ? &q->settled_next->settled_before : &s->settled_last) = q->settled_before;
+    s->n_settled--;
+}
+
+static uint64_t after(uint64_t at_ms, uint64_t wait_ms)
+{
+    return wait_ms < UINT64_MAX - at_ms ? at_ms + wait_ms : UINT64_MAX;
+}
+
+/* UINT64_MAX: time alone changes nothing. */
+static uint64_t due_ms(const scheduler_t *s, const sequence_t *q)
+{
+    if (q->state == SEQUENCE_ENDED)
+        return q->settled ? after(q->ended_at_ms, s->config.keep_ended_ms) : UINT64_MAX;
+    uint64_t unwanted = UINT64_MAX;
+    if (q->stream == 0)
+        unwanted = after(q->detached_at_ms, s->config.keep_detached_ms);
+    return unwanted < q->deadline_at_ms ? unwanted : q->deadline_at_ms;
+}
+
+void scheduler_retime(scheduler_t *s, sequence_t *q)
+{
+    settle(s, q,
+           q->state == SEQUENCE_ENDED && q->n_in_flight == 0 && !q->dirty && !q->end_owed);
+    order_remove(&s->due, &q->due_place);
+    uint64_t due = due_ms(s, q);
+    if (due != UINT64_MAX)
+        order_put(&s->due, q, &q->due_place, due, q->serial);
+}
+
+void scheduler_leave_time(scheduler_t *s, sequence_t *q)
+{
+    settle(s, q, false);
+    order_remove(&s->due, &q->due_place);
+}
+
+void scheduler_tick_some(scheduler_t *s, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const order_entry_t *first = order_first(&s->due);
+        if (!first || first->major > s->now_ms)
+            return;
+        sequence_t *q = first->thing;
+        if (q->state == SEQUENCE_ENDED)
+            scheduler_forget(s, q);
+        else if (s->now_ms >= q->deadline_at_ms)
+            scheduler_end(s, q, END_CANCELLED, FINISH_NONE, "deadline", "the deadline passed");
+        else
+            scheduler_end(s, q, END_CANCELLED, FINISH_NONE, "cancelled",
+                          "no coordinator wanted it any more");
+    }
+}
+
+uint64_t scheduler_tick(scheduler_t *s, uint64_t now_ms)
+{
+    s->now_ms = now_ms;
+    scheduler_tick_some(s, UINT32_MAX);
+    const order_entry_t *first = order_first(&s->due);
+    return first ? first->major : UINT64_MAX;
+}

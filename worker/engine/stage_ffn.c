@@ -1,0 +1,100 @@
+/* Feed-forward blocks: dense ones, cut by leaves of down; and experts, whose sums are exact
+ * integers, so that any rank may hold any part of any expert. */
+#include "worker/engine/stage.h"
+
+static status_t activate(stage_t *stage, uint32_t n, kref_t gate_up, kref_t out)
+{
+    if (stage->activate.kind == KACTIVATE_SILU)
+        return stage->ops->silu_mul(stage->queue, stage->batch, n, gate_up, out);
+    return stage->ops->activate(stage->queue, stage->batch, &stage->activate, n, gate_up, out);
+}
+
+status_t stage_dense(stage_t *stage, uint32_t index, stage_call_t *call)
+{
+    const kernel_ops_t *ops = stage->ops;
+    const stage_layer_t *layer = &stage->layers[index];
+    kref_t input = stage_at(stage->input, 0), normed = stage_at(stage->normed, 0);
+    uint32_t n = stage->slice.ffn.count;
+    if (layer->gate_up) {
+        kref_t gate_up = stage_at(stage->gate_up_out, 0), product = stage_at(stage->ffn_out, 0);
+        TRY(stage_begin(stage, &layer->ffn_mix, layer->ffn_norm));
+        TRY(ops->quantize(stage->queue, stage->batch, layer->gate_up, normed, stage->shape->hidden,
+                          input));
+        TRY(ops->matmul(stage->queue, stage->batch, layer->gate_up, input, gate_up));
+        if (layer->gate_up_bias)
+            TRY(ops->bias_add(stage->queue, stage->batch, 2 * n, gate_up, 2 * n,
+                              stage_at(layer->gate_up_bias, 0)));
+        TRY(activate(stage, n, gate_up, product));
+        TRY(ops->quantize(stage->queue, stage->batch, layer->down, product, n, input));
+    }
+    return stage_reduce(stage, layer->down, &stage->ffn_cut, layer->down_bias,
+                        &layer->ffn_mix, layer->ffn_post_norm, call);
+}
+
+static status_t route(stage_t *stage, const stage_layer_t *layer, uint32_t ld,
+                      krouting_t *routing_out)
+{
+    const kernel_ops_t *ops = stage->ops;
+    const model_experts_t *experts = &stage->shape->experts;
+    kref_t input = stage_at(stage->input, 0), logits = stage_at(stage->router_out, 0);
+    TRY(ops->quantize(stage->queue, stage->batch, layer->router, stage_at(stage->normed, 0),
+                      stage->shape->hidden, input));
+    TRY(ops->matmul(stage->queue, stage->batch, layer->router, input, logits));
+    if (layer->router_bias)
+        TRY(ops->bias_add(stage->queue, stage->batch, experts->n, logits, ld,
+                          stage_at(layer->router_bias, 0)));
+    static const kroute_score_t scores[] = {
+        [MODEL_SCORE_SOFTMAX] = KROUTE_SOFTMAX,
+        [MODEL_SCORE_SOFTMAX_CHOSEN] = KROUTE_SOFTMAX,
+        [MODEL_SCORE_SIGMOID] = KROUTE_SIGMOID,
+        [MODEL_SCORE_SQRT_SOFTPLUS] = KROUTE_SQRT_SOFTPLUS,
+    };
+    kroute_spec_t spec = {
+        .n_experts = experts->n,
+        .top_k = experts->n_used,
+        .score = scores[experts->score],
+        .softmax_after = experts->score == MODEL_SCORE_SOFTMAX_CHOSEN,
+        .bias = stage_at(layer->router_correction, 0),
+        .n_groups = experts->n_groups,
+        .groups_kept = experts->groups_kept,
+        .group_sum_top2 = experts->group_by_sum,
+        .normalize = experts->normalized,
+        .factor = experts->factor,
+        .hash = stage_at(layer->router_table, 0),
+        .n_hash_rows = layer->router_table ? stage->shape->vocab : 0,
+    };
+    *routing_out = (krouting_t){
+        .ids = stage_at(stage->expert_ids, 0),
+        .weights = stage_at(stage->expert_weights, 0),
+        .top_k = experts->n_used,
+    };
+    return ops->route(stage->queue, stage->batch, &spec, logits, ld, routing_out->ids,
+                      routing_out->weights);
+}
+
+status_t stage_experts(stage_t *stage, uint32_t index, stage_call_t *call)
+{
+    const kernel_ops_t *ops = stage->ops;
+    const stage_layer_t *layer = &stage->layers[index];
+    const model_config_t *shape = stage->shape;
+    kref_t normed = stage_at(stage->normed, 0), sums = stage_own_sums(stage);
+    bool gated = stage_router_has_gate(shape);
+    uint32_t ld = shape->experts.n + (gated ? 1 : 0);
+    krouting_t routing;
+    TRY(stage_begin(stage, &layer->ffn_mix, layer->ffn_norm));
+    TRY(route(stage, layer, ld, &routing));
+    TRY(ops->integers_clear(stage->queue, stage->batch, shape->hidden, sums));
+    if (layer->experts)
+        TRY(ops->experts(stage->queue, stage->batch, layer->experts, &routing, normed,
+                         shape->hidden, sums));
+    if (layer->shared) {
+        krouting_t all = {0};
+        if (gated) {
+            all.gate = stage_at(stage->router_out, shape->experts.n * sizeof(float));
+            all.gate_ld = ld;
+        }
+        TRY(ops->expert_shared(stage->queue, stage->batch, layer->shared, &all, normed,
+                               shape->hidden, sums));
+    }
+    return stage_reduce_integers(stage, &layer->ffn_mix, layer->ffn_post_norm, call);
+}

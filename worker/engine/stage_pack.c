@@ -1,0 +1,159 @@
+/* See stage_pack.h. */
+#include "worker/engine/stage_pack.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/memory.h"
+
+typedef struct {
+    kweight_part_t parts[KWEIGHT_PARTS_MAX];
+    uint8_t *own[KWEIGHT_PARTS_MAX];
+    uint32_t n;
+} parts_t;
+
+static status_t add_part(parts_t *parts, const stage_rows_t *rows)
+{
+    const model_tensor_t *tensor = rows->tensor;
+    CHECK(parts->n < KWEIGHT_PARTS_MAX && rows->first + rows->count <= tensor->rows);
+    kweight_part_t part = {
+        .qtype = (uint32_t)tensor->type,
+        .rows = tensor->data,
+        .bytes = tensor->bytes,
+        .row_first = (uint32_t)rows->first,
+        .n_rows = (uint32_t)rows->count,
+    };
+    if (tensor->data == NULL) {
+        part.row_first = 0;
+        part.bytes = rows->count * tensor->row_bytes;
+        parts->own[parts->n] = mem_new(part.bytes + 1, 1);
+        part.rows = parts->own[parts->n];
+    }
+    parts->parts[parts->n++] = part;
+    if (tensor->data != NULL)
+        return STATUS_OK;
+    return model_read_rows(tensor, rows->first, rows->count, parts->own[parts->n - 1]);
+}
+
+static status_t pack(stage_t *stage, const kweight_spec_t *spec, kweight_t **own_out)
+{
+    TRY(stage->ops->weight_pack(stage->device, spec, own_out));
+    stage->weight_bytes += stage->ops->weight_info(*own_out).packed_bytes;
+    stage_beat(stage);
+    return STATUS_OK;
+}
+
+status_t stage_pack(stage_t *stage, const stage_rows_t *rows, uint32_t n_rows,
+                    const plan_leaves_t *leaves, plan_run_t run, bool leaves_apart,
+                    kweight_t **own_out)
+{
+    parts_t parts = {0};
+    status_t status = STATUS_OK;
+    for (uint32_t i = 0; status == STATUS_OK && i < n_rows; i++)
+        status = add_part(&parts, &rows[i]);
+    kweight_spec_t spec = {
+        .name = rows[0].tensor->name,
+        .parts = parts.parts,
+        .n_parts = parts.n,
+        .k_total = leaves->edge[leaves->n],
+        .leaf_edges = leaves->edge,
+        .n_leaves = leaves->n,
+        .leaf_first = run.first,
+        .leaf_end = run.first + run.count,
+        .leaves_apart = leaves_apart,
+    };
+    if (status == STATUS_OK)
+        status = pack(stage, &spec, own_out);
+    for (uint32_t i = 0; i < parts.n; i++)
+        free(parts.own[i]);
+    return status;
+}
+
+status_t stage_pack_whole(stage_t *stage, const stage_rows_t *rows, uint32_t n_rows,
+                          kweight_t **own_out)
+{
+    plan_leaves_t leaves = {.n = 1, .edge = {0, (uint32_t)rows[0].tensor->columns}};
+    return stage_pack(stage, rows, n_rows, &leaves, (plan_run_t){0, 1}, false, own_out);
+}
+
+status_t stage_pack_f32(stage_t *stage, const model_tensor_t *const *tensors, uint32_t n,
+                        kweight_t **own_out)
+{
+    uint64_t columns = tensors[0]->columns, n_rows = 0;
+    for (uint32_t i = 0; i < n; i++)
+        n_rows += tensors[i]->rows;
+    float *values = MEM_NEW_ARRAY(float, n_rows * columns);
+    status_t status = STATUS_OK;
+    uint64_t at = 0;
+    for (uint32_t i = 0; status == STATUS_OK && i < n; i++) {
+        status = model_read_f32(tensors[i], values + at * columns);
+        at += tensors[i]->rows;
+    }
+    const uint32_t edges[2] = {0, (uint32_t)columns};
+    kweight_part_t part = {.qtype = QTYPE_F32, .rows = values, .n_rows = (uint32_t)n_rows,
+                           .bytes = n_rows * columns * sizeof *values};
+    kweight_spec_t spec = {.name = tensors[0]->name, .parts = &part, .n_parts = 1,
+                           .k_total = (uint32_t)columns, .leaf_edges = edges, .n_leaves = 1,
+                           .leaf_end = 1};
+    if (status == STATUS_OK)
+        status = pack(stage, &spec, own_out);
+    free(values);
+    return status;
+}
+
+status_t stage_pack_values(stage_t *stage, const float *values, size_t n, kbuffer_t **own_out)
+{
+    size_t bytes = n * sizeof *values;
+    TRY(stage->ops->buffer_new(stage->device, bytes ? bytes : sizeof *values, own_out));
+    if (bytes == 0)
+        return STATUS_OK;
+    return stage->ops->copy_in(stage->queue, stage_at(*own_out, 0), values, bytes);
+}
+
+status_t stage_pack_vector(stage_t *stage, const stage_span_t *spans, uint32_t n,
+                           kbuffer_t **own_out)
+{
+    uint64_t n_values = 0;
+    for (uint32_t i = 0; i < n; i++)
+        n_values += spans[i].count;
+    float *values = MEM_NEW_ARRAY(float, n_values + 1);
+    status_t status = STATUS_OK;
+    uint64_t at = 0;
+    for (uint32_t i = 0; status == STATUS_OK && i < n; i++) {
+        const model_tensor_t *tensor = spans[i].tensor;
+        if (tensor != NULL) {
+            CHECK(spans[i].first + spans[i].count <= tensor->columns && tensor->rows == 1);
+            float *whole = MEM_NEW_ARRAY(float, tensor->columns);
+            status = model_read_f32(tensor, whole);
+            memcpy(values + at, whole + spans[i].first, spans[i].count * sizeof *values);
+            free(whole);
+        }
+        at += spans[i].count;
+    }
+    if (status == STATUS_OK)
+        status = stage_pack_values(stage, values, n_values, own_out);
+    free(values);
+    return status;
+}
+
+status_t stage_pack_bias(stage_t *stage, const model_tensor_t *tensor, kbuffer_t **own_out)
+{
+    if (tensor == NULL)
+        return STATUS_OK;
+    stage_span_t span = {tensor, 0, tensor->columns};
+    return stage_pack_vector(stage, &span, 1, own_out);
+}
+
+status_t stage_pack_norm(stage_t *stage, const model_tensor_t *tensor, kbuffer_t **own_out)
+{
+    if (tensor == NULL)
+        return STATUS_OK;
+    float *values = MEM_NEW_ARRAY(float, tensor->columns);
+    status_t status = model_read_f32(tensor, values);
+    for (uint64_t i = 0; stage->shape->norm_plus_one && i < tensor->columns; i++)
+        values[i] = 1.0f + values[i];
+    if (status == STATUS_OK)
+        status = stage_pack_values(stage, values, tensor->columns, own_out);
+    free(values);
+    return status;
+}
