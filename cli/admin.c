@@ -12,6 +12,7 @@
 #include "cli/up_models.h"
 #include "common/base/clock.h"
 #include "common/base/memory.h"
+#include "common/model/model_files.h"
 #include "common/net/rpc_message.h"
 #include "shoal/v1/admin.pb-c.h"
 
@@ -120,16 +121,6 @@ static void print_deployment(const Shoal__V1__Deployment *deployment, bool json)
     print_row(deployment_json(deployment), columns, 6, json);
 }
 
-/* "dir/SmolLM2-135M-Instruct.Q4_1.gguf" is called "SmolLM2-135M-Instruct.Q4_1". */
-static char *name_of_model(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    const char *base = slash ? slash + 1 : path;
-    const char *dot = strrchr(base, '.');
-    bool gguf = dot != NULL && strcmp(dot, ".gguf") == 0;
-    return mem_strndup(base, gguf ? (size_t)(dot - base) : strlen(base));
-}
-
 enum { SHAPES_MAX = 64 };
 
 /* Reads "0=2x1,1=1x3": ordinal = slices x stages. */
@@ -174,11 +165,11 @@ static status_t send_deploy(client_t *client, const Shoal__V1__DeployRequest *re
 status_t command_deploy(int argc, char **argv)
 {
     cluster_options_t where = {0};
-    const char *model, *activations, *shapes, *format, *words[1] = {NULL};
+    const char *model, *activations, *quantize, *shapes, *format, *words[1] = {NULL};
     int64_t replicas, tp, stages, context_max, kv_tokens, timeout_ms;
     bool wait = false, json = false, done = false;
     const option_t options[] = {
-        {"model", OPTION_TEXT, &model, NULL, "PATH", "GGUF file, as the hosts see it under their --models"},
+        {"model", OPTION_TEXT, &model, NULL, "PATH", "GGUF file or model directory, as the hosts see it under their --models"},
         {"replicas", OPTION_INTEGER, &replicas, "1", "R", "copies of the model", 0, 1024},
         {"tp", OPTION_INTEGER, &tp, "1", "T", "slices of each stage", 1, 64},
         {"stages", OPTION_INTEGER, &stages, "1", "S", "pipeline stages", 1, 64},
@@ -186,6 +177,7 @@ status_t command_deploy(int argc, char **argv)
         {"shapes", OPTION_TEXT, &shapes, NULL, "LIST", "other shapes for single replicas: 0=2x1,1=1x3 (slices x stages)"},
         {"kv-tokens-max", OPTION_INTEGER, &kv_tokens, "0", "N", "KV capacity of a replica; 0 takes what fits", 0, 1e12},
         {"activations", OPTION_TEXT, &activations, "native", "native|f32", "how activations are kept"},
+        {"quantize", OPTION_TEXT, &quantize, "", "q8|q4|fp8", "quantize F32, F16 and BF16 weights as they are loaded [as stored]"},
         {"wait", OPTION_FLAG, &wait, NULL, NULL, "return when all replicas are active"},
         {"timeout", OPTION_DURATION_MS, &timeout_ms, "120s", "TIME", "how long --wait waits"},
         OUTPUT_OPTION(&format), CLUSTER_DATA_OPTION(where), CLUSTER_ENDPOINT_OPTION(where), {0},
@@ -203,8 +195,9 @@ status_t command_deploy(int argc, char **argv)
         return fail(STATUS_INVALID, "--model is missing; usage: %s", help.usage);
     client_t *client;
     TRY(client_open(&where, &client));
-    char *name = words[0] ? mem_strdup(words[0]) : name_of_model(model);
+    char *name = words[0] ? mem_strdup(words[0]) : model_files_name(model);
     char *model_text = NULL, *activations_text = mem_strdup(activations);
+    char *quantize_text = mem_strdup(quantize);
     Shoal__V1__Deployment deployment = SHOAL__V1__DEPLOYMENT__INIT;
     deployment.name = name;
     deployment.replicas = (uint32_t)replicas;
@@ -213,6 +206,7 @@ status_t command_deploy(int argc, char **argv)
     deployment.context_max = (uint32_t)context_max;
     deployment.kv_tokens_max = (uint64_t)kv_tokens;
     deployment.activations = activations_text;
+    deployment.quantize = quantize_text;
     Shoal__V1__DeployRequest request = SHOAL__V1__DEPLOY_REQUEST__INIT;
     request.deployment = &deployment;
     Shoal__V1__Shape shape_values[SHAPES_MAX], *shape_list[SHAPES_MAX];
@@ -232,6 +226,7 @@ status_t command_deploy(int argc, char **argv)
     free(name);
     free(model_text);
     free(activations_text);
+    free(quantize_text);
     client_close(client);
     return status;
 }

@@ -97,7 +97,8 @@ static status_t open_template(work_t *work)
                : template_from_gguf(work);
 }
 
-/* "2026-07-04T09:08:07" (a fraction or Z may follow), seconds since 1970, or nothing: this moment. */
+/* "2026-07-04T09:08:07" (a fraction or Z may follow), seconds since 1970, or nothing: this
+ * moment. */
 static status_t read_now(const json_t *now, int64_t *out)
 {
     struct tm time_parts = {0};
@@ -266,11 +267,11 @@ status_t command_render(int argc, char **argv)
     };
     const options_help_t help = {
         "shoal render --template FILE|--model PATH [--jsonl] [INPUT]",
-        "Renders a chat template over conversations from INPUT or standard input. A conversation is\n"
-        "{\"messages\": […], \"tools\": […], \"context\": {…}, \"now\": \"2026-07-04T09:08:07\"}; the\n"
-        "context holds bos_token, eos_token, add_generation_prompt and the template's own variables.\n"
-        "Words of the template's raise_exception begin with \"TemplateError: \". Exit code 1: a line "
-        "was no\nconversation.",
+        "Renders a chat template over conversations from INPUT or standard input, each of them\n"
+        "{\"messages\": […], \"tools\": […], \"context\": {…}, \"now\": \"2026-07-04T09:08:07\"}.\n"
+        "The context holds bos_token, eos_token, add_generation_prompt and the template's own\n"
+        "variables. What the template refuses by raise_exception begins with \"TemplateError: \".\n"
+        "Exit code 1: a line was no conversation.",
         "echo '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}' | shoal render --model "
         "model.gguf",
         options};

@@ -1,5 +1,5 @@
-/* `shoal seal` and `shoal verify`: which files a model has and what is in them, written down once and
- * checked wherever it was copied to. Without a cluster. */
+/* `shoal seal` and `shoal verify`: which files a model has and what is in them, written down once
+ * and checked wherever it was copied to. Without a cluster. */
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
@@ -60,8 +60,8 @@ status_t command_seal(int argc, char **argv)
     const options_help_t help = {
         "shoal seal PATH [options]",
         "Writes the SHA-256 of every file of a model to PATH/manifest.sha256, or beside a single\n"
-        "file to FILE.sha256. `sha256sum --check` reads it too. Links are refused; hidden files and\n"
-        "folders inside are left out.",
+        "file to FILE.sha256. `sha256sum --check` reads it too. Links are refused; hidden files\n"
+        "and folders inside are left out.",
         "shoal seal models/smollm2", options};
     return work(&help, argc, argv, &format, &key, manifest_seal);
 }

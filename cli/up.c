@@ -19,12 +19,13 @@
 #include "cli/up_detach.h"
 #include "common/base/clock.h"
 #include "common/base/memory.h"
+#include "common/model/model.h"
 
 enum { PORTS_MAX = 12, COORDINATORS_MAX = 8, STOP_GRACE_MS = 15000,
        WAITING_GRACE_MS = 300, LINE_MAX_BYTES = 512 };
 
 typedef struct {
-    const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *shapes;
+    const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *quantize, *shapes;
     int64_t replicas, tp, stages, coordinators, context_max, threads, wait_ms;
     bool detach;
     char *data_dir, *bin_dir, *etcd_url, *redis_url;
@@ -200,6 +201,7 @@ static void add_deploy(up_t *up, supervisor_t *supervisor)
     child_arg(child, "--stages=%lld", (long long)up->stages);
     child_arg(child, "--context-max=%lld", (long long)up->context_max);
     child_arg(child, "--activations=%s", up->activations);
+    child_arg(child, "--quantize=%s", up->quantize);
     if (up->shapes != NULL)
         child_arg(child, "--shapes=%s", up->shapes);
     child_arg(child, "--wait");
@@ -372,13 +374,19 @@ static status_t run_cluster(up_t *up, up_detach_t *detach)
     return status == STATUS_OK ? status : fail(status, "%s", reason);
 }
 
-static status_t real_path(const char **path)
+/* What cannot be served is said before anything is started. */
+static status_t check_model(up_t *up)
 {
-    char *real = realpath(*path, NULL);
+    char *real = realpath(up->model, NULL);
+    model_t *model;
     if (real == NULL)
-        return fail(STATUS_NOT_FOUND, "--model: %s: %s; `deploy/fetch-model` fetches a small one", *path,
-                    strerror(errno));
-    *path = real; /* lives as long as the process */
+        return fail(STATUS_NOT_FOUND, "--model: %s: %s; `deploy/fetch-model` fetches a small one",
+                    up->model, strerror(errno));
+    up->model = real; /* lives as long as the process */
+    status_t status = model_open_quantized(real, up->quantize, &model);
+    if (status != STATUS_OK)
+        return fail_in(status, "--model");
+    model_close(model);
     return STATUS_OK;
 }
 
@@ -386,7 +394,7 @@ status_t command_up(int argc, char **argv)
 {
     up_t up = {0};
     const option_t options[] = {
-        {"model", OPTION_TEXT, &up.model, NULL, "PATH", "GGUF file to serve; without it the cluster starts empty and waits for `shoal deploy`"},
+        {"model", OPTION_TEXT, &up.model, NULL, "PATH", "GGUF file or model directory to serve; without it the cluster starts empty and waits for `shoal deploy`"},
         {"name", OPTION_TEXT, &up.name, NULL, "NAME", "name of the deployment [the model's file name]"},
         {"replicas", OPTION_INTEGER, &up.replicas, "1", "R", "copies of the model", 0, 64},
         {"tp", OPTION_INTEGER, &up.tp, "2", "T", "slices of each stage", 1, 64},
@@ -394,6 +402,7 @@ status_t command_up(int argc, char **argv)
         {"shapes", OPTION_TEXT, &up.shapes, NULL, "LIST", "other shapes for single replicas: 0=2x1,1=1x3 (slices x stages)"},
         {"context-max", OPTION_INTEGER, &up.context_max, "2048", "N", "tokens of prompt and answer", 16, 1048576},
         {"activations", OPTION_TEXT, &up.activations, "native", "native|f32", "how activations are kept"},
+        {"quantize", OPTION_TEXT, &up.quantize, "", "q8|q4|fp8", "quantize F32, F16 and BF16 weights as they are loaded [as stored]"},
         {"coordinators", OPTION_INTEGER, &up.coordinators, "2", "N", "how many", 1, COORDINATORS_MAX},
         {"threads", OPTION_INTEGER, &up.threads, "0", "N", "cores that the host offers; 0 is all", 0, 1024},
         {"data", OPTION_TEXT, &up.data, NULL, "DIR", "state and logs [~/.local/state/shoal]"},
@@ -415,7 +424,7 @@ status_t command_up(int argc, char **argv)
     if (done)
         return STATUS_OK;
     if (up.model != NULL)
-        TRY(real_path(&up.model));
+        TRY(check_model(&up));
     TRY(find_programs(&up));
     TRY(cluster_data_dir(up.data, &up.data_dir));
     TRY(refuse_second(&up));

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "common/base/memory.h"
+#include "common/model/model_files.h"
 
 enum { NAMES_MAX = 100 };
 
@@ -35,10 +36,10 @@ static bool is_same_file(const char *a, const char *b)
            one.st_ino == other.st_ino;
 }
 
-/* A link under the file's own name, or with a number when another model has that name already. */
+/* A link under the model's own name, or with a number when another model has that name already. */
 static status_t put_link(const char *folder, const char *path)
 {
-    const char *base = strrchr(path, '/') + 1;
+    const char *base = strrchr(path, '/') + 1, *ending = model_files_are_in(path) ? "" : ".gguf";
     size_t stem = strlen(base);
     if (stem > 5 && strcmp(base + stem - 5, ".gguf") == 0)
         stem -= 5;
@@ -46,7 +47,7 @@ static status_t put_link(const char *folder, const char *path)
         char number[16] = "";
         if (i > 1)
             snprintf(number, sizeof number, "-%d", i);
-        char *link = mem_format("%s/%.*s%s.gguf", folder, (int)stem, base, number);
+        char *link = mem_format("%s/%.*s%s%s", folder, (int)stem, base, number, ending);
         bool done = is_same_file(link, path) || symlink(path, link) == 0;
         int error = errno;
         free(link);

@@ -22,7 +22,7 @@ if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
 else()
   # clang builds only the fuzz targets; it warns about what gcc's headers and style accept.
   add_compile_options(-Wno-unknown-warning-option -Wno-sign-conversion -Wno-implicit-int-float-conversion -Wno-gnu-folding-constant
-    -Wno-string-conversion)
+    -Wno-string-conversion -Wno-string-concatenation)
 endif()
 add_compile_definitions(_GNU_SOURCE SHOAL_VERSION="${PROJECT_VERSION}")
 if(SHOAL_SANITIZE)

@@ -1,6 +1,7 @@
 # shoal_room(NAME dir-relative sources...): one static library for a room.
 # shoal_test(NAME sources... [LIBS ...] [LABELS ...] [TIMEOUT s]): one cmocka program and its ctest entry.
-# shoal_fuzz(NAME source... [LIBS ...]): one libFuzzer target, built only with SHOAL_FUZZ.
+# shoal_fuzz(NAME SOURCES ... [LIBS ...] [DICT file] [SEEDS folder of tests/golden]): one libFuzzer target and its ctest
+# entry, built only with SHOAL_FUZZ, run for SHOAL_FUZZ_SECONDS. The corpus grows in the build tree.
 function(shoal_room name)
   cmake_parse_arguments(R "" "" "SOURCES;LIBS" ${ARGN})
   add_library(${name} STATIC ${R_SOURCES})
@@ -25,7 +26,7 @@ function(shoal_test name)
 endfunction()
 
 function(shoal_fuzz name)
-  cmake_parse_arguments(F "" "" "SOURCES;LIBS" ${ARGN})
+  cmake_parse_arguments(F "" "DICT;SEEDS" "SOURCES;LIBS" ${ARGN})
   if(NOT SHOAL_FUZZ)
     return()
   endif()
@@ -33,4 +34,18 @@ function(shoal_fuzz name)
   target_compile_options(${name} PRIVATE -fsanitize=fuzzer)
   target_link_options(${name} PRIVATE -fsanitize=fuzzer)
   target_link_libraries(${name} PRIVATE ${F_LIBS})
+  add_dependencies(fuzz_targets ${name})
+  set(corpus ${CMAKE_BINARY_DIR}/corpus/${name})
+  file(MAKE_DIRECTORY ${corpus})
+  set(options -max_total_time=${SHOAL_FUZZ_SECONDS} -print_final_stats=1 -rss_limit_mb=4096 -verbosity=0
+    -artifact_prefix=${corpus}-)
+  if(F_DICT)
+    list(APPEND options -dict=${CMAKE_CURRENT_SOURCE_DIR}/${F_DICT})
+  endif()
+  if(F_SEEDS)
+    list(APPEND corpus ${CMAKE_SOURCE_DIR}/tests/golden/${F_SEEDS})
+  endif()
+  math(EXPR timeout "${SHOAL_FUZZ_SECONDS} + 120")
+  add_test(NAME ${name} COMMAND ${name} ${options} ${corpus})
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${timeout} LABELS fuzz)
 endfunction()

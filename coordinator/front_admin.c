@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/model/model.h"
+#include "common/model/model_files.h"
 #include "coordinator/front_state.h"
 #include "shoal/cluster/v1/state.pb-c.h"
 
@@ -190,6 +191,7 @@ static status_t check_deployment(const Shoal__V1__Deployment *d)
     if (d->activations[0] && strcmp(d->activations, "native") && strcmp(d->activations, "f32"))
         return fail(STATUS_INVALID, "activations: \"%.20s\" is neither \"native\" nor \"f32\"",
                     d->activations);
+    TRY(model_check_quantize(d->quantize));
     if (d->n_shapes > SHAPES_MAX)
         return fail(STATUS_INVALID, "shapes: %zu; at most %d", d->n_shapes, SHAPES_MAX);
     for (size_t i = 0; i < d->n_shapes; i++) {
@@ -201,14 +203,28 @@ static status_t check_deployment(const Shoal__V1__Deployment *d)
     return STATUS_OK;
 }
 
+/* Slices beyond which one would have nothing to do. */
+static uint32_t slices_max(const model_config_t *config)
+{
+    plan_leaves_t leaves;
+    plan_leaf_edges_attention(config, &leaves);
+    uint32_t most = leaves.n;
+    if (config->ffn > 0) {
+        plan_leaf_edges_ffn(config->ffn, &leaves);
+        most = leaves.n > most ? leaves.n : most;
+    }
+    if (config->experts.n > 0) {
+        plan_leaf_edges_expert(config->experts.ffn, &leaves);
+        most = leaves.n * config->experts.n > most ? leaves.n * config->experts.n : most;
+    }
+    return most < PLAN_TP_MAX ? most : PLAN_TP_MAX;
+}
+
 /* Whether a model can be cut so at all. 0 leaves a number to the planner, which finds a right one;
  * without a context the default is right for every model. */
 static status_t check_cut(const plan_sizes_t *sizes, uint32_t tp, uint32_t stages)
 {
-    plan_leaves_t heads, ffn;
-    plan_leaf_edges_heads(sizes->config.n_heads, &heads);
-    plan_leaf_edges_ffn(sizes->config.ffn, &ffn);
-    uint32_t most = heads.n > ffn.n ? heads.n : ffn.n;
+    uint32_t most = slices_max(&sizes->config);
     if (tp > most)
         return fail(STATUS_INVALID, "tp: %u slices, but the model is cut into at most %u", tp,
                     most);
@@ -239,11 +255,9 @@ static status_t check_cuts(const plan_sizes_t *sizes, const Shoal__V1__Deploymen
 
 static char *model_name_of(arena_t *arena, const char *path)
 {
-    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
-    size_t n = strlen(base);
-    if (n > 5 && strcmp(base + n - 5, ".gguf") == 0)
-        n -= 5;
-    return arena_strndup(arena, base, n);
+    char *name = model_files_name(path), *copy = copy_text(arena, name);
+    free(name);
+    return copy;
 }
 
 static void copy_shapes(edit_t *edit, record_t *record, Shoal__V1__Shape **shapes, size_t n)
@@ -276,6 +290,7 @@ static status_t change_deploy(edit_t *edit, record_t *record, bool exists)
     record->tp = d->tp;
     record->stages = d->stages;
     record->activations = copy_text(&edit->arena, d->activations[0] ? d->activations : "native");
+    record->quantize = copy_text(&edit->arena, d->quantize);
     record->kv_tokens_max = d->kv_tokens_max;
     record->context_max = d->context_max;
     if (!record->context_max)
@@ -288,8 +303,8 @@ static status_t change_deploy(edit_t *edit, record_t *record, bool exists)
     return STATUS_OK;
 }
 
-/* Hashes the file, which is why it is work; opens it, so that a file that is no model is refused
- * here and not on every host. */
+/* Hashes the files, which is why it is work; opens them, so that what is no model is refused here and
+ * not on every host. */
 static void find_model(shell_t *shell, void *take_data)
 {
     edit_t *edit = take_data;
@@ -299,7 +314,7 @@ static void find_model(shell_t *shell, void *take_data)
     const model_entry_t *entry = NULL;
     status_t status = models_find_file(shell, d->model_path, name, &path);
     if (status == STATUS_OK)
-        status = models_entry(shell, path, d->model_digest, &entry);
+        status = models_entry(shell, path, d->model_digest, d->quantize, &entry);
     if (status == STATUS_OK)
         status = check_cuts(&entry->sizes, d);
     free(path);

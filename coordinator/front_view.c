@@ -24,6 +24,7 @@ Shoal__V1__Deployment *front_deployment(arena_t *arena, const record_t *record, 
     out->stages = record->stages;
     out->context_max = record->context_max;
     out->activations = copy_text(arena, record->activations);
+    out->quantize = copy_text(arena, record->quantize);
     out->kv_tokens_max = record->kv_tokens_max;
     out->version = version;
     out->message = copy_text(arena, message);

@@ -1,12 +1,14 @@
-/* The model room of the coordinator: opens a deployment's file for its tokenizer, its chat template
- * and its sizes, never for its weights. With --models given files are found inside those folders
- * alone, because a deployment is named by whoever may deploy, not by who owns this machine. */
+/* The model room of the coordinator: opens a deployment's model, a GGUF file or a directory, for its
+ * tokenizer, its chat template and its sizes, never for its weights. With --models given models are
+ * found inside those folders alone, because a deployment is named by whoever may deploy, not by who
+ * owns this machine. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "common/model/chat.h"
 #include "common/model/model.h"
+#include "common/model/model_files.h"
 #include "coordinator/shell_state.h"
 
 #define PROMPT_IDS_MAX ((size_t)1 << 20)
@@ -34,6 +36,7 @@ void models_close(models_t *take_models)
         chat_template_release(entry->chat);
         tokenizer_release(entry->tokenizer);
         free(entry->digest);
+        free(entry->quantize);
         free(entry);
     }
     free(take_models->entries);
@@ -52,60 +55,67 @@ const model_entry_t *models_of(const shell_t *shell, const tokenizer_t *tokenize
     return found;
 }
 
-static const model_entry_t *entry_of_digest(models_t *models, const char *digest)
+static const model_entry_t *find_entry(models_t *models, const char *digest, const char *quantize)
 {
     const model_entry_t *found = NULL;
     pthread_mutex_lock(&models->lock);
     for (size_t i = 0; i < models->n; i++)
-        if (strcmp(models->entries[i]->digest, digest) == 0)
+        if (strcmp(models->entries[i]->digest, digest) == 0 &&
+            strcmp(models->entries[i]->quantize, quantize) == 0)
             found = models->entries[i];
     pthread_mutex_unlock(&models->lock);
     return found;
 }
 
-static const char *base_name(const char *path)
+/* The last part of a path; of a directory's it may end in slashes. To be freed. */
+static char *base_name(const char *path)
 {
-    const char *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
+    size_t end = strlen(path);
+    while (end > 0 && path[end - 1] == '/')
+        end--;
+    size_t begin = end;
+    while (begin > 0 && path[begin - 1] != '/')
+        begin--;
+    return mem_strndup(path + begin, end - begin);
 }
 
-static bool is_file(const char *path)
+/* A file, or the directory of one model. */
+static bool is_model(const char *path)
 {
     struct stat info;
-    return stat(path, &info) == 0 && S_ISREG(info.st_mode);
+    if (stat(path, &info) != 0)
+        return false;
+    return S_ISREG(info.st_mode) || (S_ISDIR(info.st_mode) && model_files_are_in(path));
 }
 
 /* "smol" or "smol.gguf" for the file smol.gguf. */
-static bool names_file(const char *name, const char *file)
+static bool names_model(const char *name, const char *model)
 {
     size_t n = strlen(name);
-    return n && strncmp(name, file, n) == 0 && (!file[n] || strcmp(file + n, ".gguf") == 0);
+    return n && strncmp(name, model, n) == 0 && (!model[n] || strcmp(model + n, ".gguf") == 0);
 }
 
 static status_t not_found(const char *models, const char *path, const char *name)
 {
     return fail(STATUS_NOT_FOUND,
-                "model \"%s\" (\"%s\") is not under this coordinator's --models %s", name, path,
-                models);
+                "model \"%s\" (\"%s\") is not under this coordinator's --models %s: a GGUF file or "
+                "a directory with a config.json would be right", name, path, models);
 }
 
-/* One entry of --models: a file stands for itself, a folder for the files in it. */
-static char *find_in(const char *models, const char *path, const char *name)
+/* In a folder of models: by the path inside it, else by the last part of the path, else by name. */
+static char *find_in_folder(const char *folder, const char *path, const char *base,
+                            const char *name)
 {
-    if (is_file(models))
-        return names_file(base_name(path), base_name(models)) ||
-                       names_file(name, base_name(models))
-                   ? mem_strdup(models)
-                   : NULL;
-    char *tries[4] = {
-        path[0] == '/' ? mem_strdup(path) : mem_format("%s/%s", models, path),
-        mem_format("%s/%s", models, base_name(path)),
-        mem_format("%s/%s.gguf", models, base_name(path)),
-        mem_format("%s/%s.gguf", models, base_name(name)),
+    char *tries[5] = {
+        path[0] == '/' ? mem_strdup(path) : mem_format("%s/%s", folder, path),
+        mem_format("%s/%s", folder, base),
+        mem_format("%s/%s.gguf", folder, base),
+        mem_format("%s/%s", folder, name),
+        mem_format("%s/%s.gguf", folder, name),
     };
     char *found = NULL;
-    for (size_t i = 0; i < 4; i++) {
-        if (!found && is_file(tries[i]) && model_check_inside(models, tries[i]) == STATUS_OK)
+    for (size_t i = 0; i < 5; i++) {
+        if (!found && is_model(tries[i]) && model_check_inside(folder, tries[i]) == STATUS_OK)
             found = tries[i];
         else
             free(tries[i]);
@@ -113,14 +123,39 @@ static char *find_in(const char *models, const char *path, const char *name)
     return found;
 }
 
+/* One entry of --models: a model stands for itself, a folder for the models in it. */
+static char *find_in(const char *models, const char *path, const char *name)
+{
+    char *base = base_name(path), *last = base_name(name), *own = base_name(models), *found;
+    if (is_model(models))
+        found = names_model(base, own) || names_model(last, own) ? mem_strdup(models) : NULL;
+    else
+        found = find_in_folder(models, path, base, last);
+    free(base);
+    free(last);
+    free(own);
+    return found;
+}
+
+/* Without --models the path is the operator's word. */
+static status_t check_path(const char *path)
+{
+    struct stat info;
+    if (stat(path, &info) != 0)
+        return fail(STATUS_NOT_FOUND, "model %s is not on this coordinator's machine; without "
+                    "--models the path must be the one that coordinators see", path);
+    if (!is_model(path))
+        return fail(STATUS_INVALID, "%s is no model: a GGUF file or a directory with a config.json "
+                    "would be right", path);
+    return STATUS_OK;
+}
+
 status_t models_find_file(const shell_t *shell, const char *path, const char *name,
                           char **own_path_out)
 {
     const char *models = shell->options.models;
     if (!models) {
-        if (!is_file(path))
-            return fail(STATUS_NOT_FOUND, "model file %s is not on this coordinator's machine; "
-                        "without --models the path must be the one that coordinators see", path);
+        TRY(check_path(path));
         *own_path_out = mem_strdup(path);
         return STATUS_OK;
     }
@@ -135,12 +170,32 @@ status_t models_find_file(const shell_t *shell, const char *path, const char *na
     return STATUS_OK;
 }
 
+static void append_ids(token_ids_t *list, const uint32_t *ids, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        token_ids_append(list, ids[i]);
+}
+
+/* A raw prompt gets what the model wants around one, as Hugging Face's tokenizers do; a chat template
+ * writes it itself, and ids are taken as they are. */
+static status_t encode_text(const tokenizer_t *tokenizer, const request_t *request,
+                            token_ids_t *out)
+{
+    size_t n_before, n_behind;
+    const uint32_t *before = tokenizer_prefix_ids(tokenizer, &n_before);
+    const uint32_t *behind = tokenizer_suffix_ids(tokenizer, &n_behind);
+    append_ids(out, before, n_before);
+    TRY(tokenizer_encode(tokenizer, request->prompt, request->prompt_bytes, TOKENIZE_PLAIN,
+                         PROMPT_IDS_MAX, out));
+    append_ids(out, behind, n_behind);
+    return STATUS_OK;
+}
+
 status_t models_encode(const model_entry_t *entry, const request_t *request, token_ids_t *out)
 {
     switch (request->kind) {
     case REQUEST_PROMPT:
-        return tokenizer_encode(entry->tokenizer, request->prompt, request->prompt_bytes,
-                                TOKENIZE_PLAIN, PROMPT_IDS_MAX, out);
+        return encode_text(entry->tokenizer, request, out);
     case REQUEST_CHAT: {
         if (!entry->chat)
             return fail(STATUS_INVALID,
@@ -151,30 +206,37 @@ status_t models_encode(const model_entry_t *entry, const request_t *request, tok
         return chat_encode(entry->chat, entry->tokenizer, &input, PROMPT_IDS_MAX, out);
     }
     case REQUEST_IDS:
-        for (size_t i = 0; i < request->n_ids; i++)
-            token_ids_append(out, request->ids[i]);
+        append_ids(out, request->ids, request->n_ids);
         return STATUS_OK;
     }
     return STATUS_INTERNAL;
 }
 
-static status_t open_entry(const char *path, const char *digest, model_entry_t **own_out)
+static status_t open_texts(const model_t *model, model_entry_t *entry)
+{
+    const gguf_t *gguf = model_gguf(model);
+    if (gguf)
+        TRY(tokenizer_from_gguf(gguf, &entry->tokenizer));
+    else
+        TRY(tokenizer_open_directory(model_path(model), &entry->tokenizer));
+    status_t status = gguf ? chat_template_from_gguf(gguf, &entry->chat)
+                           : chat_template_from_folder(model_path(model), NULL, &entry->chat);
+    /* Without one `messages` is refused, and raw prompts still run. */
+    return status == STATUS_NOT_FOUND ? STATUS_OK : status;
+}
+
+static status_t open_entry(const char *path, const char *digest, const char *quantize,
+                           model_entry_t **own_out)
 {
     model_t *model;
-    TRY(model_open(path, &model));
+    TRY(model_open_quantized(path, quantize, &model));
     model_entry_t *entry = MEM_NEW(model_entry_t);
-    const gguf_t *gguf = model_gguf(model); /* NULL for a directory, whose files lie beside it */
-    status_t status = tokenizer_open(path, &entry->tokenizer);
-    if (status == STATUS_OK) {
-        status = gguf ? chat_template_from_gguf(gguf, &entry->chat)
-                      : chat_template_from_folder(path, NULL, &entry->chat);
-        if (status == STATUS_NOT_FOUND)
-            status = STATUS_OK; /* then `messages` is refused, and raw prompts still run */
-    }
+    status_t status = open_texts(model, entry);
     if (status == STATUS_OK) {
         plan_sizes(model, &entry->sizes);
         entry->context_train = model_config(model)->context_train;
         entry->digest = mem_strdup(digest);
+        entry->quantize = mem_strdup(quantize);
         *own_out = entry;
     } else {
         if (entry->tokenizer)
@@ -185,22 +247,22 @@ static status_t open_entry(const char *path, const char *digest, model_entry_t *
     return status;
 }
 
-status_t models_entry(shell_t *shell, const char *path, const char *digest,
+status_t models_entry(shell_t *shell, const char *path, const char *digest, const char *quantize,
                       const model_entry_t **out)
 {
     models_t *models = shell->models;
     char found[MODEL_DIGEST_SIZE];
     TRY(model_digest(path, shell->options.data, found));
     if (digest[0] && strcmp(digest, found) != 0)
-        return fail(STATUS_CONFLICT, "model file %s has digest %s; the deployment wants %s", path,
+        return fail(STATUS_CONFLICT, "model %s has digest %s; the deployment wants %s", path,
                     found, digest);
-    *out = entry_of_digest(models, found);
+    *out = find_entry(models, found, quantize);
     if (*out)
         return STATUS_OK;
     model_entry_t *entry;
-    TRY(open_entry(path, found, &entry));
+    TRY(open_entry(path, found, quantize, &entry));
     pthread_mutex_lock(&models->lock);
-    /* Two workers may have opened the same file; both entries stay, either is right. */
+    /* Two workers may have opened the same model; both entries stay, either is right. */
     MEM_GROW(models->entries, models->capacity, models->n + 1);
     models->entries[models->n++] = entry;
     pthread_mutex_unlock(&models->lock);
@@ -211,7 +273,7 @@ status_t models_entry(shell_t *shell, const char *path, const char *digest,
 /* ---- LOAD_MODEL ---- */
 
 typedef struct {
-    char *deployment, *name, *path, *digest, *text;
+    char *deployment, *name, *path, *digest, *quantize, *text;
     const model_entry_t *entry;
 } load_t;
 
@@ -223,13 +285,14 @@ static void on_loaded(shell_t *shell, void *take_data)
                  load->name);
     shell_event(shell,
                 &(core_event_t){.kind = CORE_EVENT_MODEL,
-                                .model = {load->deployment, load->digest,
+                                .model = {load->deployment, load->digest, load->quantize,
                                           load->entry ? load->entry->tokenizer : NULL,
                                           load->entry ? &load->entry->sizes : NULL, load->text}});
     free(load->deployment);
     free(load->name);
     free(load->path);
     free(load->digest);
+    free(load->quantize);
     free(load->text);
     free(load);
 }
@@ -240,7 +303,7 @@ static void do_load(shell_t *shell, void *take_data)
     char *path = NULL;
     status_t status = models_find_file(shell, load->path, load->name, &path);
     if (status == STATUS_OK)
-        status = models_entry(shell, path, load->digest, &load->entry);
+        status = models_entry(shell, path, load->digest, load->quantize, &load->entry);
     load->text = mem_strdup(status == STATUS_OK ? "" : status_text());
     if (status != STATUS_OK)
         log_error("deployment %s: %s", load->deployment, load->text);
@@ -255,5 +318,6 @@ void models_load(shell_t *shell, const core_action_t *action)
     load->name = mem_strdup(action->load_model.model_name);
     load->path = mem_strdup(action->load_model.path ? action->load_model.path : "");
     load->digest = mem_strdup(action->load_model.digest);
+    load->quantize = mem_strdup(action->load_model.quantize);
     shell_work(shell, do_load, load);
 }

@@ -37,10 +37,34 @@ static status_t read_model(const json_t *value, const char *name, arena_t *arena
     return request_check_text(name, out->model, REQUEST_NAME_BYTES_MAX);
 }
 
+static status_t read_count(const json_t *value, const char *name, uint32_t *out)
+{
+    if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > UINT32_MAX)
+        return wants(name, "a whole number that is not negative");
+    *out = (uint32_t)json_integer_value(value);
+    return STATUS_OK;
+}
+
+/* Token ids, as they go into the model: nothing is put before them. */
+static status_t read_prompt_ids(const json_t *value, const char *name, arena_t *arena,
+                                request_t *out)
+{
+    size_t n = json_array_size(value);
+    uint32_t *ids = ARENA_NEW_ARRAY(arena, uint32_t, n);
+    for (size_t i = 0; i < n; i++)
+        TRY(read_count(json_array_get(value, i), name, &ids[i]));
+    out->kind = REQUEST_IDS;
+    out->ids = ids;
+    out->n_ids = n;
+    return STATUS_OK;
+}
+
 static status_t read_prompt(const json_t *value, const char *name, arena_t *arena, request_t *out)
 {
+    if (json_is_array(value) && json_array_size(value) > 0)
+        return read_prompt_ids(value, name, arena, out);
     if (!json_is_string(value) || json_string_length(value) == 0)
-        return wants(name, "a string that is not empty");
+        return wants(name, "a string or a list of token ids that is not empty");
     out->kind = REQUEST_PROMPT;
     out->prompt = own_text(value, arena);
     out->prompt_bytes = json_string_length(value);
@@ -74,14 +98,6 @@ static status_t read_real(const json_t *value, const char *name, float *out)
     if (!json_is_number(value))
         return wants(name, "a number");
     *out = (float)json_number_value(value);
-    return STATUS_OK;
-}
-
-static status_t read_count(const json_t *value, const char *name, uint32_t *out)
-{
-    if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > UINT32_MAX)
-        return wants(name, "a whole number that is not negative");
-    *out = (uint32_t)json_integer_value(value);
     return STATUS_OK;
 }
 
@@ -241,7 +257,7 @@ static status_t read_body(json_t *body, bool with_custom_id, arena_t *arena, req
             continue;
         TRY(read(value, key, arena, out));
     }
-    bool prompt = out->prompt != NULL, chat = out->messages != NULL;
+    bool prompt = out->prompt != NULL || out->ids != NULL, chat = out->messages != NULL;
     if (prompt == chat)
         return fail(STATUS_INVALID, "wants exactly one of prompt and messages");
     return STATUS_OK;

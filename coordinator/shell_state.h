@@ -2,7 +2,7 @@
  *
  *   shell.c          threads, mailbox, timers, actions of the core to their doers
  *   links.c          streams to leaders
- *   models.c         model files: tokenizer, chat template, sizes
+ *   models.c         models: tokenizer, chat template, sizes
  *   stores_etcd.c    watches, transactions, registration, election
  *   stores_redis.c   job and pointer operations of the core
  *   stores_meta.c    which cluster: the two stores must agree
@@ -115,9 +115,9 @@ void links_end(shell_t *shell);
 
 /* A model that was opened; immutable and never released while the program runs. */
 typedef struct {
-    char *digest;
+    char *digest, *quantize;
     tokenizer_t *tokenizer;
-    struct chat_template *chat; /* NULL: the file carries none */
+    struct chat_template *chat; /* NULL: the model carries none */
     plan_sizes_t sizes;
     uint32_t context_train;
 } model_entry_t;
@@ -130,13 +130,13 @@ const model_entry_t *models_of(const shell_t *shell, const tokenizer_t *tokenize
 /* Work team: the prompt's ids. STATUS_INVALID says why there are none. */
 status_t models_encode(const model_entry_t *entry, const request_t *request,
                        token_ids_t *out) MUST_USE;
-/* Work team: the file that a deployment means by path or name, inside --models if that is given;
+/* Work team: the file or directory that a deployment means by path or name, inside --models if that is given;
  * STATUS_NOT_FOUND says where it was looked for. */
 status_t models_find_file(const shell_t *shell, const char *path, const char *name,
                           char **own_path_out) MUST_USE;
-/* Work team: opens (or finds) the model of a file; its digest must be `digest` unless that
- * is "". */
-status_t models_entry(shell_t *shell, const char *path, const char *digest,
+/* Work team: opens (or finds) the model at a path, quantized as model_open_quantized says; its digest
+ * must be `digest` unless that is "". */
+status_t models_entry(shell_t *shell, const char *path, const char *digest, const char *quantize,
                       const model_entry_t **out) MUST_USE;
 
 /* ---- stores_*.c ---- */

@@ -45,6 +45,7 @@ typedef struct {
     char model_path[1024]; /* of that digest on this host; "" when the host has no such model */
     uint32_t tp, stages, context_max;
     char activations[8];
+    char quantize[8]; /* "" | "q8" | "q4" | "fp8" */
     uint64_t kv_tokens_max, prefill_tokens_max;
     uint32_t formation_ms;
     uint32_t n_ranks;

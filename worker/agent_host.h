@@ -10,7 +10,7 @@
 #define AGENT_MODELS_MAX 256
 
 typedef struct {
-    char name[256]; /* file name without its extension */
+    char name[256]; /* file name without its extension, or the directory's */
     char path[1024];
     char digest[80];
     uint64_t bytes;

@@ -1,5 +1,5 @@
-/* Looking for models: see agent_models.h. A file is read only when two looks in a row found it the
- * same, because one that is being copied is not a model yet. */
+/* Looking for models: see agent_models.h. What is there is read only when two looks in a row found it
+ * the same, because a model that is being copied is not one yet. */
 #include "worker/agent_models.h"
 
 #include <dirent.h>
@@ -16,6 +16,7 @@
 #include "common/base/log.h"
 #include "common/base/memory.h"
 #include "common/model/model.h"
+#include "common/model/model_files.h"
 
 struct agent_models {
     char *list, *data_dir;
@@ -36,26 +37,34 @@ static bool is_gguf(const char *name)
     return n > 5 && strcmp(name + n - 5, ".gguf") == 0;
 }
 
-typedef void (*visit_fn)(void *context, const char *path, const struct stat *about);
+/* Told each candidate: a GGUF file, or the directory of one model. */
+typedef void (*visit_fn)(void *context, const char *path);
 
-static void visit_directory(const char *path, visit_fn visit, void *context)
+static bool is_candidate(const char *path, const char *name)
+{
+    struct stat about;
+    if (name[0] == '.' || stat(path, &about) != 0)
+        return false;
+    return S_ISDIR(about.st_mode) ? model_files_are_in(path) : is_gguf(name);
+}
+
+static void visit_folder(const char *path, visit_fn visit, void *context)
 {
     struct dirent **names;
     int n = scandir(path, &names, NULL, alphasort);
     for (int i = 0; i < n; i++) {
-        char file[1024];
-        struct stat about;
-        bool fits = snprintf(file, sizeof file, "%s/%s", path, names[i]->d_name) <
-                    (int)sizeof file;
-        if (is_gguf(names[i]->d_name) && fits && stat(file, &about) == 0)
-            visit(context, file, &about);
+        char one[1024];
+        if (snprintf(one, sizeof one, "%s/%s", path, names[i]->d_name) < (int)sizeof one &&
+            is_candidate(one, names[i]->d_name))
+            visit(context, one);
         free(names[i]);
     }
     if (n >= 0)
         free(names);
 }
 
-/* Every candidate under the list, in order. INVALID names the first path that is not there, after
+/* Every candidate under the list, in order. A folder that is named is a model itself when it has a
+ * config.json, and else a folder of models. INVALID names the first path that is not there, after
  * all the others were visited. */
 static status_t visit_all(const char *list, visit_fn visit, void *context, bool *has_folder_out)
 {
@@ -70,11 +79,11 @@ static status_t visit_all(const char *list, visit_fn visit, void *context, bool 
         if (!realpath(word, path) || stat(path, &about) != 0) {
             if (status == STATUS_OK)
                 status = fail(STATUS_INVALID, "--models: cannot read %s: %m", word);
-        } else if (S_ISDIR(about.st_mode)) {
+        } else if (S_ISDIR(about.st_mode) && !model_files_are_in(path)) {
             *has_folder_out = true;
-            visit_directory(path, visit, context);
+            visit_folder(path, visit, context);
         } else {
-            visit(context, path, &about);
+            visit(context, path);
         }
     }
     free(words);
@@ -90,20 +99,42 @@ static void mix(uint64_t *sum, const void *bytes, size_t n)
         *sum = (*sum ^ at[i]) * 0x100000001b3u; /* FNV-1a */
 }
 
-static void mix_file(void *context, const char *path, const struct stat *about)
+static void mix_file(uint64_t *sum, const char *path)
 {
-    const int64_t facts[] = {(int64_t)about->st_dev, (int64_t)about->st_ino, about->st_size,
-                             about->st_mtim.tv_sec, about->st_mtim.tv_nsec};
-    mix(context, path, strlen(path) + 1);
-    mix(context, facts, sizeof facts);
+    struct stat about;
+    mix(sum, path, strlen(path) + 1);
+    if (stat(path, &about) != 0)
+        return;
+    const int64_t facts[] = {(int64_t)about.st_dev, (int64_t)about.st_ino, about.st_size,
+                             about.st_mtim.tv_sec, about.st_mtim.tv_nsec};
+    mix(sum, facts, sizeof facts);
 }
 
-/* A number that changes when a file comes, goes or changes. */
+/* Of a directory every file that is not hidden, whether it is part of the model or not: which ones
+ * are stands in an index that is too long to be read each second. */
+static void mix_model(void *context, const char *path)
+{
+    uint64_t *sum = context;
+    struct dirent **names;
+    int n = model_files_are_in(path) ? scandir(path, &names, NULL, alphasort) : -1;
+    mix_file(sum, path);
+    for (int i = 0; i < n; i++) {
+        char file[4096];
+        if (names[i]->d_name[0] != '.' &&
+            snprintf(file, sizeof file, "%s/%s", path, names[i]->d_name) < (int)sizeof file)
+            mix_file(sum, file);
+        free(names[i]);
+    }
+    if (n >= 0)
+        free(names);
+}
+
+/* A number that changes when a model comes, goes or changes. */
 static uint64_t look(const agent_models_t *models)
 {
     uint64_t sum = 0xcbf29ce484222325u;
     bool has_folder;
-    if (visit_all(models->list, mix_file, &sum, &has_folder) != STATUS_OK)
+    if (visit_all(models->list, mix_model, &sum, &has_folder) != STATUS_OK)
         mix(&sum, "-", 1);
     return sum;
 }
@@ -115,31 +146,35 @@ typedef struct {
     const char *data_dir;
 } reading_t;
 
-static void add_model(void *context, const char *path, const struct stat *about)
+static void add_model(void *context, const char *path)
 {
     const reading_t *reading = context;
     agent_host_t *host = reading->host;
     model_t *model;
     agent_model_t one = {0};
+    char real[4096];
     if (host->n_models == AGENT_MODELS_MAX) {
         log_warn("more than %d models; %s is left out", AGENT_MODELS_MAX, path);
         return;
     }
-    /* Opening checks the whole structure: a broken file is named now, not when a plan wants it. */
+    /* Opening checks the whole structure: a broken model is named now, not when a plan wants it. */
     status_t status = model_open(path, &model);
     if (status == STATUS_OK) {
+        snprintf(one.name, sizeof one.name, "%s", model_name(model));
+        one.bytes = source_bytes(model_source(model));
         model_close(model);
-        status = model_digest(path, reading->data_dir, one.digest);
+        /* A link is a name; the model, and a file's seal beside it, are where it leads. */
+        if (!realpath(path, real) || strlen(real) >= sizeof one.path)
+            status = fail(STATUS_INVALID, "its path cannot be resolved to less than %zu bytes",
+                          sizeof one.path);
     }
+    if (status == STATUS_OK)
+        status = model_digest(real, reading->data_dir, one.digest);
     if (status != STATUS_OK) {
         log_warn("%s is left out: %s", path, status_text());
         return;
     }
-    const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
-    snprintf(one.name, sizeof one.name, "%.*s", (int)(strlen(name) - (is_gguf(name) ? 5 : 0)),
-             name);
-    snprintf(one.path, sizeof one.path, "%s", path);
-    one.bytes = (uint64_t)about->st_size;
+    snprintf(one.path, sizeof one.path, "%s", real);
     host->models = mem_resize(host->models, host->n_models + 1, sizeof *host->models);
     host->models[host->n_models++] = one;
 }
@@ -155,7 +190,7 @@ static void read_again(agent_models_t *models)
     agent_host_t found = {0};
     bool has_folder;
     uint64_t one = 1;
-    /* A file that has gone since the start is offered no more, and is no reason to offer
+    /* A path that has gone since the start is offered no more, and is no reason to offer
      * nothing. */
     if (read_models(models, &found, &has_folder) != STATUS_OK)
         log_warn("%s", status_text());
@@ -221,7 +256,8 @@ status_t agent_models_open(const char *list, const char *data_dir, agent_host_t 
     status_t status = models->event < 0 ? fail(STATUS_INTERNAL, "cannot make an eventfd: %m")
                                         : read_models(models, host, &has_folder);
     if (status == STATUS_OK && host->n_models == 0 && !has_folder)
-        status = fail(STATUS_INVALID, "--models %s: no readable GGUF model is there", list);
+        status = fail(STATUS_INVALID, "--models %s: no readable model is there; a GGUF file or a "
+                      "directory with a config.json would be one", list);
     if (status == STATUS_OK) {
         models->started = pthread_create(&models->thread, NULL, watch, models) == 0;
         if (!models->started)

@@ -1,5 +1,5 @@
-/* Which models a host offers: what lies under --models, looked at again and again, so that a file
- * that is put there is offered without a restart. */
+/* Which models a host offers: the GGUF files and the directories with a config.json that lie under
+ * --models, looked at again and again, so that one that is put there is offered without a restart. */
 #ifndef SHOAL_WORKER_AGENT_MODELS_H
 #define SHOAL_WORKER_AGENT_MODELS_H
 
@@ -14,8 +14,8 @@ typedef struct agent_models agent_models_t;
 
 /* Reads the comma-separated files and directories into `host` and looks at them every
  * AGENT_MODELS_LOOK_MS from then on, in a thread of its own: a digest of a large file takes
- * minutes. Digests are cached in `data_dir`. A file that is no readable model is named and left
- * out. A directory may be empty; STATUS_INVALID when a path is not there, or when only files are
+ * minutes. Digests are cached in `data_dir`. What is no readable model is named and left out. A
+ * folder of models may be empty; STATUS_INVALID when a path is not there, or when only models are
  * named and none of them can be read. */
 status_t agent_models_open(const char *list, const char *data_dir, agent_host_t *host,
                            agent_models_t **own_out) MUST_USE;

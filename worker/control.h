@@ -17,7 +17,7 @@
 #include "common/base/status.h"
 #include "worker/fabric/fabric.h"
 
-#define CONTROL_VERSION 2u
+#define CONTROL_VERSION 3u
 #define CONTROL_FD 3
 #define CONTROL_MESSAGE_BYTES_MAX ((size_t)128 << 10)
 #define CONTROL_BEAT_MS 100u
@@ -45,6 +45,7 @@ typedef struct {
     char model_path[1024];   /* on this host */
     char model_digest[80];   /* "sha256:…"; "" when it is to be computed */
     char activations[8];     /* "native" | "f32" */
+    char quantize[8];        /* "" | "q8" | "q4" | "fp8" */
     char host[FABRIC_HOST_BYTES_MAX];
     char address[64];        /* IP address that the endpoint and the leader's service listen on */
     char data_dir[512];      /* for caches; "" for none */

@@ -19,6 +19,7 @@ typedef struct {
     const char *model_path;
     int64_t tp, stages, threads; /* threads 0: the cores shared out among the ranks */
     const char *activations;     /* "native" | "f32" */
+    const char *quantize;        /* as model_open_quantized; "" is as stored */
     int64_t batch, chunk;
     bool no_prefix_cache, late_queue;
     uint32_t context_max;

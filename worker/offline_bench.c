@@ -181,6 +181,8 @@ int offline_bench(int argc, char **argv)
          NULL},
         {"activations", OPTION_TEXT, &r->activations, "native", "MODE", "native or f32", 0, 0,
          NULL},
+        {"quantize", OPTION_TEXT, &r->quantize, "", "q8|q4|fp8",
+         "quantize F32, F16 and BF16 weights as they are loaded", 0, 0, NULL},
         {"output", OPTION_TEXT, &bench.output, "table", "FORMAT", "table or json", 0, 0, NULL},
         {0},
     };

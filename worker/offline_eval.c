@@ -40,6 +40,9 @@ typedef struct {
     uint32_t n_prompts;
     safetensors_t *file;
     bool writing;    /* the last pass: the others only warm the prefix cache */
+    uint64_t stored_bytes, bytes; /* of the weights, as stored and as quantized */
+    double stored_sum;            /* of log-probabilities with the weights as they are stored */
+
     status_t status; /* of the logits callback */
     char text[STATUS_TEXT_MAX];
 } eval_t;
@@ -129,6 +132,23 @@ static status_t create_file(eval_t *eval)
         }
     }
     return safetensors_create(eval->file, eval->out_path);
+}
+
+static status_t read_shape(eval_t *eval)
+{
+    model_t *model;
+    TRY(model_open_quantized(eval->replica.model_path, eval->replica.quantize, &model));
+    eval->vocab = model_config(model)->vocab;
+    eval->n_layers = model_config(model)->n_layers;
+    eval->n_hidden = model_residual(model_config(model));
+    eval->bytes = model_weight_bytes(model);
+    model_close(model);
+    if (eval->replica.quantize[0] == 0)
+        return STATUS_OK;
+    TRY(model_open(eval->replica.model_path, &model));
+    eval->stored_bytes = model_weight_bytes(model);
+    model_close(model);
+    return STATUS_OK;
 }
 
 /* ---- running ---- */
@@ -248,14 +268,64 @@ static void print_results(const eval_t *eval)
     }
 }
 
+static status_t run_once(eval_t *eval)
+{
+    offline_work_t work = {.context = eval, .drive = drive, .logits = on_logits};
+    eval->hidden_prompts = 0;
+    for (uint32_t i = 0; i < eval->n_prompts; i++)
+        eval->prompts[i].sum_logprob = 0;
+    TRY(offline_run(&eval->replica, &work));
+    return eval->status == STATUS_OK ? STATUS_OK : fail(eval->status, "%s", eval->text);
+}
+
+static double sum_of_all(const eval_t *eval, uint64_t *n_out)
+{
+    double sum = 0;
+    *n_out = 0;
+    for (uint32_t i = 0; i < eval->n_prompts; i++) {
+        sum += eval->prompts[i].sum_logprob;
+        *n_out += eval->prompts[i].n - 1;
+    }
+    return sum;
+}
+
+/* The same prompts with the weights as they are stored: what quantization is measured against. What
+ * it writes is written again by the run that counts. */
+static status_t run_stored(eval_t *eval)
+{
+    const char *quantize = eval->replica.quantize;
+    uint64_t n;
+    eval->replica.quantize = "";
+    status_t status = run_once(eval);
+    eval->replica.quantize = quantize;
+    eval->stored_sum = sum_of_all(eval, &n);
+    return status;
+}
+
+/* What quantization saves and what it costs. */
+static void print_quantization(const eval_t *eval)
+{
+    uint64_t n;
+    double sum = sum_of_all(eval, &n);
+    double before = n > 0 && !eval->no_sums ? exp(-eval->stored_sum / (double)n) : 0;
+    double after = n > 0 && !eval->no_sums ? exp(-sum / (double)n) : 0;
+    if (strcmp(eval->output, "json") == 0)
+        printf("{\"quantize\":\"%s\",\"stored_bytes\":%" PRIu64 ",\"bytes\":%" PRIu64
+               ",\"stored_perplexity\":%.9g,\"perplexity\":%.9g}\n",
+               eval->replica.quantize, eval->stored_bytes, eval->bytes, before, after);
+    else
+        printf("\n%s: %.1f MiB of weights instead of %.1f", eval->replica.quantize,
+               (double)eval->bytes / 1048576, (double)eval->stored_bytes / 1048576);
+    if (strcmp(eval->output, "json") != 0 && before > 0)
+        printf("; perplexity %.4f instead of %.4f (%+.2f %%)", after, before,
+               100 * (after / before - 1));
+    if (strcmp(eval->output, "json") != 0)
+        putchar('\n');
+}
+
 static status_t run(eval_t *eval)
 {
-    model_t *model;
-    TRY(model_open(eval->replica.model_path, &model));
-    eval->vocab = model_config(model)->vocab;
-    eval->n_layers = model_config(model)->n_layers;
-    eval->n_hidden = model_residual(model_config(model));
-    model_close(model);
+    TRY(read_shape(eval));
     if (eval->hidden) {
         eval->replica.batch = 1;
         eval->replica.no_prefix_cache = true;
@@ -265,10 +335,9 @@ static status_t run(eval_t *eval)
     TRY(read_prompts(eval));
     size_replica(eval);
     TRY(create_file(eval));
-    offline_work_t work = {.context = eval, .drive = drive, .logits = on_logits};
-    TRY(offline_run(&eval->replica, &work));
-    if (eval->status != STATUS_OK)
-        return fail(eval->status, "%s", eval->text);
+    if (eval->replica.quantize[0] != 0 && !eval->no_sums)
+        TRY(run_stored(eval));
+    TRY(run_once(eval));
     safetensors_t *file = eval->file;
     eval->file = NULL;
     return safetensors_finish(file);
@@ -299,6 +368,8 @@ int offline_eval(int argc, char **argv)
          NULL},
         {"activations", OPTION_TEXT, &r->activations, "native", "MODE", "native or f32", 0, 0,
          NULL},
+        {"quantize", OPTION_TEXT, &r->quantize, "", "q8|q4|fp8",
+         "quantize F32, F16 and BF16 weights as they are loaded; reports what it costs", 0, 0, NULL},
         {"no-prefix-cache", OPTION_FLAG, &r->no_prefix_cache, NULL, NULL,
          "compute every prompt whole", 0, 0, NULL},
         {"hidden", OPTION_FLAG, &eval.hidden, NULL, NULL,
@@ -343,6 +414,8 @@ int offline_eval(int argc, char **argv)
         status = run(&eval);
     if (status == STATUS_OK)
         print_results(&eval);
+    if (status == STATUS_OK && r->quantize[0] != 0)
+        print_quantization(&eval);
     safetensors_drop(eval.file);
     for (uint32_t i = 0; i < eval.n_prompts; i++)
         free(eval.prompts[i].ids);

@@ -137,6 +137,7 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
     copy_text(start->model_path, sizeof start->model_path, replica->model_path);
     copy_text(start->model_digest, sizeof start->model_digest, digest);
     copy_text(start->activations, sizeof start->activations, replica->activations);
+    copy_text(start->quantize, sizeof start->quantize, replica->quantize);
     copy_text(start->host, sizeof start->host, "local");
     copy_text(start->address, sizeof start->address, "127.0.0.1");
     start->rank = rank;
@@ -159,7 +160,7 @@ static status_t plan_layers(const offline_replica_t *replica, plan_run_t layers[
 {
     model_t *model;
     plan_sizes_t sizes;
-    TRY(model_open(replica->model_path, &model));
+    TRY(model_open_quantized(replica->model_path, replica->quantize, &model));
     plan_sizes(model, &sizes);
     status_t status = plan_stages(&sizes, (uint32_t)replica->stages, layers);
     model_close(model);
@@ -171,6 +172,7 @@ static void own_config(const offline_replica_t *replica, const rank_start_t *sta
 {
     *out = (rank_config_t){
         .model_path = start->model_path,
+        .quantize = start->quantize,
         .model_digest = start->model_digest,
         .tp = start->tp,
         .stages = start->stages,

@@ -73,10 +73,10 @@ const char *qtype_name(uint32_t id);
 bool qtype_row_bytes(uint32_t id, uint64_t n_values, uint64_t *bytes_out);
 
 /* out[i] = the value of element i of the row, i < n_values; n_values is whole blocks (in our own
- * types any number) and the type has is_weight (both CHECKed: the file reader has refused everything
- * else). `row` needs no alignment. The values are those of the format's reference implementation,
- * bit by bit. Q4_0: (q - 8) * d. Q4_1: q * d + m, where the product is exact. Q8_0: q * d. d and m
- * are halves. */
+ * types any number) and the type has is_weight (both CHECKed: the file reader has refused
+ * everything else). `row` needs no alignment. The values are those of the format's reference
+ * implementation, bit by bit. Q4_0: (q - 8) * d. Q4_1: q * d + m, where the product is exact. Q8_0:
+ * q * d. d and m are halves. */
 void qtype_dequantize_row(qtype_t type, const void *row, size_t n_values, float *out);
 
 /* The value of an e4m3 code (1 sign, 4 exponent, 3 mantissa bits, bias 7; no infinities, 0x7f and
@@ -90,9 +90,9 @@ uint8_t qtype_f32_to_e4m3(float value);
 /* Q8_0, Q4_0, Q4_1 (with the bytes of the format's reference implementation) and F8S (d = the
  * largest size in the block / 448, codes to nearest). */
 bool qtype_can_quantize(qtype_t type);
-/* Writes n_values as a row of the type, which qtype_can_quantize (CHECKed, as is that GGML types get
- * whole blocks). False when a value is not finite or a scale is beyond what a half can hold; the row
- * is then undefined. */
+/* Writes n_values as a row of the type, which qtype_can_quantize (CHECKed, as is that GGML types
+ * get whole blocks). False when a value is not finite or a scale is beyond what a half can hold;
+ * the row is then undefined. */
 bool qtype_quantize_row(qtype_t type, const float *values, size_t n_values, void *row);
 
 /* One block each of the types with blocks. In Q4 blocks byte i holds value i in its low nibble and

@@ -1,5 +1,5 @@
-/* The codebooks of the IQ types: constants of the file format, packed. Each row of a book is a group
- * of eight values (two bits a code, three of them used) or of four (four bits a code). */
+/* The codebooks of the IQ types: constants of the file format, packed. Each row of a book is a
+ * group of eight values (two bits a code, three of them used) or of four (four bits a code). */
 #include "common/base/qtype_blocks.h"
 
 const uint16_t qtype_grid_iq2_xxs[256] = {

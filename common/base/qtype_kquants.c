@@ -62,7 +62,8 @@ void qtype_block_q3_k(const uint8_t *block, float *out)
 }
 
 /* The eight 6-bit scales and minimums of Q4_K and Q5_K in 12 bytes: the first four of each lie in
- * the low bits of bytes 0 to 7, the others are put together from bytes 8 to 11 and the high bits. */
+ * the low bits of bytes 0 to 7, the others are put together from bytes 8 to 11 and the high
+ * bits. */
 static void scales_k4(const uint8_t *packed, int i, int *scale_out, int *least_out)
 {
     if (i < 4) {

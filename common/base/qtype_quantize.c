@@ -49,22 +49,46 @@ uint8_t qtype_f32_to_e4m3(float value)
     return sign | (uint8_t)(code > 0x7e ? 0x7e : code);
 }
 
+static float larger(float a, float b)
+{
+    return a > b ? a : b;
+}
+
+static int clamp(int value, int least, int most)
+{
+    return value < least ? least : value > most ? most : value;
+}
+
+/* roundf, halves away from zero, of what fits an int; the difference is exact. */
+static int round_away(float value)
+{
+    int whole = (int)value;
+    float rest = value - (float)whole;
+    return whole + (rest >= 0.5f) - (rest <= -0.5f);
+}
+
+/* 0 for what has none: then all codes are 0, and so is the scale as a half. */
+static float inverse_of(float d)
+{
+    return fabsf(d) >= 0x1p-126f ? 1.0f / d : 0.0f;
+}
+
 static bool quantize_q8_0(const float *x, uint8_t *out)
 {
     float largest = 0;
     for (int i = 0; i < QTYPE_BLOCK_VALUES; i++)
-        largest = fmaxf(largest, fabsf(x[i]));
-    float d = largest / 127.0f, inverse = d != 0 ? 1.0f / d : 0;
+        largest = larger(largest, fabsf(x[i]));
+    float d = largest / 127.0f, inverse = inverse_of(d);
     qtype_q8_0_t block = {.d = qtype_f32_to_f16(d)};
     for (int i = 0; i < QTYPE_BLOCK_VALUES; i++)
-        block.q[i] = (int8_t)fmaxf(-127, fminf(127, roundf(x[i] * inverse)));
+        block.q[i] = (int8_t)clamp(round_away(x[i] * inverse), -127, 127);
     memcpy(out, &block, sizeof block);
     return isfinite(qtype_f16_to_f32(block.d));
 }
 
 static uint8_t nibble(float value)
 {
-    return (uint8_t)fmaxf(0, fminf(15, truncf(value)));
+    return (uint8_t)clamp((int)value, 0, 15);
 }
 
 /* The value of largest size becomes -8 exactly, whatever its sign. */
@@ -74,7 +98,7 @@ static bool quantize_q4_0(const float *x, uint8_t *out)
     for (int i = 0; i < QTYPE_BLOCK_VALUES; i++)
         if (fabsf(x[i]) > fabsf(largest))
             largest = x[i];
-    float d = largest / -8.0f, inverse = d != 0 ? 1.0f / d : 0;
+    float d = largest / -8.0f, inverse = inverse_of(d);
     qtype_q4_0_t block = {.d = qtype_f32_to_f16(d)};
     for (int i = 0; i < 16; i++)
         block.q[i] = (uint8_t)(nibble(x[i] * inverse + 8.5f) |
@@ -87,10 +111,12 @@ static bool quantize_q4_1(const float *x, uint8_t *out)
 {
     float least = x[0], most = x[0];
     for (int i = 1; i < QTYPE_BLOCK_VALUES; i++) {
-        least = fminf(least, x[i]);
-        most = fmaxf(most, x[i]);
+        least = x[i] < least ? x[i] : least;
+        most = larger(most, x[i]);
     }
-    float d = (most - least) / 15.0f, inverse = d != 0 ? 1.0f / d : 0;
+    float d = (most - least) / 15.0f, inverse = inverse_of(d);
+    if (!isfinite(d))
+        return false;
     qtype_q4_1_t block = {.d = qtype_f32_to_f16(d), .m = qtype_f32_to_f16(least)};
     for (int i = 0; i < 16; i++)
         block.q[i] = (uint8_t)(nibble((x[i] - least) * inverse + 0.5f) |
@@ -104,7 +130,7 @@ static void quantize_f8s(const float *x, size_t n, uint8_t *out)
 {
     float largest = 0;
     for (size_t i = 0; i < n; i++)
-        largest = fmaxf(largest, fabsf(x[i]));
+        largest = larger(largest, fabsf(x[i]));
     qtype_f8s_t block = {.d = largest / 448.0f};
     for (size_t i = 0; i < n; i++)
         block.q[i] = block.d != 0 ? qtype_f32_to_e4m3(x[i] / block.d) : 0;

@@ -17,6 +17,9 @@
 
 static bool first_layer_has(const arch_reader_t *r, const char *gguf, const char *hf)
 {
+    /* Of a configuration alone (source_outline.h) there is no tensor to ask: it is believed. */
+    if (source_n_tensors(r->source) == 0)
+        return *hf != 0 && json_is_integer(json_object_get(r->config, "q_lora_rank"));
     return source_tensor(r->source, r->gguf != NULL ? gguf : hf) != NULL;
 }
 
@@ -101,7 +104,7 @@ static status_t read_deepseek(arch_reader_t *r, model_score_t score)
     static const char *const silu[] = {"silu", NULL};
     model_config_t *config = r->out;
     const arch_basics_t basics = {0};
-    uint32_t n_dense = 0;
+    uint32_t n_dense = score == MODEL_SCORE_SIGMOID && r->gguf == NULL ? 3 : 0;
     TRY(arch_read_basics(r, &basics));
     TRY(read_latent(r));
     TRY(read_routing(r, score));

@@ -18,12 +18,19 @@ static status_t read_shape(arch_reader_t *r)
     config->activation = MODEL_ACTIVATION_GELU_TANH;
     config->norm_plus_one = r->gguf == NULL;
     config->embedding_scale = sqrtf((float)config->hidden);
-    float scalar = 0;
+    /* What a configuration does not say is what the models' own code says; null takes a cap away. */
+    float scalar = r->gguf == NULL ? 256 : 0;
     TRY(arch_f32_or(r, NULL, "query_pre_attn_scalar", 1e-3f, 1e9f, &scalar));
     if (scalar != 0)
         config->attention_scale = 1.0f / sqrtf(scalar);
     TRY(arch_refuse(r, "attention.scale", NULL));
     return arch_text_is(r, "hidden_activation", gelu);
+}
+
+/* Whether the files leave a value to its default. */
+static bool is_open(const arch_reader_t *r, const char *hf)
+{
+    return r->gguf != NULL || json_object_get(r->config, hf) == NULL;
 }
 
 static bool even_layers_slide(const model_config_t *config, uint32_t layer)
@@ -42,6 +49,8 @@ static status_t read_gemma2(arch_reader_t *r)
     arch_rope_t rope = {.dim = config->head_dim, .dim_max = config->head_dim,
                         .pairs = MODEL_ROPE_PAIRS_HALVES};
     TRY(arch_read_rope(r, &rope));
+    config->attention_softcap = is_open(r, "attn_logit_softcapping") ? 50 : 0;
+    config->logit_softcap = is_open(r, "final_logit_softcapping") ? 30 : 0;
     TRY(arch_f32_or(r, "attn_logit_softcapping", "attn_logit_softcapping", 0, 1e6f,
                     &config->attention_softcap));
     TRY(arch_f32_or(r, "final_logit_softcapping", "final_logit_softcapping", 0, 1e6f,
@@ -60,7 +69,7 @@ static bool all_slide(const model_config_t *config, uint32_t layer)
 static status_t read_gemma3(arch_reader_t *r)
 {
     model_config_t *config = r->out;
-    uint32_t window = 0, pattern = GEMMA3_PATTERN;
+    uint32_t window = 4096, pattern = GEMMA3_PATTERN;
     float local_base = 10000;
     TRY(read_shape(r));
     arch_rope_t rope = {.dim = config->head_dim, .dim_max = config->head_dim,
@@ -72,7 +81,7 @@ static status_t read_gemma3(arch_reader_t *r)
     TRY(arch_refuse(r, "attn_logit_softcapping", "attn_logit_softcapping"));
     TRY(arch_f32_or(r, "final_logit_softcapping", "final_logit_softcapping", 0, 1e6f,
                     &config->logit_softcap));
-    TRY(arch_u32(r, "attention.sliding_window", "sliding_window", 1, UINT32_MAX, &window));
+    TRY(arch_u32_or(r, "attention.sliding_window", "sliding_window", 1, UINT32_MAX, &window));
     TRY(arch_u32_or(r, NULL, "sliding_window_pattern", 1, UINT32_MAX, &pattern));
     TRY(arch_read_windows(r, window, all_slide));
     bool by_type = r->gguf == NULL && json_is_array(json_object_get(r->config, "layer_types"));

@@ -85,7 +85,11 @@ static status_t read_gguf(const arch_reader_t *r, scaling_t *out, float *base)
     out->original = original != 0 ? (float)original : out->original;
     TRY(arch_f32_or(r, "rope.scaling.yarn_beta_fast", NULL, 1e-3f, 1e6f, &out->beta_fast));
     TRY(arch_f32_or(r, "rope.scaling.yarn_beta_slow", NULL, 1e-3f, 1e6f, &out->beta_slow));
-    TRY(arch_refuse(r, "rope.scaling.attn_factor", NULL));
+    float attn_factor = 1;
+    TRY(arch_f32_or(r, "rope.scaling.attn_factor", NULL, 0, 1e3f, &attn_factor));
+    if (attn_factor != 0 && attn_factor != 1)
+        return fail(STATUS_UNSUPPORTED, "%s: key %s.rope.scaling.attn_factor is %g; only 1 is "
+                    "supported", r->where, r->prefix, (double)attn_factor);
     /* 0.1 * mscale_all_dim. The published models have mscale equal to it. */
     TRY(arch_f32_or(r, "rope.scaling.yarn_log_multiplier", NULL, 0, 1e3f, &multiplier));
     out->mscale = out->mscale_all_dim = 10 * multiplier;

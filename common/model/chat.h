@@ -53,12 +53,12 @@ status_t chat_template_create(const char *source, size_t n, const char *name,
                               chat_template_t **own_out) MUST_USE;
 /* Compiles the template that a GGUF file carries; STATUS_NOT_FOUND when it carries none. */
 status_t chat_template_from_gguf(const struct gguf *gguf, chat_template_t **own_out) MUST_USE;
-/* Compiles the template of a Hugging Face folder: chat_template.jinja, else chat_template.json, else
- * the chat_template of tokenizer_config.json. Where that is a list of named templates, `name` chooses
- * one; NULL takes the one named "default", and "tool_use", if there is one, for renderings with tools.
- * What tokenizer_config.json calls bos_token and eos_token stands in where an input has none.
- * STATUS_NOT_FOUND when the folder has no template (or none of that name): DeepSeek publishes V3.2 and
- * V4 so, whose prompts are made by code. */
+/* Compiles the template of a Hugging Face folder: chat_template.jinja, else chat_template.json,
+ * else the chat_template of tokenizer_config.json. Where that is a list of named templates,
+ * `name` chooses one; NULL takes the one named "default", and "tool_use", if there is one, for
+ * renderings with tools. What tokenizer_config.json calls bos_token and eos_token stands in
+ * where an input has none. STATUS_NOT_FOUND when the folder has no template (or none of that
+ * name): DeepSeek publishes V3.2 and V4 so, whose prompts are made by code. */
 status_t chat_template_from_folder(const char *path, const char *name,
                                    chat_template_t **own_out) MUST_USE;
 void chat_template_release(chat_template_t *take_template);

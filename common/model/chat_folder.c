@@ -1,6 +1,6 @@
 /* Finds the chat template in a Hugging Face folder. A file chat_template.jinja wins over what
- * tokenizer_config.json says, as in transformers; chat_template.json is how processors of images keep
- * theirs. */
+ * tokenizer_config.json says, as in transformers; chat_template.json is how processors of images
+ * keep theirs. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -18,7 +18,7 @@ typedef struct {
     size_t file_bytes;
     json_t *config;     /* tokenizer_config.json, NULL: none */
     json_t *processor;  /* chat_template.json, NULL: none */
-    const json_t *sources; /* the member chat_template of one of them: a text, or a list of named ones */
+    const json_t *sources; /* chat_template of one of them: a text, or a list of named ones */
 } folder_t;
 
 static status_t read_all(int file, const char *path, char *out, size_t n)
@@ -102,8 +102,8 @@ static const json_t *named_source(const json_t *sources, const char *name)
 static status_t compile(const json_t *source, const char *path, chat_template_t **own_out)
 {
     if (!json_is_string(source))
-        return fail(STATUS_INVALID, "%s: chat_template must be a text or a list of {name, template}",
-                    path);
+        return fail(STATUS_INVALID, "%s: chat_template must be a text or a list of {name, "
+                                    "template}", path);
     return chat_template_create(json_string_value(source), json_string_length(source), path,
                                 own_out);
 }
@@ -124,7 +124,8 @@ static status_t choose(const folder_t *folder, const char *path, const char *nam
     if (!named && name != NULL && strcmp(name, "default") != 0)
         return fail(STATUS_NOT_FOUND, "%s has no chat template named \"%s\"", path, name);
     if (folder->sources == NULL || json_is_null(folder->sources))
-        return fail(STATUS_NOT_FOUND, "%s has no chat template; give one or send a raw prompt", path);
+        return fail(STATUS_NOT_FOUND, "%s has no chat template; give one or send a raw prompt",
+                    path);
     if (!named)
         return compile(folder->sources, path, own_out);
     const json_t *source = named_source(folder->sources, name == NULL ? "default" : name);

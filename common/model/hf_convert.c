@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { I8S_VALUES = 32, TURN_ROWS = 32 };
+enum { I8S_VALUES = 32, TILE_ROWS = 64, TURN_ROWS = 32 };
 
 static const uint8_t awq_nibble_of_column[8] = {0, 4, 1, 5, 2, 6, 3, 7};
 
@@ -93,23 +93,53 @@ static uint64_t group_of(const source_parts_t *parts, uint64_t k)
     return (uint64_t)group;
 }
 
-/* All rows of one block of 32 inputs at a time, so that the words of these inputs are touched once
- * however many rows are read. */
+/* Values of `n_words` words that lie `stride` words apart, less `minus`. */
+static void unpack_words(const uint8_t *words, uint64_t stride, uint64_t n_words, uint32_t bits,
+                         int32_t minus, int8_t *out)
+{
+    uint32_t mask = (1u << bits) - 1;
+    for (uint64_t w = 0; w < n_words; w++) {
+        uint32_t packed;
+        memcpy(&packed, words + w * stride * sizeof packed, sizeof packed);
+        for (uint32_t shift = 0; shift < 32; shift += bits)
+            *out++ = (int8_t)((int32_t)(packed >> shift & mask) - minus);
+    }
+}
+
+/* The values of one block of one output. */
+static void fill_block(const source_tensor_t *tensor, const cell_t *cell, uint64_t k_first,
+                       qtype_i8s_t *block)
+{
+    const source_parts_t *parts = tensor->parts;
+    uint64_t n = tensor->columns - k_first < I8S_VALUES ? tensor->columns - k_first : I8S_VALUES;
+    block->d = cell->scale;
+    if (parts->read == hf_read_gptq) { /* inputs are whole words, and so is a short block */
+        uint32_t per_word = 32 / parts->bits;
+        unpack_words(parts->weight->data + (k_first / per_word * cell->outputs + cell->row) * 4,
+                     cell->outputs, n / per_word, parts->bits, cell->zero, block->q);
+        return;
+    }
+    for (uint64_t i = 0; i < n; i++)
+        block->q[i] = (int8_t)(load_value(parts, cell, k_first + i) - cell->zero);
+}
+
+/* Some rows of one block of 32 inputs at a time, so that the words of these inputs and the lines
+ * that are written are touched while they are in the cache. */
 static status_t read_turned_i8s(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
                                 uint8_t *out)
 {
-    const source_parts_t *parts = tensor->parts;
     uint64_t n_blocks = tensor->row_bytes / sizeof(qtype_i8s_t);
-    for (uint64_t b = 0; b < n_blocks; b++) {
-        uint64_t k_first = b * I8S_VALUES;
-        uint64_t group = group_of(parts, k_first);
-        for (uint64_t r = 0; r < n_rows; r++) {
-            cell_t cell = {.row = row_first + r, .outputs = tensor->rows};
-            TRY(load_cell(tensor, group, &cell));
-            qtype_i8s_t block = {.d = cell.scale};
-            for (uint64_t i = 0; i < I8S_VALUES && k_first + i < tensor->columns; i++)
-                block.q[i] = (int8_t)(load_value(parts, &cell, k_first + i) - cell.zero);
-            memcpy(out + r * tensor->row_bytes + b * sizeof block, &block, sizeof block);
+    for (uint64_t tile = 0; tile < n_rows; tile += TILE_ROWS) {
+        uint64_t end = n_rows - tile < TILE_ROWS ? n_rows : tile + TILE_ROWS;
+        for (uint64_t b = 0; b < n_blocks; b++) {
+            uint64_t group = group_of(tensor->parts, b * I8S_VALUES);
+            for (uint64_t r = tile; r < end; r++) {
+                cell_t cell = {.row = row_first + r, .outputs = tensor->rows};
+                qtype_i8s_t block = {0};
+                TRY(load_cell(tensor, group, &cell));
+                fill_block(tensor, &cell, b * I8S_VALUES, &block);
+                memcpy(out + r * tensor->row_bytes + b * sizeof block, &block, sizeof block);
+            }
         }
     }
     return STATUS_OK;
@@ -167,10 +197,10 @@ status_t hf_read_signed(const source_tensor_t *tensor, uint64_t row_first, uint6
                            &block.d));
             if (!packed)
                 memcpy(block.q, parts->weight->data + r * tensor->columns + k, (size_t)n);
-            for (uint64_t i = 0; packed && i < n; i++)
-                block.q[i] = (int8_t)((int32_t)hf_unpack(parts->weight->data,
-                                                         r * words + (k + i) / per_word, k + i,
-                                                         parts->bits) - half);
+            else /* the last word of a row may reach past it, inside the block */
+                unpack_words(parts->weight->data + (r * words + k / per_word) * 4, 1,
+                             (n + per_word - 1) / per_word, parts->bits, half, block.q);
+            memset(block.q + n, 0, (size_t)(I8S_VALUES - n));
             memcpy(out, &block, sizeof block);
         }
     return STATUS_OK;
@@ -215,6 +245,17 @@ status_t hf_read_fp4(const source_tensor_t *tensor, uint64_t row_first, uint64_t
     return STATUS_OK;
 }
 
+/* Sizes that the compiler knows become single moves. */
+static void scatter(const uint8_t *from, uint64_t n, size_t size, uint64_t stride, uint8_t *out)
+{
+    if (size == 2)
+        for (uint64_t r = 0; r < n; r++)
+            memcpy(out + r * stride, from + r * 2, 2);
+    else
+        for (uint64_t r = 0; r < n; r++)
+            memcpy(out + r * stride, from + r * 4, 4);
+}
+
 status_t hf_read_turned(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
                         uint8_t *out)
 {
@@ -224,10 +265,10 @@ status_t hf_read_turned(const source_tensor_t *tensor, uint64_t row_first, uint6
         uint64_t expert = row_first / outputs, first = row_first % outputs;
         uint64_t n = outputs - first < TURN_ROWS ? outputs - first : TURN_ROWS;
         n = n < n_rows ? n : n_rows;
-        const uint8_t *from = tensor->parts->weight->data + (expert * inputs * outputs + first) * size;
+        const uint8_t *from =
+            tensor->parts->weight->data + (expert * inputs * outputs + first) * size;
         for (uint64_t i = 0; i < inputs; i++, from += outputs * size)
-            for (uint64_t r = 0; r < n; r++)
-                memcpy(out + r * tensor->row_bytes + i * size, from + r * size, size);
+            scatter(from, n, size, tensor->row_bytes, out + i * size);
         out += n * tensor->row_bytes;
         row_first += n;
         n_rows -= n;

@@ -1,5 +1,5 @@
-/* Rows of our types from the parts of quantized matrices: one reader a stored layout. hf_quant.c has
- * checked all shapes before a reader is chosen. Only hf_*.c include it. */
+/* Rows of our types from the parts of quantized matrices: one reader a stored layout. hf_quant.c
+ * has checked all shapes before a reader is chosen. Only hf_*.c include it. */
 #ifndef SHOAL_COMMON_MODEL_HF_CONVERT_H
 #define SHOAL_COMMON_MODEL_HF_CONVERT_H
 

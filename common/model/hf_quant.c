@@ -241,7 +241,8 @@ static status_t take_packed(hf_quant_t *quant, source_raw_t *raw)
         return wrong_part(quant, weight, SAFETENSORS_I32, sizes[0], sizes[1] / 8);
     TRY(refuse_part(quant, weight->name, cut, "_zero_point"));
     TRY(refuse_part(quant, weight->name, cut, "_g_idx"));
-    source_parts_t parts = {.read = hf_read_signed, .in_order = true, .weight = weight, .bits = bits};
+    source_parts_t parts = {.read = hf_read_signed, .in_order = true, .weight = weight,
+                            .bits = bits};
     TRY(take_row_scales(quant, weight->name, cut, "_scale", sizes[0], sizes[1], &parts));
     shape->used = raw->used = true;
     static const char *const names[] = {"INT2 packed", "INT4 packed", "INT8 packed"};

@@ -25,7 +25,8 @@ typedef struct {
     char name[SAFETENSORS_NAME_BYTES_MAX + 64]; /* of the part looked for last */
 } hf_quant_t;
 
-/* Fills all but source and name from source->config. STATUS_UNSUPPORTED names what cannot be read. */
+/* Fills all but source and name from source->config. STATUS_UNSUPPORTED names what cannot be
+ * read. */
 status_t hf_quant_read_config(hf_quant_t *quant) MUST_USE;
 
 #endif

@@ -1,5 +1,6 @@
-/* What a value is asked for: x.name, x[index] and x[start:stop:step], as Jinja's sandbox answers. No
- * attribute exists here but methods of a fixed table, fields of `loop` and elements of mappings. */
+/* What a value is asked for: x.name, x[index] and x[start:stop:step], as Jinja's sandbox
+ * answers. No attribute exists here but methods of a fixed table, fields of `loop` and elements
+ * of mappings. */
 #include <string.h>
 
 #include "common/model/jinja_eval.h"
@@ -252,12 +253,20 @@ status_t eval_slice(jinja_run_t *run, const node_t *node, value_t *out)
     TRY(run_charge(run, text ? value.text.n / 64 : 0));
     TRY(slice_range(run, node, (int64_t)(text ? text_length(&value.text) : value.list->n),
                     &range));
+    const range_t numbers = range;
     if (text && range.step == 1) {
         *out = value_text(slice_text(&value.text, &range));
         return STATUS_OK;
     }
     TRY(value_elements(run, &value, &list));
     TRY(list_new(run, text ? VALUE_LIST : value.kind, 0, &picked));
+    if (!text && range.step == 1 && range.start < range.stop) {
+        /* Items never change once a list is made, so a run of them can be shared; appending to it
+         * would move it first. Templates look at messages[loop.index:] in every turn. */
+        picked.list->items = list->items + range.start;
+        picked.list->n = picked.list->capacity = (size_t)(range.stop - range.start);
+        range.start = range.stop;
+    }
     for (int64_t at = range.start; range.step > 0 ? at < range.stop : at > range.stop;) {
         TRY(run_charge(run, 1));
         TRY(list_append(run, picked.list, &list->items[at]));
@@ -265,7 +274,7 @@ status_t eval_slice(jinja_run_t *run, const node_t *node, value_t *out)
             break;
     }
     if (value.kind == VALUE_RANGE)
-        slice_numbers(list, &range, picked.list);
+        slice_numbers(list, &numbers, picked.list);
     *out = picked;
     if (!text)
         return STATUS_OK;

@@ -85,8 +85,8 @@ struct node {
 /* Parses a template; the nodes and their texts are in the arena. STATUS_INVALID with the line. */
 status_t jinja_parse(arena_t *arena, const char *source, size_t n, const node_t **out) MUST_USE;
 
-/* What Jinja refuses when it compiles a tree: names of filters and tests that it does not know, where
- * no `if` could keep them from running, and `loop` as a target. */
+/* What Jinja refuses when it compiles a tree: names of filters and tests that it does not know,
+ * where no `if` could keep them from running, and `loop` as a target. */
 status_t jinja_check(const node_t *root) MUST_USE;
 
 #endif

@@ -1,5 +1,5 @@
-/* See jinja_character.h. Classes are asked of PCRE2, whose tables are Unicode 14's as those of Python
- * 3.11 are; cases of the C library's own C.UTF-8 locale, which always exists. */
+/* See jinja_character.h. Classes are asked of PCRE2, whose tables are Unicode 14's as those of
+ * Python 3.11 are; cases of the C library's own C.UTF-8 locale, which always exists. */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "common/model/jinja_character.h"
 
@@ -13,19 +13,25 @@
 
 enum { CLASS_PRINTS = CHARACTER_WORD + 1, N_CLASSES };
 
-/* No and the numbers among letters (CJK numerals) have no property that PCRE2 knows: isnumeric takes
- * all of N, isdigit the superscripts and the circled digits. */
+/* No and the numbers among letters (CJK numerals) have no property that PCRE2 knows: isnumeric
+ * takes all of N, isdigit the superscripts and the circled digits. */
+/* Apart, since clang takes strings side by side in a list for a forgotten comma. */
+#define DIGITS                                                                                     \
+    "[\\p{Nd}\\x{B2}\\x{B3}\\x{B9}\\x{2070}\\x{2074}-\\x{2079}\\x{2080}-\\x{2089}"                 \
+    "\\x{2460}-\\x{2468}\\x{2474}-\\x{247C}\\x{2488}-\\x{2490}\\x{24EA}\\x{24F5}-\\x{24FD}"        \
+    "\\x{24FF}\\x{2776}-\\x{277E}\\x{2780}-\\x{2788}\\x{278A}-\\x{2792}\\x{1369}-\\x{1371}"        \
+    "\\x{19DA}]"
+#define LOWERS                                                                                     \
+    "[\\p{Ll}\\x{AA}\\x{BA}\\x{2B0}-\\x{2B8}\\x{2C0}-\\x{2C1}\\x{2E0}-\\x{2E4}"                    \
+    "\\x{2170}-\\x{217F}\\x{24D0}-\\x{24E9}]"
+
 static const char *const patterns[N_CLASSES] = {
     [CHARACTER_LETTER] = "\\p{L}",
     [CHARACTER_DECIMAL] = "\\p{Nd}",
-    [CHARACTER_DIGIT] = "[\\p{Nd}\\x{B2}\\x{B3}\\x{B9}\\x{2070}\\x{2074}-\\x{2079}\\x{2080}-\\x{2089}"
-                        "\\x{2460}-\\x{2468}\\x{2474}-\\x{247C}\\x{2488}-\\x{2490}\\x{24EA}"
-                        "\\x{24F5}-\\x{24FD}\\x{24FF}\\x{2776}-\\x{277E}\\x{2780}-\\x{2788}"
-                        "\\x{278A}-\\x{2792}\\x{1369}-\\x{1371}\\x{19DA}]",
+    [CHARACTER_DIGIT] = DIGITS,
     [CHARACTER_NUMERIC] = "\\p{N}",
     [CHARACTER_UPPER] = "[\\p{Lu}\\p{Lt}\\x{2160}-\\x{216F}\\x{24B6}-\\x{24CF}]",
-    [CHARACTER_LOWER] = "[\\p{Ll}\\x{AA}\\x{BA}\\x{2B0}-\\x{2B8}\\x{2C0}-\\x{2C1}\\x{2E0}-\\x{2E4}"
-                        "\\x{2170}-\\x{217F}\\x{24D0}-\\x{24E9}]",
+    [CHARACTER_LOWER] = LOWERS,
     [CHARACTER_WORD] = "[\\p{L}\\p{N}_]",
     [CLASS_PRINTS] = "[^\\p{C}\\p{Z}]",
 };
@@ -107,7 +113,8 @@ size_t character_case(uint32_t code, character_case_t to, uint32_t out[CHARACTER
     uint32_t digraph = to == CHARACTER_TO_TITLE ? digraph_title(code) : 0;
     for (size_t i = 0; to != CHARACTER_TO_LOWER && i < N_SPECIAL; i++)
         if (special_upper[i].code == code) {
-            /* In title case only the first of several letters is a capital; an apostrophe is none. */
+            /* In title case only the first of several letters is a capital; an apostrophe is
+             * none. */
             bool lowers = to == CHARACTER_TO_TITLE && code != 0x149;
             size_t n = 0;
             for (; n < CHARACTER_CASE_MAX && special_upper[i].upper[n] != 0; n++)

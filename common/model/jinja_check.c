@@ -1,6 +1,7 @@
-/* What Jinja refuses when it compiles a template, before anything is rendered. A filter or test that
- * does not exist is an error at once, unless an `if` around it can keep it from running: templates
- * ask `'x' is filter` there. A loop, macro or scope inside the `if` ends that grace, as in Jinja. */
+/* What Jinja refuses when it compiles a template, before anything is rendered. A filter or test
+ * that does not exist is an error at once, unless an `if` around it can keep it from running:
+ * templates ask `'x' is filter` there. A loop, macro or scope inside the `if` ends that grace,
+ * as in Jinja. */
 #include <string.h>
 
 #include "common/model/jinja_eval.h"

@@ -150,6 +150,7 @@ static status_t characters(jinja_run_t *run, const text_t *text, list_t *list)
     for (size_t at = 0; at < text->n; at += length) {
         (void)utf8_decode((const uint8_t *)text->data + at, &length);
         value_t character = value_text(text_slice(text, at, length));
+        character.text.safe = false; /* Python's Markup does not go through its iterator */
         TRY(list_append(run, list, &character));
     }
     return STATUS_OK;

@@ -6,7 +6,8 @@
 
 #include "common/model/jinja_value.h"
 
-enum { JINJA_RUN_DEPTH_MAX = 400 }; /* nodes and macro calls on top of each other */
+/* Nodes and macro calls on top of each other: less than 1 MiB of stack (measured, gcc -O2). */
+enum { JINJA_RUN_DEPTH_MAX = 1000 };
 
 status_t eval_statement(jinja_run_t *run, const node_t *node) MUST_USE;
 status_t eval_expression(jinja_run_t *run, const node_t *node, value_t *out) MUST_USE;
@@ -23,7 +24,8 @@ status_t eval_capture(jinja_run_t *run, const node_t *body, text_t *out) MUST_US
 /* Binds what a target names in the innermost scope. */
 status_t eval_bind(jinja_run_t *run, const node_t *target, const value_t *value) MUST_USE;
 /* Runs a for over `items` (perhaps again, for a recursive loop). */
-status_t eval_loop(jinja_run_t *run, const node_t *node, const list_t *items, size_t depth0) MUST_USE;
+status_t eval_loop(jinja_run_t *run, const node_t *node, const list_t *items,
+                   size_t depth0) MUST_USE;
 /* Calls a recursive loop: its text. */
 status_t eval_loop_call(jinja_run_t *run, const loop_t *loop, const arguments_t *arguments,
                         value_t *out) MUST_USE;
@@ -42,9 +44,9 @@ status_t scope_find(jinja_run_t *run, const text_t *name, const value_t **out) M
 /* Names that need no binding: range, namespace, dict, raise_exception, strftime_now. */
 bool global_find(const text_t *name, value_t *out);
 
-/* What Python's getattr finds (methods, fields of `loop`), and nothing else; *found_out says whether.
- * Names with two leading underscores are refused: no template needs them, and other engines fence
- * them off. */
+/* What Python's getattr finds (methods, fields of `loop`), and nothing else; *found_out says
+ * whether. Names with two leading underscores are refused: no template needs them, and other
+ * engines fence them off. */
 status_t value_own_attribute(jinja_run_t *run, const value_t *value, const text_t *name,
                              value_t *out, bool *found_out) MUST_USE;
 /* x.name: an own attribute, else the element of a mapping, else undefined. */

@@ -155,8 +155,8 @@ status_t call_value(jinja_run_t *run, const value_t *callee, const arguments_t *
     }
 }
 
-/* What is called: for x.name(…) without the detour over a bound method. *fn_out is NULL unless it is
- * a method of *object_out. */
+/* What is called: for x.name(…) without the detour over a bound method. *fn_out is NULL unless
+ * it is a method of *object_out. */
 static status_t eval_callee(jinja_run_t *run, const node_t *node, value_t *callee_out,
                             value_t *object_out, method_fn *fn_out)
 {

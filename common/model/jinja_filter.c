@@ -1,5 +1,6 @@
-/* Filters of templates over single values, and the search for a filter by its name. Those over texts
- * are in jinja_filter_text.c, those over lists in jinja_filter_list.c and jinja_filter_group.c. */
+/* Filters of templates over single values, and the search for a filter by its name. Those over
+ * texts are in jinja_filter_text.c, those over lists in jinja_filter_list.c and
+ * jinja_filter_group.c. */
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -245,7 +246,8 @@ static status_t filter_round(jinja_run_t *run, const value_t *value, const argum
     if (!text_is(method, "ceil") && !text_is(method, "floor"))
         return jinja_fail(run, "round's method is common, ceil or floor");
     double unit = pow(10, (double)precision);
-    *out = value_real((text_is(method, "ceil") ? ceil(number * unit) : floor(number * unit)) / unit);
+    number *= unit;
+    *out = value_real((text_is(method, "ceil") ? ceil(number) : floor(number)) / unit);
     return STATUS_OK;
 }
 

@@ -32,6 +32,12 @@ static status_t attribute_step(jinja_run_t *run, const value_t *from, const text
     return value_index(run, from, &key, out);
 }
 
+static void stand_in(const value_t *by_default, value_t *inout)
+{
+    if (inout->kind == VALUE_UNDEFINED && by_default != NULL && by_default->kind != VALUE_NONE)
+        *inout = *by_default;
+}
+
 status_t item_attribute(jinja_run_t *run, const value_t *item, const value_t *path,
                         const value_t *by_default, value_t *out)
 {
@@ -40,22 +46,19 @@ status_t item_attribute(jinja_run_t *run, const value_t *item, const value_t *pa
         return STATUS_OK;
     if (path->kind != VALUE_TEXT) {
         TRY(value_index(run, item, path, out));
-    } else {
-        const text_t *text = &path->text;
-        for (size_t at = 0; at <= text->n;) {
-            const char *dot = at < text->n ? memchr(text->data + at, '.', text->n - at) : NULL;
-            size_t end = dot == NULL ? text->n : (size_t)(dot - text->data);
-            text_t word = text_slice(text, at, end - at);
-            value_t from = *out;
-            TRY(attribute_step(run, &from, &word, out));
-            if (out->kind == VALUE_UNDEFINED && by_default != NULL && by_default->kind != VALUE_NONE)
-                *out = *by_default;
-            at = end + 1;
-        }
+        stand_in(by_default, out);
         return STATUS_OK;
     }
-    if (out->kind == VALUE_UNDEFINED && by_default != NULL && by_default->kind != VALUE_NONE)
-        *out = *by_default;
+    const text_t *text = &path->text;
+    for (size_t at = 0; at <= text->n;) {
+        const char *dot = at < text->n ? memchr(text->data + at, '.', text->n - at) : NULL;
+        size_t end = dot == NULL ? text->n : (size_t)(dot - text->data);
+        text_t word = text_slice(text, at, end - at);
+        value_t from = *out;
+        TRY(attribute_step(run, &from, &word, out));
+        stand_in(by_default, out);
+        at = end + 1;
+    }
     return STATUS_OK;
 }
 
@@ -147,7 +150,8 @@ static status_t filter_join(jinja_run_t *run, const value_t *value, const argume
 static arguments_t arguments_from(const arguments_t *arguments, size_t n)
 {
     arguments_t rest = *arguments;
-    rest.items += n;
+    if (n > 0) /* none at all may be NULL */
+        rest.items += n;
     rest.n -= n;
     return rest;
 }

@@ -257,7 +257,8 @@ static status_t filter_wordcount(jinja_run_t *run, const value_t *value,
 static status_t filter_urlencode(jinja_run_t *run, const value_t *value,
                                  const arguments_t *arguments, value_t *out)
 {
-    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~/";
+    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+                                "_.-~/";
     text_t text;
     sink_t sink = {0};
     (void)arguments;
@@ -284,7 +285,8 @@ const filter_t filters_of_texts[] = {
     {"indent", filter_indent, "width= first= blank="}, {"safe", filter_safe, ""},
     {"escape", filter_escape, ""}, {"e", filter_escape, ""},
     {"forceescape", filter_forceescape, ""}, {"center", filter_center, "width="},
-    {"format", filter_format, "*"}, {"truncate", filter_truncate, "length= killwords= end= leeway="},
+    {"format", filter_format, "*"},
+    {"truncate", filter_truncate, "length= killwords= end= leeway="},
     {"wordcount", filter_wordcount, ""}, {"urlencode", filter_urlencode, ""},
     {0},
 };

@@ -1,5 +1,5 @@
-/* Python's two ways of formatting: format % values and format.format(…). Widths come from templates,
- * so what they fill goes through the memory budget; precisions are bounded here. */
+/* Python's two ways of formatting: format % values and format.format(…). Widths come from
+ * templates, so what they fill goes through the memory budget; precisions are bounded here. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -239,12 +239,11 @@ static status_t convert(jinja_run_t *run, spec_t *spec, const value_t *value, te
         spec->align = spec->align == '<' ? '<' : '>';
         return put_value(run, spec, value, out);
     }
-    double real;
     bool whole = strchr("diu", spec->type) != NULL;
     value_t integer = *value;
     if (whole || strchr("oxX", spec->type) != NULL) {
-        if (whole && value->kind == VALUE_REAL && value_is_number(value, &real) && fabs(real) < 9e18)
-            integer = value_integer((int64_t)real);
+        if (whole && value->kind == VALUE_REAL && fabs(value->real) < 9e18)
+            integer = value_integer((int64_t)value->real);
         spec->type = whole ? 'd' : spec->type;
         if (spec->precision >= 0)
             return jinja_fail(run, "a precision of an integer is not possible here");

@@ -83,12 +83,16 @@ static status_t function_dict(jinja_run_t *run, const arguments_t *arguments, va
 
 static status_t function_raise(jinja_run_t *run, const arguments_t *arguments, value_t *out)
 {
+    enum { WORDS_BYTES_MAX = STATUS_TEXT_MAX - 16 };
     text_t text;
     (void)out;
     TRY(arguments_fit(run, arguments, "function", NULL, "message"));
     TRY(value_string(run, &arguments->items[0], &text));
     run->refused = true;
-    return fail(STATUS_INVALID, "TemplateError: %.*s", (int)(text.n < 480 ? text.n : 480), text.data);
+    size_t n = text.n < WORDS_BYTES_MAX ? text.n : WORDS_BYTES_MAX;
+    while (n < text.n && n > 0 && ((uint8_t)text.data[n] & 0xC0) == 0x80)
+        n--; /* not in the middle of a character */
+    return fail(STATUS_INVALID, "TemplateError: %.*s", (int)n, text.data);
 }
 
 /* What Python's datetime without a zone prints differently from the C library: no zone, and

@@ -41,8 +41,8 @@ static bool is_digit(char c)
     return c >= '0' && c <= '9';
 }
 
-/* Letters beyond ASCII are taken as they come: which of them Python lets into a name matters only to
- * templates that it refuses. */
+/* Letters beyond ASCII are taken as they come: which of them Python lets into a name matters
+ * only to templates that it refuses. */
 static bool is_name_start(char c)
 {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || ((uint8_t)c & 0x80) != 0;
@@ -114,8 +114,8 @@ static size_t octal_escape(const char *text, size_t n, uint32_t *code_out)
     return digits;
 }
 
-/* Resolves Python's escapes; an unknown one keeps its backslash, as there. False for one that Python
- * refuses, or that only a table of all character names could resolve. */
+/* Resolves Python's escapes; an unknown one keeps its backslash, as there. False for one that
+ * Python refuses, or that only a table of all character names could resolve. */
 static bool unescape(const char *text, size_t n, char *out, size_t *size_out)
 {
     static const char names[] = "ntrabfv\\'\"", values[] = "\n\t\r\a\b\f\v\\'\"";
@@ -159,8 +159,8 @@ static status_t lex_text(lexer_t *lexer)
     jinja_token_t *token = add(lexer, TOKEN_TEXT, start, 0);
     char *text = arena_new(lexer->arena, end - start, 1);
     if (!unescape(lexer->source + start + 1, end - start - 1, text, &token->size))
-        return fail(STATUS_INVALID, "line %u: a text literal has a malformed \\x, \\u, \\U or a \\N",
-                    token->line);
+        return fail(STATUS_INVALID, "line %u: a text literal has a malformed \\x, \\u or \\U, or "
+                                    "has \\N", token->line);
     token->text = text;
     lexer->at = end + 1;
     return STATUS_OK;

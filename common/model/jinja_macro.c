@@ -1,5 +1,5 @@
-/* Calls of macros, of the body of a call block (`caller`) and of recursive loops: how arguments meet
- * parameters, and what a macro has without declaring it (caller, varargs, kwargs). */
+/* Calls of macros, of the body of a call block (`caller`) and of recursive loops: how arguments
+ * meet parameters, and what a macro has without declaring it (caller, varargs, kwargs). */
 #include <string.h>
 
 #include "common/model/jinja_eval.h"

@@ -143,7 +143,8 @@ method_fn method_find(const value_t *value, const text_t *name)
         {"get", dict_method_get}, {"items", dict_method_items}, {"keys", dict_method_keys},
         {"values", dict_method_values}, {"copy", dict_method_copy}, {0}};
     static const method_row_t list_rows[] = {
-        {"index", list_method_index}, {"count", list_method_count}, {"copy", list_method_copy}, {0}};
+        {"index", list_method_index}, {"count", list_method_count}, {"copy", list_method_copy},
+        {0}};
     static const method_row_t tuple_rows[] = {
         {"index", list_method_index}, {"count", list_method_count}, {0}};
     static const method_row_t loop_rows[] = {

@@ -1,5 +1,5 @@
-/* The statements of chat templates other than if, for and set: macros and calls of them, blocks that
- * scope or filter what stands in them, and what leaves a loop. */
+/* The statements of chat templates other than if, for and set: macros and calls of them, blocks
+ * that scope or filter what stands in them, and what leaves a loop. */
 #include <string.h>
 
 #include "common/model/jinja_parse.h"
@@ -115,8 +115,8 @@ static status_t parse_with(parser_t *parser, node_t node, const node_t **out)
     return parser_node(parser, node, out);
 }
 
-/* Marks what the assistant wrote, for training; the text is the same with and without. To Jinja it is
- * the body of a call, so it scopes its variables and holds back a break. */
+/* Marks what the assistant wrote, for training; the text is the same with and without. To Jinja
+ * it is the body of a call, so it scopes its variables and holds back a break. */
 static status_t parse_generation(parser_t *parser, node_t node, const node_t **out)
 {
     node.kind = NODE_WITH;

@@ -258,7 +258,11 @@ static status_t put_value(printer_t *printer, const value_t *value, unsigned dep
     case VALUE_REAL:
         return put_number(printer, value);
     case VALUE_TEXT:
-        return put_quoted(printer, &value->text);
+        if (printer->json != NULL || !value->text.safe)
+            return put_quoted(printer, &value->text);
+        TRY(put(printer, "Markup("));
+        TRY(put_quoted(printer, &value->text));
+        return put(printer, ")");
     case VALUE_LIST:
     case VALUE_TUPLE:
         return put_list(printer, value, depth);

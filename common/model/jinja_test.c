@@ -168,8 +168,9 @@ status_t test_apply(jinja_run_t *run, const text_t *name, const value_t *value,
     if (text_is(name, "odd") || text_is(name, "even") || text_is(name, "divisibleby"))
         return test_number(run, name, value, arguments, out);
     if (text_is(name, "filter") || text_is(name, "test")) {
-        *out = value->kind == VALUE_TEXT && (text_is(name, "test") ? test_exists(&value->text)
-                                                                   : filter_find(&value->text) != NULL);
+        bool test = text_is(name, "test");
+        *out = value->kind == VALUE_TEXT &&
+               (test ? test_exists(&value->text) : filter_find(&value->text) != NULL);
         return STATUS_OK;
     }
     if (text_is(name, "sameas"))

@@ -47,6 +47,7 @@ typedef struct value value_t;
 typedef struct jinja_run jinja_run_t;
 typedef struct scope scope_t;
 
+/* Only a list that is being made is appended to: slices share the items of the list they are of. */
 typedef struct {
     value_t *items;
     size_t n, capacity;

@@ -290,8 +290,8 @@ status_t manifest_check(const manifest_t *manifest, const char *name, const uint
         return fail(STATUS_INVALID, "%s: %s is not as sealed: it has %llu bytes, not %llu",
                     manifest->name, name, (unsigned long long)file_bytes,
                     (unsigned long long)entry->bytes);
-    if (n == 0)
-        return STATUS_OK;
+    if (n == 0 && (file_bytes > 0 || entry->has_chunks))
+        return STATUS_OK; /* without chunks an empty file is still to be told from another */
     uint64_t first = entry->has_chunks ? offset / entry->chunk_bytes : 0;
     uint64_t last = entry->has_chunks ? (offset + n - 1) / entry->chunk_bytes : 0;
     for (uint64_t i = first; i <= last; i++) {

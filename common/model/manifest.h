@@ -1,8 +1,8 @@
 /* The seal of a model: which files it has and the SHA-256 of each, so that a changed, missing or
  * additional file is seen before it decides a token.
  *
- * The seal of a directory is DIR/manifest.sha256, that of a single file FILE.sha256. It is a list as
- * `sha256sum` writes and checks it, with comment lines that say more:
+ * The seal of a directory is DIR/manifest.sha256, that of a single file FILE.sha256. It is a list
+ * as `sha256sum` writes and checks it, with comment lines that say more:
  *
  *   # shoal manifest 1
  *   <64 digits>  model.safetensors
@@ -10,8 +10,8 @@
  *   #<64 digits>                                      (one line a chunk)
  *
  * The chunks let a rank check the part of a file that it maps and nothing else. A list without them
- * (made by sha256sum) is accepted; then the first part of a file costs the whole file. Beside it may
- * lie a signature, the seal's path and ".sig": 64 bytes, Ed25519 over the seal's bytes.
+ * (made by sha256sum) is accepted; then the first part of a file costs the whole file. Beside it
+ * may lie a signature, the seal's path and ".sig": 64 bytes, Ed25519 over the seal's bytes.
  *
  * The seal is untrusted input. Names are plain names of files in the model's own folder. Every
  * failure names the seal, the line or the file, and what would be right. */
@@ -49,8 +49,8 @@ const char *manifest_name(const manifest_t *manifest, size_t i);
 
 /* Checks bytes [offset, offset + n) of the file `name`, which lies mapped at `file` with file_bytes
  * bytes (the range is inside; CHECKed), reading the whole chunks that it touches. A chunk that was
- * right is not read again. STATUS_INVALID when a chunk is not as sealed, the file has another length,
- * or the seal does not have it. Any thread, several at once. */
+ * right is not read again. STATUS_INVALID when a chunk is not as sealed, the file has another
+ * length, or the seal does not have it. Any thread, several at once. */
 status_t manifest_check(const manifest_t *manifest, const char *name, const uint8_t *file,
                         uint64_t file_bytes, uint64_t offset, uint64_t n) MUST_USE;
 
@@ -65,8 +65,8 @@ typedef void (*manifest_file_fn)(void *context, const char *name, const char *pr
 status_t manifest_seal(const char *model_path, const char *key_path, manifest_file_fn on_file,
                        void *context) MUST_USE;
 
-/* Checks every file against the seal, and that there are no others. With `public_key_path` (PEM) the
- * seal must carry a signature by that key. STATUS_CONFLICT counts what is wrong. */
+/* Checks every file against the seal, and that there are no others. With `public_key_path` (PEM)
+ * the seal must carry a signature by that key. STATUS_CONFLICT counts what is wrong. */
 status_t manifest_verify(const char *model_path, const char *public_key_path,
                          manifest_file_fn on_file, void *context) MUST_USE;
 

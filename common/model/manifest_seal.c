@@ -90,8 +90,8 @@ static status_t list_files(const char *path, files_t *files)
     if (manifest_name_is_good(name, strlen(name)))
         add_name(files, name);
     else
-        status = fail(STATUS_INVALID, "%s: a hidden file or one with control characters in its name "
-                      "cannot be sealed", path);
+        status = fail(STATUS_INVALID, "%s: a hidden file or one with control characters in its "
+                      "name cannot be sealed", path);
     free(for_folder);
     free(for_name);
     return status;

@@ -8,8 +8,8 @@
 
 #include "common/base/status.h"
 
-/* STATUS_NOT_FOUND, STATUS_IO, or STATUS_INVALID for what is no regular file (a FIFO is never waited
- * for) or is empty; `wanted` ends the words: "a model is one GGUF file". */
+/* STATUS_NOT_FOUND, STATUS_IO, or STATUS_INVALID for what is no regular file (a FIFO is never
+ * waited for) or is empty; `wanted` ends the words: "a model is one GGUF file". */
 status_t mapping_open(const char *path, const char *wanted, void **own_out,
                       uint64_t *bytes_out) MUST_USE;
 void mapping_close(void *take_mapping, uint64_t bytes); /* NULL is fine */

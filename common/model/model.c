@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "common/model/model_files.h"
 #include "common/model/model_internal.h"
 
 static status_t find_arch(model_t *model)
@@ -75,26 +76,14 @@ static status_t read_model(model_t *model)
     return take_rope_factors(model);
 }
 
-static char *name_of(const char *path)
-{
-    size_t end = strlen(path);
-    while (end > 1 && path[end - 1] == '/')
-        end--;
-    size_t begin = end;
-    while (begin > 0 && path[begin - 1] != '/')
-        begin--;
-    size_t n = end - begin;
-    if (n > 5 && strncmp(path + end - 5, ".gguf", 5) == 0)
-        n -= 5;
-    return mem_strndup(path + begin, n);
-}
-
-static status_t open_model(source_t *take_source, model_t **own_out)
+static status_t open_model(source_t *take_source, const char *quantize, model_t **own_out)
 {
     model_t *model = MEM_NEW(model_t);
     model->source = take_source;
-    model->name = name_of(source_path(take_source));
+    model->name = model_files_name(source_path(take_source));
     status_t status = read_model(model);
+    if (status == STATUS_OK)
+        status = model_quantize(model, quantize);
     if (status != STATUS_OK) {
         model_close(model);
         return status;
@@ -105,16 +94,21 @@ static status_t open_model(source_t *take_source, model_t **own_out)
 
 status_t model_open(const char *path, model_t **own_out)
 {
+    return model_open_quantized(path, "", own_out);
+}
+
+status_t model_open_quantized(const char *path, const char *quantize, model_t **own_out)
+{
     source_t *source;
     TRY(source_open(path, &source));
-    return open_model(source, own_out);
+    return open_model(source, quantize, own_out);
 }
 
 status_t model_open_bytes(const char *path, const void *bytes, size_t n, model_t **own_out)
 {
     source_t *source;
     TRY(source_open_gguf_bytes(path, bytes, n, &source));
-    return open_model(source, own_out);
+    return open_model(source, "", own_out);
 }
 
 void model_close(model_t *take_model)
@@ -127,6 +121,7 @@ void model_close(model_t *take_model)
     free(take_model->name);
     free(take_model->tensors);
     free(take_model->experts);
+    free(take_model->views);
     free(take_model);
 }
 

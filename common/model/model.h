@@ -309,6 +309,13 @@ typedef struct model model_t;
  * feature that Shoal does not have; STATUS_INVALID files that contradict themselves, with the
  * tensor or key, found and expected. */
 status_t model_open(const char *path, model_t **own_out) MUST_USE;
+/* The same, with the matrices of the layers and the head quantized as they are read: "q8" (Q8_0),
+ * "q4" (Q4_1, the head Q8_0) or "fp8" (F8S, blocks of 128 with one scale). "" is model_open. Tensors
+ * that are quantized already, or whose columns are no whole blocks, stay as they are;
+ * STATUS_UNSUPPORTED when that is all of them, STATUS_INVALID for another word. */
+status_t model_open_quantized(const char *path, const char *quantize, model_t **own_out) MUST_USE;
+/* Only whether the word is known. */
+status_t model_check_quantize(const char *quantize) MUST_USE;
 /* Over a GGUF in memory, as gguf_open_bytes. */
 status_t model_open_bytes(const char *path, const void *bytes, size_t n,
                           model_t **own_out) MUST_USE;
@@ -340,6 +347,9 @@ static inline uint32_t model_residual(const model_config_t *config)
 {
     return config->hidden * (config->streams.n > 0 ? config->streams.n : 1);
 }
+
+/* Bytes of all weights as they are read: with quantization, of the quantized rows. */
+uint64_t model_weight_bytes(const model_t *model);
 
 /* All values of all rows as F32. */
 status_t model_read_f32(const model_tensor_t *tensor, float *out) MUST_USE;
@@ -378,6 +388,7 @@ typedef struct {
     uint32_t numerics_version;
     const char *backend; /* "cpu" */
     const char *adapter; /* "" for none */
+    const char *quantize; /* "" for none; NULL means the same */
 } model_identity_t;
 /* 64 hex digits. */
 void model_text_identity(const model_identity_t *identity, char hex_out[DIGEST_HEX_SIZE]);

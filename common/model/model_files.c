@@ -11,7 +11,7 @@
 static const char ending[] = ".safetensors";
 enum { ENDING_BYTES = sizeof ending - 1, FILES_MAX = 4096 + 16 };
 
-/* Everything that any part of the program reads from a directory, weights apart. */
+/* Everything of a directory, weights apart, that decides a text here or in another reader of it. */
 static const char *const known[] = {
     "added_tokens.json", "chat_template.jinja",     "chat_template.json",
     "config.json",       "generation_config.json",  "merges.txt",
@@ -40,6 +40,24 @@ static bool is_there(const char *dir, const char *name)
     bool there = access(path, F_OK) == 0;
     free(path);
     return there;
+}
+
+bool model_files_are_in(const char *path)
+{
+    return is_there(path, "config.json");
+}
+
+char *model_files_name(const char *path)
+{
+    size_t end = strlen(path);
+    while (end > 1 && path[end - 1] == '/')
+        end--;
+    size_t begin = end;
+    while (begin > 0 && path[begin - 1] != '/')
+        begin--;
+    if (end - begin > 5 && strncmp(path + end - 5, ".gguf", 5) == 0)
+        end -= 5;
+    return mem_strndup(path + begin, end - begin);
 }
 
 static void add(model_files_t *files, const char *name)

@@ -1,4 +1,4 @@
-/* Which files of a Hugging Face directory make the model: those that are read, and no others. The
+/* Which files of a Hugging Face directory make the model: those that decide a text. The
  * digest of a directory, the check of its links and its seal go by this one list. */
 #ifndef SHOAL_COMMON_MODEL_MODEL_FILES_H
 #define SHOAL_COMMON_MODEL_MODEL_FILES_H
@@ -20,9 +20,17 @@ typedef struct {
     char **names; /* ascending by bytes; files of the directory itself */
 } model_files_t;
 
-/* Those of the known files that are there, and the weights: model.safetensors, or else the index and
- * the shards that it names. STATUS_INVALID when the directory has no weights or the index cannot be
- * read. Zero-initialise before, release after, also on failure. */
+/* Whether `path` is the directory of one model: it holds a config.json. Its weights may be
+ * missing. */
+bool model_files_are_in(const char *path);
+
+/* How people name the model at a path: the file's name without ".gguf", or the directory's. To be
+ * freed. */
+char *model_files_name(const char *path) __attribute__((returns_nonnull, warn_unused_result));
+
+/* Those of the known files that are there, and the weights: model.safetensors, or else the index
+ * and the shards that it names. STATUS_INVALID when the directory has no weights or the index
+ * cannot be read. Zero-initialise before, release after, also on failure. */
 status_t model_files_list(const char *dir, model_files_t *files) MUST_USE;
 void model_files_release(model_files_t *files);
 

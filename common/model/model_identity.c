@@ -27,6 +27,9 @@ void model_text_identity(const model_identity_t *identity, char hex_out[DIGEST_H
     digest_t *digest = digest_start();
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         digest_add_field(digest, fields[i], strlen(fields[i]));
+    /* A further field only where there is one, so that what is not quantized keeps its identity. */
+    if (identity->quantize && identity->quantize[0])
+        digest_add_field(digest, identity->quantize, strlen(identity->quantize));
     digest_finish(digest, hex_out);
 }
 

@@ -21,10 +21,14 @@ struct model {
     /* Where a directory has a tensor for each expert: (layer * MODEL_N_EXPERT_ROLES + role) *
      * n experts. NULL in models without such. */
     const source_tensor_t **experts;
+    source_tensor_t *views; /* of tensors that are quantized as they are read */
+    size_t n_views;
 };
 
 /* Finds every tensor of the architecture, checks shapes and refuses what nothing asks for. */
 status_t model_find_tensors(model_t *model) MUST_USE;
+/* Takes quantized views in place of stored matrices; "" leaves all as it is. */
+status_t model_quantize(model_t *model, const char *name) MUST_USE;
 /* vocab and special ids. */
 status_t model_read_vocab(model_t *model) MUST_USE;
 status_t model_read_special(model_t *model) MUST_USE;

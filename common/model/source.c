@@ -233,9 +233,9 @@ static status_t read_quantized(const source_tensor_t *tensor, uint64_t row_first
         qtype_dequantize_row(base->type, stored + r % VIEW_ROWS * base->row_bytes, columns,
                              values);
         if (!qtype_quantize_row(tensor->type, values, columns, out))
-            status = fail(STATUS_INVALID, "tensor %.100s: row %llu holds a value that is not finite "
-                          "or too large for %s", base->name, (unsigned long long)(row_first + r),
-                          qtype_name((uint32_t)tensor->type));
+            status = fail(STATUS_INVALID, "tensor %.100s: row %llu holds a value that is not "
+                          "finite or too large for %s", base->name,
+                          (unsigned long long)(row_first + r), qtype_name((uint32_t)tensor->type));
     }
     free(stored);
     free(values);

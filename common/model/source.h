@@ -2,11 +2,11 @@
  * a Hugging Face directory (config.json and model.safetensors, or shards with their index).
  *
  * What is listed are *logical* tensors. In a directory a quantized matrix (AWQ, GPTQ,
- * compressed-tensors, FP8 with block scales, MXFP4) stands there once, as "<module>.weight" (gpt-oss:
- * "….experts.gate_up_proj" and "….experts.down_proj"), as rows of output by columns of input, in a
- * row type of qtype.h; the parts that it is made of (qweight, scales, zeros, g_idx, blocks …) do not
- * appear. A part that belongs to no matrix is listed under its own name, so that the architecture,
- * which refuses names that it does not know, says so.
+ * compressed-tensors, FP8 with block scales, MXFP4) stands there once, as "<module>.weight"
+ * (gpt-oss: "….experts.gate_up_proj" and "….experts.down_proj"), as rows of output by columns of
+ * input, in a row type of qtype.h; the parts that it is made of (qweight, scales, zeros, g_idx,
+ * blocks …) do not appear. A part that belongs to no matrix is listed under its own name, so that
+ * the architecture, which refuses names that it does not know, says so.
  *
  * Rows that can be used as they are stored lie at `data`, mapped read-only. The others are made by
  * source_read_rows, which serves every tensor alike. Values are exact: a converted row dequantizes

@@ -70,8 +70,8 @@ static status_t open_shards(source_t *source, const json_t *map)
             continue;
         }
         if (!model_shard_name_is_good(name))
-            status = fail(STATUS_INVALID, "%s/%s: a shard has a name that is not allowed (%zu bytes);"
-                          " it must be a file of this directory that ends in .safetensors",
+            status = fail(STATUS_INVALID, "%s/%s: a shard has a name that is not allowed (%zu "
+                          "bytes); it must be a file of this directory that ends in .safetensors",
                           source->path, index_name, strlen(name));
         if (status == STATUS_OK && source->n_shards == SOURCE_SHARDS_MAX)
             status = fail(STATUS_INVALID, "%s/%s: more than %d shards", source->path, index_name,
@@ -109,7 +109,7 @@ static status_t collect(source_t *source)
     for (size_t s = 0; s < source->n_shards; s++)
         for (size_t i = 0; i < safetensors_n_tensors(source->shards[s]); i++)
             source->raws[source->n_raws++] =
-                (source_raw_t){.tensor = safetensors_at(source->shards[s], i), .shard = (uint32_t)s};
+                (source_raw_t){safetensors_at(source->shards[s], i), (uint32_t)s, false};
     if (n > 0)
         qsort(source->raws, n, sizeof *source->raws, raw_by_name);
     for (size_t i = 1; i < n; i++)
@@ -189,8 +189,8 @@ static status_t add_plain(source_t *source, const safetensors_tensor_t *found)
     qtype_t type;
     const char *stored = safetensors_dtype_name(found->dtype);
     if (!plain_type(found->dtype, &type))
-        return fail(STATUS_UNSUPPORTED, "%s: tensor %.100s is %s, which cannot be used as it is and "
-                    "belongs to no quantized matrix", source->path, found->name, stored);
+        return fail(STATUS_UNSUPPORTED, "%s: tensor %.100s is %s, which cannot be used as it is "
+                    "and belongs to no quantized matrix", source->path, found->name, stored);
     if (found->n_dims > GGUF_DIMS_MAX)
         return fail(STATUS_UNSUPPORTED, "%s: tensor %.100s has %u dimensions; at most %d can be "
                     "used", source->path, found->name, found->n_dims, GGUF_DIMS_MAX);
@@ -237,8 +237,8 @@ status_t source_use_bytes(source_t *source, const void *config, size_t config_by
 status_t source_open_directory(source_t *source)
 {
     if (!has_file(source, "config.json"))
-        return fail(STATUS_INVALID, "%s: the directory has no config.json; a model is one GGUF file "
-                    "or a Hugging Face directory", source->path);
+        return fail(STATUS_INVALID, "%s: the directory has no config.json; a model is one GGUF "
+                    "file or a Hugging Face directory", source->path);
     TRY(read_json(source, "config.json", &source->config));
     if (has_file(source, "generation_config.json"))
         TRY(read_json(source, "generation_config.json", &source->generation_config));

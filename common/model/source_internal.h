@@ -41,7 +41,7 @@ struct source_parts {
     uint64_t block_rows;         /* rows that share a scale */
     bool in_order;               /* row r lies in the r-th part of weight's bytes */
     uint32_t bits;               /* of a packed value */
-    int32_t zero_offset;         /* added to a stored zero point; the zero point where `zero` is NULL */
+    int32_t zero_offset;         /* added to a stored zero point; all of it without one */
 };
 
 /* Adds a logical tensor with its type, dims and name; the caller fills stored, data and parts. NULL

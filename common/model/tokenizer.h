@@ -131,7 +131,7 @@ typedef enum {
 } tokenize_mode_t;
 
 /* Appends the text's ids to `out`. More than ids_max new ids are refused with STATUS_INVALID; on
- * any failure `out` is as before. O(n log n), times the longest token where tokens are looked for. */
+ * any failure `out` is as before. O(n log n), times the longest token that is looked for. */
 status_t tokenizer_encode(const tokenizer_t *tokenizer, const char *text, size_t n,
                           tokenize_mode_t mode, size_t ids_max, token_ids_t *out) MUST_USE;
 /* The same for marked text: a special token is found only where each of its bytes has a mark other

@@ -223,9 +223,9 @@ static void find_characters(tokenizer_t *tokenizer)
     }
 }
 
-/* SentencePiece vocabularies have no pre-tokenizer: a whole prompt is one piece. Where no token has a
- * U+2581 behind another character, no merge can cross that place, so the words before and behind it
- * merge as if they stood alone; cutting there gives the same ids many times faster. */
+/* SentencePiece vocabularies have no pre-tokenizer: a whole prompt is one piece. Where no token has
+ * a U+2581 behind another character, no merge can cross that place, so the words before and behind
+ * it merge as if they stood alone; cutting there gives the same ids many times faster. */
 static void find_cuts(tokenizer_t *tokenizer)
 {
     static const char space[] = "\xE2\x96\x81";

@@ -1,6 +1,6 @@
 /* SentencePiece's precompiled character map: a double-array trie of what is replaced and a pool of
- * what replaces it. Internal to the tokenizer; immutable. The bytes come from a file: every index is
- * checked when it is followed, and the replacements are valid UTF-8. */
+ * what replaces it. Internal to the tokenizer; immutable. The bytes come from a file: every index
+ * is checked when it is followed, and the replacements are valid UTF-8. */
 #ifndef SHOAL_COMMON_MODEL_TOKENIZER_CHARSMAP_H
 #define SHOAL_COMMON_MODEL_TOKENIZER_CHARSMAP_H
 

@@ -26,7 +26,8 @@ static void release_step(decode_step_t *step)
 static status_t check_fused(const decode_step_t *step)
 {
     if (step->kind == DECODE_STRIP && step->stop > 0)
-        return fail(STATUS_UNSUPPORTED, "a decoder strips the end of the fused text; not supported");
+        return fail(STATUS_UNSUPPORTED,
+                    "a decoder strips the end of the fused text; not supported");
     if (step->kind != DECODE_REPLACE)
         return STATUS_OK;
     size_t n = 0, length = 0;
@@ -45,7 +46,8 @@ status_t decoder_add(decoder_t *decoder, decode_step_t take_step)
     if (decoder->n == DECODE_STEPS_MAX)
         status = fail(STATUS_UNSUPPORTED, "the decoder has more than %d steps", DECODE_STEPS_MAX);
     else if (take_step.start >= STRIPPED_ALL || take_step.stop >= STRIPPED_ALL)
-        status = fail(STATUS_UNSUPPORTED, "a decoder strips more than %d characters", STRIPPED_ALL - 1);
+        status = fail(STATUS_UNSUPPORTED, "a decoder strips more than %d characters",
+                      STRIPPED_ALL - 1);
     else if (take_step.is_fused)
         status = check_fused(&take_step);
     if (status != STATUS_OK) {
@@ -160,19 +162,14 @@ static void push_replace(const chain_t *chain, size_t at, const uint8_t *text, s
     const decode_step_t *step = &chain->decoder->steps[at];
     pattern_scratch_t scratch = {0};
     buffer_t out = {0};
-    size_t done = 0, from = 0, start, end;
+    pattern_walk_t walk = PATTERN_WALK_START;
+    size_t done = 0;
     bool found;
-    while (from < n && pattern_find(step->pattern, &scratch, (const char *)text, n, from, &found,
-                                    &start, &end) == STATUS_OK && found) {
-        buffer_append(&out, text + done, start - done);
+    while (pattern_next(step->pattern, &scratch, (const char *)text, n, &walk, &found) ==
+               STATUS_OK && found) {
+        buffer_append(&out, text + done, walk.start - done);
         buffer_append(&out, step->content, step->content_size);
-        done = end;
-        from = end;
-        if (start == end && from < n) {
-            size_t length;
-            (void)utf8_decode(text + from, &length);
-            from += length;
-        }
+        done = walk.end;
     }
     pattern_scratch_release(&scratch);
     if (done == 0 && out.size == 0) {

@@ -192,8 +192,9 @@ static status_t read_all(const gguf_t *gguf, reading_t *reading)
     TRY(read_ids(gguf, reading));
     if (strcmp(reading->model, "gpt2") != 0) {
         /* Files of SentencePiece may leave out what was always so in the first ones. */
-        source->add_bos = source->add_bos || (strcmp(reading->model, "llama") == 0 &&
-                                              gguf_find(gguf, "tokenizer.ggml.add_bos_token") == NULL);
+        if (strcmp(reading->model, "llama") == 0 &&
+            gguf_find(gguf, "tokenizer.ggml.add_bos_token") == NULL)
+            source->add_bos = true;
         return read_sentencepiece(gguf, reading);
     }
     if (gguf_find(gguf, "tokenizer.ggml.pre") != NULL) {

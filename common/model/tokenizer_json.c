@@ -248,7 +248,7 @@ static status_t make_wordpiece(const file_t *file)
     return STATUS_OK;
 }
 
-/* --- What surrounds a text where special tokens are asked for -----------------------------------*/
+/* --- What surrounds a text where special tokens are asked for ----------------------------------*/
 
 static status_t add_template_token(const json_t *processor, const json_t *part, token_ids_t *out)
 {
@@ -282,8 +282,9 @@ static status_t add_template(const json_t *processor, tokenizer_t *tokenizer)
                                    n_texts == 0 ? &tokenizer->prefix : &tokenizer->suffix));
     }
     if (n_texts != 1)
-        return fail(STATUS_INVALID, "the post_processor's \"single\" has the text %zu times; once is "
-                    "right", n_texts);
+        return fail(STATUS_INVALID,
+                    "the post_processor's \"single\" has the text %zu times; once is right",
+                    n_texts);
     return STATUS_OK;
 }
 
@@ -327,8 +328,9 @@ static status_t check_ids(const tokenizer_t *tokenizer, const token_ids_t *ids)
 {
     for (size_t i = 0; i < ids->n; i++)
         if (ids->ids[i] >= tokenizer->n_tokens)
-            return fail(STATUS_INVALID, "the post_processor adds id %u; the vocabulary has ids 0 to "
-                        "%u", ids->ids[i], tokenizer->n_tokens - 1);
+            return fail(STATUS_INVALID,
+                        "the post_processor adds id %u; the vocabulary has ids 0 to %u",
+                        ids->ids[i], tokenizer->n_tokens - 1);
     return STATUS_OK;
 }
 

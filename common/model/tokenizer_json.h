@@ -11,7 +11,8 @@ status_t tokenizer_json_pretok(const json_t *value, pretok_t *out) MUST_USE;
 status_t tokenizer_json_decoder(const json_t *value, decoder_t *out) MUST_USE;
 
 /* {"String": "…"} or {"Regex": "…"} under "pattern". */
-status_t tokenizer_json_pattern(const json_t *object, const char *where, pattern_t **own_out) MUST_USE;
+status_t tokenizer_json_pattern(const json_t *object, const char *where,
+                                pattern_t **own_out) MUST_USE;
 
 /* The list of a Sequence's parts under either of the names that files use, or NULL when the object
  * is no Sequence; `type_out` is its type. */

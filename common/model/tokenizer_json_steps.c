@@ -110,7 +110,8 @@ static status_t add_normalizer(const json_t *value, normalizer_t *out, int depth
     TRY(tokenizer_json_type(value, where, "normalizers", &type, &list));
     if (list != NULL) {
         if (depth == TOKENIZER_JSON_DEPTH_MAX)
-            return fail(STATUS_INVALID, "the normalizer has Sequences nested deeper than %d", depth);
+            return fail(STATUS_INVALID, "the normalizer has Sequences nested deeper than %d",
+                        depth);
         for (size_t i = 0; i < json_array_size(list); i++)
             TRY(add_normalizer(json_array_get(list, i), out, depth + 1));
         return STATUS_OK;

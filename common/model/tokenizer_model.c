@@ -253,7 +253,7 @@ static status_t encode_word(encode_t *encode, const char *piece, size_t n)
     return encode_check_count(encode);
 }
 
-/* The end of the word that begins at `at`: before the next U+2581 that follows another character. */
+/* The end of the word that begins at `at`: the next U+2581 that follows another character. */
 static size_t word_end(const char *piece, size_t n, size_t at)
 {
     static const char space[] = "\xE2\x96\x81";

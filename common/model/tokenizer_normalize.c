@@ -217,27 +217,20 @@ static void run_strip(step_run_t *run)
 static status_t run_replace(step_run_t *run)
 {
     const char *text = (const char *)run->in->data;
-    size_t n = run->in->n, at = 0, done = 0, out_max = (size_t)GROWTH_MAX * TOKENIZER_TEXT_BYTES_MAX;
-    while (at <= n) {
+    size_t n = run->in->n, done = 0;
+    size_t out_max = (size_t)GROWTH_MAX * TOKENIZER_TEXT_BYTES_MAX;
+    pattern_walk_t walk = PATTERN_WALK_START;
+    for (;;) {
         bool found;
-        size_t start, end;
-        TRY(pattern_find(run->step->pattern, &run->scratch->patterns, text, n, at, &found, &start,
-                         &end));
+        TRY(pattern_next(run->step->pattern, &run->scratch->patterns, text, n, &walk, &found));
         if (!found)
             break;
-        keep(run, done, start);
-        put(run, run->step->content, run->step->content_size, start, end);
+        keep(run, done, walk.start);
+        put(run, run->step->content, run->step->content_size, walk.start, walk.end);
         if (run->out->size > out_max)
             return fail(STATUS_INVALID, "the normalized text has more than %zu bytes; shorten it",
                         out_max);
-        done = end;
-        at = end;
-        if (start == end) { /* an empty match: go on behind the next character */
-            size_t length = 1;
-            if (at < n)
-                (void)utf8_decode(run->in->data + at, &length);
-            at += length;
-        }
+        done = walk.end;
     }
     keep(run, done, n);
     return STATUS_OK;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "common/model/unicode.h"
 
 /* The patterns of real tokenizers take a few steps a character; the limit is of one match. */
 enum { STEPS_BASE = 1000000, STEPS_PER_BYTE = 16, JIT_STACK_BYTES_MAX = 16 << 20 };
@@ -57,7 +58,7 @@ status_t pattern_regex(const char *text, size_t n, pattern_t **own_out)
             pcre2_get_error_message(code, words, sizeof words);
             status = fail(STATUS_INVALID, "the pattern \"%.80s\" is wrong: %s", text, words);
         } else {
-            /* Without the compiler's help (a kernel that forbids it) matching is slower, no more. */
+            /* Without the compiler's help (a kernel may forbid it) matching is slower, no more. */
             (void)pcre2_jit_compile(compiled, PCRE2_JIT_COMPLETE);
             pattern_t *pattern = MEM_NEW(pattern_t);
             pattern->code = compiled;
@@ -107,8 +108,9 @@ static bool grow_stack(pattern_scratch_t *scratch)
     return true;
 }
 
-status_t pattern_find(const pattern_t *pattern, pattern_scratch_t *scratch, const char *text,
-                      size_t n, size_t at, bool *found_out, size_t *start_out, size_t *end_out)
+/* The first match that begins at `at` or later. */
+static status_t find(const pattern_t *pattern, pattern_scratch_t *scratch, const char *text,
+                     size_t n, size_t at, bool *found_out, size_t *start_out, size_t *end_out)
 {
     *found_out = false;
     if (pattern->literal != NULL) {
@@ -142,5 +144,27 @@ status_t pattern_find(const pattern_t *pattern, pattern_scratch_t *scratch, cons
     *found_out = true;
     *start_out = range[0] < at ? at : range[0];
     *end_out = range[1] < *start_out ? *start_out : range[1];
+    return STATUS_OK;
+}
+
+status_t pattern_next(const pattern_t *pattern, pattern_scratch_t *scratch, const char *text,
+                      size_t n, pattern_walk_t *walk, bool *found_out)
+{
+    *found_out = false;
+    while (walk->at <= n) {
+        TRY(find(pattern, scratch, text, n, walk->at, found_out, &walk->start, &walk->end));
+        if (!*found_out)
+            return STATUS_OK;
+        walk->at = walk->end;
+        if (walk->start < walk->end || walk->end != walk->last_end) {
+            walk->last_end = walk->end;
+            return STATUS_OK;
+        }
+        size_t length = 1;
+        if (walk->at < n)
+            (void)utf8_decode((const uint8_t *)text + walk->at, &length);
+        walk->at += length;
+        *found_out = false;
+    }
     return STATUS_OK;
 }

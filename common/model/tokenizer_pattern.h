@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "common/base/buffer.h"
 #include "common/base/status.h"
@@ -33,11 +34,18 @@ void pattern_release(pattern_t *take_pattern);
 /* The literal's bytes, or NULL for an expression. */
 const char *pattern_literal_text(const pattern_t *pattern, size_t *n_out);
 
-/* The first match in text[0..n) that begins at `at` or later; text must be valid UTF-8. An empty
- * match is possible for an expression. *found_out false: there is none. */
-status_t pattern_find(const pattern_t *pattern, pattern_scratch_t *scratch, const char *text,
-                      size_t n, size_t at, bool *found_out, size_t *start_out,
-                      size_t *end_out) MUST_USE;
+/* A walk from match to match; starts as {.at = 0, .last_end = SIZE_MAX}. */
+typedef struct {
+    size_t at;         /* where the next search begins */
+    size_t start, end; /* of the match that was found */
+    size_t last_end;
+} pattern_walk_t;
+#define PATTERN_WALK_START ((pattern_walk_t){.last_end = SIZE_MAX})
+
+/* Goes to the next match in text[0..n), which must be valid UTF-8; *found_out false: there is none.
+ * A match may be empty, but not where the one before ended, as in Hugging Face. */
+status_t pattern_next(const pattern_t *pattern, pattern_scratch_t *scratch, const char *text,
+                      size_t n, pattern_walk_t *walk, bool *found_out) MUST_USE;
 
 /* Appends the expression in PCRE2's syntax; public for the tests. */
 status_t pattern_translate(const char *text, size_t n, buffer_t *out) MUST_USE;

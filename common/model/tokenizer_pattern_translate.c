@@ -12,21 +12,28 @@
  * Unicode 6.3 and which Oniguruma no longer takes. */
 #define SPACES "\\t-\\r\\x20\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}"                   \
                "\\x{2029}\\x{202F}\\x{205F}\\x{3000}"
-/* A word character of Unicode's regular expressions; PCRE2 10.42's \w lacks marks and connectors. */
+/* A word character of Unicode's regular expressions; PCRE2 10.42's \w lacks most of the marks. */
 #define WORDS "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+/* Outside a set Oniguruma also takes superscripts and fractions of Latin-1 for word characters. */
+#define BARE_WORDS WORDS "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}"
 #define HEX_DIGITS "0-9A-Fa-f"
+
+enum { GROUPS_MAX = 64 };
 
 typedef struct {
     const char *text;
     size_t n, at;
     bool in_class;
     buffer_t *out;
+    size_t atom; /* where in `out` the last thing begins that a quantifier would repeat */
+    size_t groups[GROUPS_MAX], n_groups; /* where the open groups begin */
 } reader_t;
 
 static status_t refuse(const reader_t *reader, const char *what)
 {
-    return fail(STATUS_UNSUPPORTED, "the pattern \"%.80s\" has %s at byte %zu, which is not supported",
-                reader->text, what, reader->at);
+    return fail(STATUS_UNSUPPORTED,
+                "the pattern \"%.80s\" has %s at byte %zu, which is not supported", reader->text,
+                what, reader->at);
 }
 
 /* A set outside brackets gets its own; inside it joins the set that is open. */
@@ -120,7 +127,7 @@ static status_t read_escape(reader_t *reader)
     reader->at += 2;
     switch (letter) {
     case 's': put_set(reader, SPACES); return STATUS_OK;
-    case 'w': put_set(reader, WORDS); return STATUS_OK;
+    case 'w': put_set(reader, reader->in_class ? WORDS : BARE_WORDS); return STATUS_OK;
     case 'h': put_set(reader, HEX_DIGITS); return STATUS_OK;
     case 'S':
         /* Inside a set PCRE2 has no other way to say it; there U+180E counts as space. */
@@ -128,7 +135,7 @@ static status_t read_escape(reader_t *reader)
             return negated_set(reader, SPACES);
         buffer_append_text(reader->out, "\\S");
         return STATUS_OK;
-    case 'W': return negated_set(reader, WORDS);
+    case 'W': return negated_set(reader, BARE_WORDS);
     case 'H': return negated_set(reader, HEX_DIGITS);
     case 'v': buffer_append_text(reader->out, "\\x0B"); return STATUS_OK;
     case 'p':
@@ -140,6 +147,24 @@ static status_t read_escape(reader_t *reader)
     }
     buffer_append(reader->out, reader->text + reader->at - 2, 2);
     return STATUS_OK;
+}
+
+/* [:name:] inside a set; PCRE2 means fewer characters by some of them. */
+static void put_posix(const reader_t *reader, const char *text, size_t n)
+{
+    static const struct {
+        const char *name, *says;
+    } names[] = {{"[:space:]", SPACES},
+                 {"[:alpha:]", "\\p{Alphabetic}"},
+                 {"[:alnum:]", "\\p{Alphabetic}\\p{Nd}"},
+                 {"[:word:]", WORDS},
+                 {"[:punct:]", "\\p{P}\\p{S}"}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strlen(names[i].name) == n && memcmp(names[i].name, text, n) == 0) {
+            buffer_append_text(reader->out, names[i].says);
+            return;
+        }
+    buffer_append(reader->out, text, n);
 }
 
 /* At '[' of a set: copies up to its ']'. */
@@ -173,10 +198,7 @@ static status_t read_class(reader_t *reader)
             if (rest[1] != ':' || close == NULL)
                 return refuse(reader, "a set inside a set");
             size_t size = (size_t)(close - rest) + 2;
-            if (size == 9 && memcmp(rest, "[:space:]", size) == 0)
-                buffer_append_text(reader->out, SPACES);
-            else
-                buffer_append(reader->out, rest, size);
+            put_posix(reader, rest, size);
             reader->at += size;
             continue;
         }
@@ -196,7 +218,8 @@ static status_t read_group(reader_t *reader)
     buffer_append_text(reader->out, "?");
     reader->at++;
     size_t end = reader->at;
-    while (end < reader->n && (islower((unsigned char)reader->text[end]) || reader->text[end] == '-'))
+    while (end < reader->n &&
+           (islower((unsigned char)reader->text[end]) || reader->text[end] == '-'))
         end++;
     if (end >= reader->n || (reader->text[end] != ':' && reader->text[end] != ')'))
         return STATUS_OK; /* a look-around, an atomic or a named group */
@@ -210,25 +233,41 @@ static status_t read_group(reader_t *reader)
     return STATUS_OK;
 }
 
-/* At '{': {,n} means 0 to n, and a + after the braces repeats them instead of being possessive. */
+/* Wraps the last atom, with its quantifier, into a group that is quantified again. */
+static void repeat_again(const reader_t *reader, char quantifier)
+{
+    buffer_t tail = {0};
+    buffer_append(&tail, reader->out->data + reader->atom, reader->out->size - reader->atom);
+    reader->out->size = reader->atom;
+    buffer_format(reader->out, "(?:%s)%c", buffer_text(&tail), quantifier);
+    buffer_release(&tail);
+}
+
+/* At '{': {,n} means 0 to n. In Ruby's syntax a + after the braces repeats them (PCRE2: possessive)
+ * and a ? after {n} makes them optional (PCRE2: lazy, which is nothing there). */
 static status_t read_braces(reader_t *reader)
 {
     size_t end = reader->at + 1, commas = 0;
-    while (end < reader->n && (isdigit((unsigned char)reader->text[end]) || reader->text[end] == ',')) {
+    while (end < reader->n &&
+           (isdigit((unsigned char)reader->text[end]) || reader->text[end] == ',')) {
         commas += reader->text[end] == ',';
         end++;
     }
-    bool is_range = end < reader->n && reader->text[end] == '}' && end > reader->at + 1 && commas < 2;
+    bool is_range =
+        end < reader->n && reader->text[end] == '}' && end > reader->at + 1 && commas < 2;
     if (!is_range) {
         buffer_append_text(reader->out, "{");
         reader->at++;
         return STATUS_OK;
     }
-    if (end + 1 < reader->n && reader->text[end + 1] == '+')
-        return refuse(reader, "a repeated repetition");
     buffer_append_text(reader->out, reader->text[reader->at + 1] == ',' ? "{0" : "{");
     buffer_append(reader->out, reader->text + reader->at + 1, end - reader->at);
     reader->at = end + 1;
+    char next = reader->at < reader->n ? reader->text[reader->at] : 0;
+    if (next == '+' || (next == '?' && commas == 0)) {
+        repeat_again(reader, next);
+        reader->at++;
+    }
     return STATUS_OK;
 }
 
@@ -237,15 +276,23 @@ status_t pattern_translate(const char *text, size_t n, buffer_t *out)
     reader_t reader = {.text = text, .n = n, .out = out};
     while (reader.at < n) {
         char c = text[reader.at];
+        /* Quantifiers, and all but the first byte of a character, belong to what is there. */
+        if (strchr("*+?{)", c) == NULL && (c & 0xC0) != 0x80)
+            reader.atom = out->size;
         if (c == '\\') {
             TRY(read_escape(&reader));
         } else if (c == '[') {
             TRY(read_class(&reader));
         } else if (c == '(') {
+            if (reader.n_groups == GROUPS_MAX)
+                return refuse(&reader, "groups nested too deep");
+            reader.groups[reader.n_groups++] = out->size;
             TRY(read_group(&reader));
         } else if (c == '{') {
             TRY(read_braces(&reader));
         } else {
+            if (c == ')' && reader.n_groups > 0)
+                reader.atom = reader.groups[--reader.n_groups];
             buffer_append(out, &c, 1);
             reader.at++;
         }

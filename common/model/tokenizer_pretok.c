@@ -116,30 +116,23 @@ static size_t merge_equals(pretok_range_t *ranges, size_t n)
     return kept;
 }
 
-/* All matches of the stage's pattern and what lies between, from left to right, none overlapping. */
+/* All matches of the stage's pattern and what lies between, from left to right. */
 static status_t find_ranges(split_t *split, const pretok_stage_t *stage, size_t level,
                             const char *text, size_t n)
 {
     pretok_scratch_t *scratch = split->scratch;
-    size_t at = 0, done = 0;
+    pattern_walk_t walk = PATTERN_WALK_START;
+    size_t done = 0;
     scratch->n_ranges[level] = 0;
-    while (at < n) {
+    for (;;) {
         bool found;
-        size_t start, end;
-        TRY(pattern_find(stage->pattern, &scratch->patterns, text, n, at, &found, &start, &end));
+        TRY(pattern_next(stage->pattern, &scratch->patterns, text, n, &walk, &found));
         if (!found)
             break;
-        if (start > done)
-            add_range(scratch, level, done, start, stage->invert);
-        add_range(scratch, level, start, end, !stage->invert);
-        done = end;
-        at = end;
-        if (start == end) { /* an empty match cuts; the search goes on behind the next character */
-            size_t length = 1;
-            if (at < n)
-                (void)utf8_decode((const uint8_t *)text + at, &length);
-            at += length;
-        }
+        if (walk.start > done)
+            add_range(scratch, level, done, walk.start, stage->invert);
+        add_range(scratch, level, walk.start, walk.end, !stage->invert); /* an empty one cuts too */
+        done = walk.end;
     }
     if (done < n)
         add_range(scratch, level, done, n, stage->invert);
@@ -200,7 +193,8 @@ static status_t run_metaspace(split_t *split, size_t level, const char *text, si
     buffer_t *out = &split->scratch->text[level];
     size_t size = strlen(stage->replacement);
     buffer_clear(out);
-    bool prepend = stage->prepend == PREPEND_ALWAYS || (stage->prepend == PREPEND_FIRST && is_start);
+    bool prepend =
+        stage->prepend == PREPEND_ALWAYS || (stage->prepend == PREPEND_FIRST && is_start);
     bool has_one = *text == ' ' || (n >= size && memcmp(text, stage->replacement, size) == 0);
     if (prepend && !has_one)
         buffer_append(out, stage->replacement, size);

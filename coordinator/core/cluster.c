@@ -85,12 +85,15 @@ void cluster_load_models(core_t *core)
             continue;
         d->model = MODEL_LOADING;
         free(d->digest);
+        free(d->quantize);
         d->digest = mem_strdup(d->record->model_digest);
+        d->quantize = mem_strdup(d->record->quantize);
         core_action_t *action = core_act(core, CORE_ACTION_LOAD_MODEL);
         action->load_model.deployment = core_copy(core, d->name);
         action->load_model.model_name = core_copy(core, d->record->model_name);
         action->load_model.path = core_copy(core, d->record->model_path);
         action->load_model.digest = core_copy(core, d->record->model_digest);
+        action->load_model.quantize = core_copy(core, d->record->quantize);
     }
 }
 
@@ -98,7 +101,8 @@ void cluster_model(core_t *core, const core_event_t *event)
 {
     deployment_t *d = cluster_find(core, event->model.deployment);
     if (!d || d->model != MODEL_LOADING || !d->digest ||
-        strcmp(d->digest, event->model.digest) != 0)
+        strcmp(d->digest, event->model.digest) != 0 ||
+        strcmp(d->quantize, text_or_empty(event->model.quantize)) != 0)
         return;
     if (!event->model.tokenizer) {
         d->model = MODEL_FAILED;
@@ -136,7 +140,8 @@ static void deployment_key(core_t *core, const char *name, const core_key_t *key
     d->listing = core->listing;
     d->mod_revision = key->mod_revision;
     d->changed_at_ms = core->now_ms;
-    if (record && (!d->digest || strcmp(d->digest, record->model_digest) != 0))
+    if (record && (!d->digest || strcmp(d->digest, record->model_digest) != 0 ||
+                   strcmp(d->quantize, record->quantize) != 0))
         d->model = MODEL_NONE;
     cluster_load_models(core);
     core_wake(core, &core->jobs_wake, TIMER_JOBS, core, core->now_ms);
@@ -419,6 +424,7 @@ void cluster_free(core_t *core)
             shoal__cluster__v1__deployment_record__free_unpacked(d->record, NULL);
         free(d->slots);
         free(d->digest);
+        free(d->quantize);
         free(d->message);
         ring_free(d->ring);
         free(d);

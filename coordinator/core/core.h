@@ -190,7 +190,7 @@ typedef struct {
         jobs_process_t registered; /* incarnation of the cluster, mod-revision of the put */
         struct { const char *key; uint64_t create_revision; } elected;
         struct {
-            const char *deployment, *digest; /* as in LOAD_MODEL */
+            const char *deployment, *digest, *quantize; /* as in LOAD_MODEL */
             const tokenizer_t *tokenizer;    /* lives as long as the core; NULL: failed */
             const plan_sizes_t *sizes;       /* the same */
             const char *text;                /* why it failed */
@@ -339,7 +339,7 @@ typedef struct {
             const core_write_t *writes;
             size_t n_writes;
         } txn;
-        struct { const char *deployment, *model_name, *path, *digest; } load_model;
+        struct { const char *deployment, *model_name, *path, *digest, *quantize; } load_model;
         struct { uint64_t link; const char *endpoint; } link_open;
         struct { uint64_t link; const uint8_t *bytes; size_t size; } link_send;
         struct { uint64_t link; } link_close;

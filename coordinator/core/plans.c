@@ -40,7 +40,8 @@ bool plans_same_text(const slot_t *slot)
 {
     const Shoal__Cluster__V1__DeploymentRecord *want = slot->deployment->record;
     return strcmp(slot->plan->model_digest, want->model_digest) == 0 &&
-           strcmp(slot->plan->activations, want->activations) == 0;
+           strcmp(slot->plan->activations, want->activations) == 0 &&
+           strcmp(slot->plan->quantize, want->quantize) == 0;
 }
 
 bool plans_same_shape(const slot_t *slot)
@@ -325,6 +326,7 @@ static void fill_plan(core_t *core, const slot_t *slot, const plan_placement_t *
     plan->stages = shape->stages;
     plan->context_max = d->record->context_max;
     plan->activations = d->record->activations;
+    plan->quantize = d->record->quantize;
     plan->kv_tokens_max = placed->kv_tokens;
     plan->prefill_tokens_max = d->record->prefill_tokens_max;
     plan->incarnation = core->process.incarnation;

@@ -82,7 +82,8 @@ struct deployment { /* cluster.c */
     uint64_t mod_revision;
     uint32_t listing; /* in which it was given last, as below */
     model_state_t model;
-    char *digest; /* the one that is loaded or being loaded */
+    char *digest; /* the one that is loaded or being loaded … */
+    char *quantize; /* … and how */
     uint64_t model_retry_at_ms;
     const tokenizer_t *tokenizer;
     const plan_sizes_t *sizes;

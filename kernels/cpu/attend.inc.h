@@ -9,8 +9,10 @@
  * at the chunk's end does.
  */
 
+/* Up to ATTEND_ROWS pairs of a call, from pair `at` on. */
 typedef struct {
     const kattend_t *job;
+    uint32_t at, n;
     bool f32;
     uint32_t dim, dim16; /* of a key; of a value, rounded up to 16 */
     union {
@@ -30,8 +32,8 @@ typedef struct {
 
 static void attend_load_q(attend_t *a)
 {
-    for (uint32_t r = 0; r < a->job->n; r++) {
-        const float *q = a->job->q[r];
+    for (uint32_t r = 0; r < a->n; r++) {
+        const float *q = a->job->q[a->at + r];
         if (a->f32) {
             memcpy(a->q.f32[r], q, a->dim * sizeof *q);
             continue;
@@ -46,7 +48,7 @@ static void attend_load_q(attend_t *a)
 /* F32 mode: one row and 16 keys at a time. */
 static void scores_f32(attend_t *a, const uint8_t *const pages[4], uint32_t n_pages)
 {
-    for (uint32_t r = 0; r < a->job->n; r++)
+    for (uint32_t r = 0; r < a->n; r++)
         for (uint32_t b = 0; b < n_pages; b++) {
             const float *k = (const float *)(const void *)pages[b];
             vf_t sum = vf_set(0);
@@ -58,7 +60,7 @@ static void scores_f32(attend_t *a, const uint8_t *const pages[4], uint32_t n_pa
 
 static void values_f32(attend_t *a, const uint8_t *const pages[4], uint32_t n_keys)
 {
-    for (uint32_t r = 0; r < a->job->n; r++)
+    for (uint32_t r = 0; r < a->n; r++)
         for (uint32_t d = 0; d < a->dim16; d += 16) {
             vf_t sum = vf_load(a->o[r] + d);
             for (uint32_t i = 0; i < n_keys; i++) {
@@ -70,24 +72,25 @@ static void values_f32(attend_t *a, const uint8_t *const pages[4], uint32_t n_ke
 }
 
 /* Of 16 lanes, those in [lo, hi) counted from `at`; the others become `other`. */
-static inline vf_t visible_lanes(vf_t v, uint32_t at, uint32_t lo, uint32_t hi, vf_t other)
+static inline vf_t visible_lanes(bool from_lo, vf_t v, uint32_t at, uint32_t lo, uint32_t hi,
+                                 vf_t other)
 {
     v = vf_keep(v, hi > at ? hi - at : 0, other);
-    return lo > at ? vf_keep(other, lo - at, v) : v;
+    return from_lo && lo > at ? vf_keep(other, lo - at, v) : v;
 }
 
 /* Turns a row's scores into probabilities and folds the tile's maximum and sum into m, l and O.
- * Keys [lo, hi) of the tile are visible, at least one. */
-static void attend_softmax(attend_t *a, uint32_t r, uint32_t lo, uint32_t hi)
+ * Keys [lo, hi) of the tile are visible, at least one. from_lo is a constant: most tiles are
+ * visible from their first key on. */
+static inline __attribute__((always_inline)) void
+attend_softmax(attend_t *a, uint32_t r, float factor, bool from_lo, uint32_t lo, uint32_t hi)
 {
-    vf_t scale = vf_set(a->job->scale);
+    vf_t scale = vf_set(factor);
     vf_t most = vf_set(a->m[r]);
     vf_t x[KEYS_TILE / 16];
     for (uint32_t i = 0; i < KEYS_TILE / 16; i++) {
         x[i] = vf_mul(vf_load(a->s[r] + 16 * i), scale);
-        if (a->job->softcap > 0.0f)
-            x[i] = vf_mul(softcap_lanes(x[i], vf_set(a->job->softcap)), vf_set(LOG2_E));
-        most = vf_max(visible_lanes(x[i], 16 * i, lo, hi, vf_set(-INFINITY)), most);
+        most = vf_max(visible_lanes(from_lo, x[i], 16 * i, lo, hi, vf_set(-INFINITY)), most);
     }
     float m = vf_largest(most);
     if (m != a->m[r]) { /* else the factor is exactly 1 */
@@ -100,12 +103,35 @@ static void attend_softmax(attend_t *a, uint32_t r, uint32_t lo, uint32_t hi)
     uint16_t halves[KEYS_TILE];
     for (uint32_t i = 0; i < KEYS_TILE / 16; i++) {
         vf_t p = exp2_vec(vf_sub(x[i], vf_set(m)));
-        p = visible_lanes(p, 16 * i, lo, hi, vf_set(0));
+        p = visible_lanes(from_lo, p, 16 * i, lo, hi, vf_set(0));
         a->l[r] = vf_add(a->l[r], p);
         vf_store(a->s[r] + 16 * i, p);
         vi_store_halves(halves + 16 * i, bf16_lanes(p));
     }
     memcpy(a->p[r], halves, sizeof halves);
+}
+
+/* The scores of a row become logits under a softcap, as powers of two: their factor is then 1. */
+static void attend_softcap(attend_t *a, uint32_t r)
+{
+    vf_t scale = vf_set(a->job->scale), cap = vf_set(a->job->softcap);
+    for (uint32_t i = 0; i < KEYS_TILE; i += 16) {
+        vf_t x = softcap_lanes(vf_mul(vf_load(a->s[r] + i), scale), cap);
+        vf_store(a->s[r] + i, vf_mul(x, vf_set(LOG2_E)));
+    }
+}
+
+static void attend_row(attend_t *a, uint32_t r, uint32_t lo, uint32_t hi)
+{
+    float factor = a->job->scale;
+    if (a->job->softcap > 0.0f) {
+        attend_softcap(a, r);
+        factor = 1.0f;
+    }
+    if (lo == 0)
+        attend_softmax(a, r, factor, false, 0, hi);
+    else
+        attend_softmax(a, r, factor, true, lo, hi);
 }
 
 typedef struct {
@@ -123,7 +149,7 @@ static void attend_pages(const attend_t *a, const kpass_t *pass, uint32_t tile, 
     size_t k_bytes = (size_t)a->dim * KKV_BLOCK_TOKENS * value_bytes;
     size_t v_bytes = (size_t)a->dim16 * KKV_BLOCK_TOKENS * value_bytes;
     uint8_t *k_scratch = a->job->scratch;
-    uint8_t *v_scratch = k_scratch + ATTEND_SCRATCH_BYTES / 2;
+    uint8_t *v_scratch = k_scratch + ATTEND_TILE_BYTES / 2;
     uint32_t n_pages = (n_keys + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS;
     for (uint32_t b = 0; b < KEYS_TILE / KKV_BLOCK_TOKENS; b++) {
         /* Scores of pages past the last one are computed from the first and then not looked at. */
@@ -142,30 +168,30 @@ static void attend_pages(const attend_t *a, const kpass_t *pass, uint32_t tile, 
         stage_values(pass, tile, n_keys, v_scratch);
 }
 
-static void attend_tile(attend_t *a, const kpass_t *pass, uint32_t tile, uint32_t n_keys)
+/* One tile for one group of pairs. */
+static void attend_tile(attend_t *a, const kpass_t *pass, uint32_t tile, uint32_t n_keys,
+                        const tile_pages_t *pages)
 {
-    const kattend_t *job = a->job;
-    tile_pages_t pages;
-    attend_pages(a, pass, tile, n_keys, &pages);
+    const uint32_t *first = pass->first + a->at, *end = pass->end + a->at;
     if (a->f32)
-        scores_f32(a, pages.k, (n_keys + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS);
+        scores_f32(a, pages->k, (n_keys + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS);
     else
-        scores_bf16(a, pages.k);
-    for (uint32_t r = 0; r < job->n; r++) {
-        uint32_t lo = pass->first[r] > tile ? pass->first[r] - tile : 0;
-        uint32_t hi = pass->end[r] > tile ? pass->end[r] - tile : 0;
+        scores_bf16(a, pages->k);
+    for (uint32_t r = 0; r < a->n; r++) {
+        uint32_t lo = first[r] > tile ? first[r] - tile : 0;
+        uint32_t hi = end[r] > tile ? end[r] - tile : 0;
         hi = hi < n_keys ? hi : n_keys;
         if (lo < hi) {
-            attend_softmax(a, r, lo, hi);
+            attend_row(a, r, lo, hi);
             continue;
         }
         memset(a->s[r], 0, sizeof a->s[r]);
         memset(a->p[r], 0, sizeof a->p[r]);
     }
     if (a->f32)
-        values_f32(a, pages.v, n_keys);
+        values_f32(a, pages->v, n_keys);
     else
-        values_bf16(a, pages.v, (n_keys + 1) / 2);
+        values_bf16(a, pages->v, (n_keys + 1) / 2);
 }
 
 /* Folds the finished chunk of one row into its result. */
@@ -184,10 +210,27 @@ static void attend_merge(attend_t *a, uint32_t r)
     a->m_all[r] = most;
 }
 
-static void attend_pass(attend_t *a, const kpass_t *pass)
+static void open_chunk(attend_t *a)
 {
-    uint32_t n = a->job->n, first = UINT32_MAX, n_keys = 0;
-    for (uint32_t r = 0; r < n; r++) {
+    for (uint32_t r = 0; r < a->n; r++) {
+        a->m[r] = -INFINITY;
+        a->l[r] = vf_set(0);
+        memset(a->o[r], 0, a->dim16 * sizeof a->o[r][0]);
+    }
+}
+
+static void close_chunk(attend_t *a, const kpass_t *pass, uint32_t chunk, uint32_t chunk_end)
+{
+    const uint32_t *first = pass->first + a->at, *end = pass->end + a->at;
+    for (uint32_t r = 0; r < a->n; r++)
+        if (first[r] < chunk_end && end[r] > chunk && first[r] < end[r])
+            attend_merge(a, r);
+}
+
+static void attend_pass(attend_t *groups, uint32_t n_groups, const kpass_t *pass)
+{
+    uint32_t first = UINT32_MAX, n_keys = 0;
+    for (uint32_t r = 0; r < groups->job->n; r++) {
         if (pass->first[r] >= pass->end[r])
             continue;
         first = pass->first[r] < first ? pass->first[r] : first;
@@ -195,74 +238,96 @@ static void attend_pass(attend_t *a, const kpass_t *pass)
     }
     for (uint32_t chunk = first / KEYS_CHUNK * KEYS_CHUNK; chunk < n_keys; chunk += KEYS_CHUNK) {
         uint32_t chunk_end = n_keys - chunk < KEYS_CHUNK ? n_keys : chunk + KEYS_CHUNK;
-        for (uint32_t r = 0; r < n; r++) {
-            a->m[r] = -INFINITY;
-            a->l[r] = vf_set(0);
-            memset(a->o[r], 0, a->dim16 * sizeof a->o[r][0]);
-        }
+        for (uint32_t g = 0; g < n_groups; g++)
+            open_chunk(&groups[g]);
         uint32_t tile = first > chunk ? first / KEYS_TILE * KEYS_TILE : chunk;
-        for (; tile < chunk_end; tile += KEYS_TILE)
-            attend_tile(a, pass, tile, chunk_end - tile < KEYS_TILE ? chunk_end - tile : KEYS_TILE);
-        for (uint32_t r = 0; r < n; r++)
-            if (pass->first[r] < chunk_end && pass->end[r] > chunk && pass->first[r] < pass->end[r])
-                attend_merge(a, r);
+        for (; tile < chunk_end; tile += KEYS_TILE) {
+            uint32_t n = chunk_end - tile < KEYS_TILE ? chunk_end - tile : KEYS_TILE;
+            tile_pages_t pages;
+            attend_pages(groups, pass, tile, n, &pages);
+            for (uint32_t g = 0; g < n_groups; g++)
+                attend_tile(&groups[g], pass, tile, n, &pages);
+        }
+        for (uint32_t g = 0; g < n_groups; g++)
+            close_chunk(&groups[g], pass, chunk, chunk_end);
     }
 }
 
+static void open_group(attend_t *a, const kattend_t *job, uint32_t at)
+{
+    const kpages_t *pages = job->pass[0].pages;
+    a->job = job;
+    a->at = at;
+    a->n = job->n - at < ATTEND_ROWS ? job->n - at : ATTEND_ROWS;
+    a->f32 = pages->mode == KMODE_F32;
+    a->dim = pages->key_dim;
+    a->dim16 = pages->dim16;
+    for (uint32_t r = 0; r < a->n; r++) {
+        const float *sink = job->sinks[at + r];
+        a->m_all[r] = sink != NULL ? *sink * LOG2_E : -INFINITY;
+        a->l_all[r] = sink != NULL ? 1.0f : 0.0f;
+        memset(a->o_all[r], 0, a->dim16 * sizeof a->o_all[r][0]);
+    }
+    attend_load_q(a);
+}
+
+static void close_group(const attend_t *a)
+{
+    uint32_t dim = a->job->pass[0].pages->value_dim;
+    for (uint32_t r = 0; r < a->n; r++) {
+        vf_t inverse = vf_set(1.0f / a->l_all[r]);
+        for (uint32_t d = 0; d < dim; d += 16)
+            vf_store_n(a->job->out[a->at + r] + d, vf_mul(vf_load(a->o_all[r] + d), inverse),
+                       dim - d);
+    }
+}
+
+_Static_assert(sizeof(attend_t) * (ATTEND_PAIRS / ATTEND_ROWS) <=
+                   ATTEND_SCRATCH_BYTES - ATTEND_TILE_BYTES,
+               "all groups have room in the scratch");
+
 static void attend_vec(const kattend_t *job)
 {
-    attend_t a; /* set piece by piece: zeroing it whole would cost as much as a short context */
-    const kpages_t *pages = job->pass[0].pages;
-    a.job = job;
-    a.f32 = pages->mode == KMODE_F32;
-    a.dim = pages->key_dim;
-    a.dim16 = pages->dim16;
-    for (uint32_t r = 0; r < job->n; r++) {
-        bool sink = job->sinks[r] != NULL;
-        a.m_all[r] = sink ? *job->sinks[r] * LOG2_E : -INFINITY;
-        a.l_all[r] = sink ? 1.0f : 0.0f;
-        memset(a.o_all[r], 0, a.dim16 * sizeof a.o_all[r][0]);
-    }
-    attend_load_q(&a);
+    attend_t *groups = (attend_t *)(void *)(job->scratch + ATTEND_TILE_BYTES);
+    uint32_t n = (job->n + ATTEND_ROWS - 1) / ATTEND_ROWS;
+    for (uint32_t g = 0; g < n; g++)
+        open_group(&groups[g], job, g * ATTEND_ROWS);
     for (uint32_t i = 0; i < job->n_passes; i++)
-        attend_pass(&a, &job->pass[i]);
-    for (uint32_t r = 0; r < job->n; r++) {
-        vf_t inverse = vf_set(1.0f / a.l_all[r]);
-        for (uint32_t d = 0; d < pages->value_dim; d += 16)
-            vf_store_n(job->out[r] + d, vf_mul(vf_load(a.o_all[r] + d), inverse),
-                       pages->value_dim - d);
-    }
+        attend_pass(groups, n, &job->pass[i]);
+    for (uint32_t g = 0; g < n; g++)
+        close_group(&groups[g]);
 }
 
 /* Index scores: a tile of keys at a time, all heads over it; the sum over heads ascends. */
 static void score_vec(const kscore_t *job)
 {
-    attend_t a;
+    attend_t *a = (attend_t *)(void *)(job->scratch + ATTEND_TILE_BYTES);
     kattend_t heads = {.scratch = job->scratch};
     const kpass_t *pass = &job->pass;
-    a.job = &heads;
-    a.f32 = pass->pages->mode == KMODE_F32;
-    a.dim = pass->pages->key_dim;
-    a.dim16 = 0;
+    a->job = &heads;
+    a->at = 0;
+    a->f32 = pass->pages->mode == KMODE_F32;
+    a->dim = pass->pages->key_dim;
+    a->dim16 = 0;
     vf_t scale = vf_set(job->scale);
     for (uint32_t tile = pass->first[0]; tile < pass->end[0]; tile += KEYS_TILE) {
         uint32_t n = pass->end[0] - tile < KEYS_TILE ? pass->end[0] - tile : KEYS_TILE;
         tile_pages_t pages;
-        attend_pages(&a, pass, tile, n, &pages);
+        attend_pages(a, pass, tile, n, &pages);
         float sums[KEYS_TILE] = {0};
-        for (uint32_t h = 0; h < job->n_heads; h += heads.n) {
-            heads.n = job->n_heads - h < ATTEND_ROWS ? job->n_heads - h : ATTEND_ROWS;
-            for (uint32_t r = 0; r < heads.n; r++)
-                heads.q[r] = job->q + (size_t)(h + r) * a.dim;
-            attend_load_q(&a);
-            if (a.f32)
-                scores_f32(&a, pages.k, (n + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS);
+        for (uint32_t h = 0; h < job->n_heads; h += a->n) {
+            a->n = job->n_heads - h < ATTEND_ROWS ? job->n_heads - h : ATTEND_ROWS;
+            for (uint32_t r = 0; r < a->n; r++)
+                heads.q[r] = job->q + (size_t)(h + r) * a->dim;
+            attend_load_q(a);
+            if (a->f32)
+                scores_f32(a, pages.k, (n + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS);
             else
-                scores_bf16(&a, pages.k);
-            for (uint32_t r = 0; r < heads.n; r++) {
+                scores_bf16(a, pages.k);
+            for (uint32_t r = 0; r < a->n; r++) {
                 vf_t weight = vf_set(job->w[h + r] * job->weight_scale);
                 for (uint32_t i = 0; i < n; i += 16) {
-                    vf_t x = vf_mul(vf_load(a.s[r] + i), scale);
+                    vf_t x = vf_mul(vf_load(a->s[r] + i), scale);
                     x = vf_max(x, vf_set(0));
                     vf_store(sums + i, vf_fma(weight, x, vf_load(sums + i)));
                 }

@@ -38,7 +38,7 @@ static inline __m256 even_of(uint32_t pair)
 /* Two pages (32 keys) of one row at a time: four accumulators. */
 static void scores_bf16(attend_t *a, const uint8_t *const pages[4])
 {
-    for (uint32_t r = 0; r < a->job->n; r++)
+    for (uint32_t r = 0; r < a->n; r++)
         for (uint32_t b = 0; b < 4; b += 2) {
             __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
             for (uint32_t d = 0; d < a->dim / 2; d++) {
@@ -60,13 +60,13 @@ static void scores_bf16(attend_t *a, const uint8_t *const pages[4])
 
 static void values_bf16(attend_t *a, const uint8_t *const pages[4], uint32_t n_pairs)
 {
-    for (uint32_t r = 0; r < a->job->n; r++)
+    for (uint32_t r = 0; r < a->n; r++)
         for (uint32_t d = 0; d < a->dim16; d += 16) {
             __m256 o0 = _mm256_loadu_ps(a->o[r] + d);
             __m256 o1 = _mm256_loadu_ps(a->o[r] + d + 8);
             for (uint32_t i = 0; i < n_pairs; i++) {
-                const uint8_t *line = pages[i / 8] +
-                                      ((size_t)(i % 8) * a->dim16 + d) * sizeof(uint32_t);
+                const uint8_t *line =
+                    pages[i / 8] + ((size_t)(i % 8) * a->dim16 + d) * sizeof(uint32_t);
                 __m256 odd = odd_of(a->p[r][i]);
                 __m256 even = even_of(a->p[r][i]);
                 o0 = dot_pairs(o0, load_pairs(line), odd, even);

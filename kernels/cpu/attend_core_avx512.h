@@ -49,7 +49,7 @@ static void scores_bf16(attend_t *a, const uint8_t *const pages[4])
 {
     static void (*const rows[])(attend_t *, const uint8_t *const[4]) = {
         scores_rows_1, scores_rows_2, scores_rows_3, scores_rows_4};
-    rows[a->job->n - 1](a, pages);
+    rows[a->n - 1](a, pages);
 }
 
 /* Values: 64 dimensions at a time (four lines), or one line where fewer are left. */
@@ -101,7 +101,7 @@ VALUES(4, ROWS_4)
 
 static void values_line(attend_t *a, const uint8_t *const pages[4], uint32_t n_pairs, uint32_t d)
 {
-    for (uint32_t r = 0; r < a->job->n; r++) {
+    for (uint32_t r = 0; r < a->n; r++) {
         __m512 o = _mm512_loadu_ps(a->o[r] + d);
         for (uint32_t i = 0; i < n_pairs; i++)
             DOT(o, _mm512_loadu_si512(value_line(a, pages, i, d)), broadcast_u32(a->p[r][i]));
@@ -115,7 +115,7 @@ static void values_bf16(attend_t *a, const uint8_t *const pages[4], uint32_t n_p
         values_rows_1, values_rows_2, values_rows_3, values_rows_4};
     uint32_t d = 0;
     for (; d + 64 <= a->dim16; d += 64)
-        rows[a->job->n - 1](a, pages, n_pairs, d);
+        rows[a->n - 1](a, pages, n_pairs, d);
     for (; d < a->dim16; d += 16)
         values_line(a, pages, n_pairs, d);
 }

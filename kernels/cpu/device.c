@@ -15,8 +15,7 @@ static void device_close(kdevice_t *take_device)
 {
     if (take_device == NULL)
         return;
-    unmap_pages(take_device->scratch,
-                pool_threads(take_device->pool) * ATTEND_SCRATCH_BYTES);
+    unmap_pages(take_device->scratch, pool_threads(take_device->pool) * ATTEND_SCRATCH_BYTES);
     unmap_pages(take_device->scratch_block, take_device->scratch_block_bytes);
     pool_close(take_device->pool);
     free(take_device);
@@ -122,6 +121,9 @@ static const kernel_ops_t CPU_OPS = {
     .gather_rows = op_gather_rows,
     .host_call = op_host_call,
     .weight_pack = weight_pack,
+    .weight_layout = weight_layout,
+    .weight_image = weight_image,
+    .weight_open_image = weight_open_image,
     .weight_release = weight_release,
     .weight_info = weight_info,
     .table_open = table_open,

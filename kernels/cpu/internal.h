@@ -16,16 +16,17 @@
 #include "kernels/ops.h"
 
 enum {
-    PANEL = 32,     /* output columns of a panel: two lines of 16 */
-    LINE = 16,      /* columns of a line */
-    SEGMENT_K = 32, /* values of the longest segment: one weight block, one group */
-    PAIR_K = 8,     /* int8: k values of one pair of units; segments are padded to it */
+    PANEL = 32,            /* output columns of a panel: two lines of 16 */
+    LINE = 16,             /* columns of a line */
+    SEGMENT_K = 32,        /* values of the longest segment: one weight block, one group */
+    PAIR_K = 8,            /* int8: k values of one pair of units; segments are padded to it */
     SHORT_SEGMENT_K = 16,  /* of types with scales for 16 values */
     WIDE_SEGMENT_K = 128,  /* of F8 */
     WEIGHT_INPUTS_MAX = 4, /* one for each kind of activation */
     KEYS_TILE = NUMERICS_KEY_TILE,
     KEYS_CHUNK = NUMERICS_KEY_CHUNK,
-    ATTEND_ROWS = 4, /* (row, query head) pairs that share the reading of a KV head */
+    ATTEND_ROWS = 4,   /* (row, query head) pairs that share the reading of a KV head */
+    ATTEND_PAIRS = 16, /* pairs of one call, which share a tile that has to be gathered or turned */
 };
 
 /* How a part's panels are stored, segment by segment (or leaf by leaf) along K.
@@ -54,8 +55,7 @@ typedef enum {
 #define FORM_HAS_MINIMUMS(form) ((form) == FORM_Q4M || (form) == FORM_U8M || (form) == FORM_N4M)
 #define FORM_IS_WIDE(form) ((form) == FORM_I8 || (form) == FORM_U8M || (form) == FORM_N4M)
 /* What is taken from a stored value: z of docs/numerics.md. */
-#define FORM_ZERO(form) \
-    ((form) == FORM_Q8 || (form) == FORM_I8 ? 128 : (form) == FORM_Q4 ? 8 : 0)
+#define FORM_ZERO(form) ((form) == FORM_Q8 || (form) == FORM_I8 ? 128 : (form) == FORM_Q4 ? 8 : 0)
 
 typedef struct {
     uint32_t k;    /* first value, counted in this rank's input */
@@ -97,8 +97,8 @@ static inline uint32_t wide_segment(const kleaf_t *leaf, uint32_t done)
 /* The layout of one input row: int8 rows are n_segs kinput_seg_t, the others k_padded values. */
 typedef struct {
     kactivation_t kind; /* KACTIVATION_INT8_16 has shorter segments, else it is as INT8 */
-    bool pair_order; /* F32 kind in native mode: within a pair the odd k comes first */
-    uint32_t k;      /* source values a row */
+    bool pair_order;    /* F32 kind in native mode: within a pair the odd k comes first */
+    uint32_t k;         /* source values a row */
     uint32_t k_padded;
     uint32_t n_leaves;
     kleaf_t *leaves;
@@ -172,7 +172,7 @@ typedef struct {
     size_t block_stride;
     const uint32_t *blocks;
     const uint32_t *list;
-    uint32_t first[ATTEND_ROWS], end[ATTEND_ROWS];
+    uint32_t first[ATTEND_PAIRS], end[ATTEND_PAIRS];
 } kpass_t;
 
 /* One call of the attention kernel: n (row, query head) pairs of one sequence and one KV head. */
@@ -183,9 +183,9 @@ typedef struct {
     float scale;      /* scale * log2(e); with a softcap scale alone */
     float softcap;    /* 0: none */
     uint32_t n;
-    const float *sinks[ATTEND_ROWS]; /* one F32 each, or NULL */
-    const float *q[ATTEND_ROWS];
-    float *out[ATTEND_ROWS];
+    const float *sinks[ATTEND_PAIRS]; /* one F32 each, or NULL */
+    const float *q[ATTEND_PAIRS];
+    float *out[ATTEND_PAIRS];
 } kattend_t;
 
 /* The index scores of one row over entries of one pass, which is its first[0] … end[0]. */
@@ -198,8 +198,11 @@ typedef struct {
     float *scores_out;  /* [entry] */
 } kscore_t;
 
-/* A tile of keys and values in the layout of pages, when they have to be gathered or turned. */
-#define ATTEND_SCRATCH_BYTES ((size_t)2 * KEYS_TILE * KHEAD_DIM_MAX * 4)
+/* A tile of keys and values in the layout of pages, when they have to be gathered or turned, and
+ * behind it a level's own state: on the stack, whose every page is probed, it would cost as much as
+ * 60 keys. */
+#define ATTEND_TILE_BYTES ((size_t)2 * KEYS_TILE * KHEAD_DIM_MAX * 4)
+#define ATTEND_SCRATCH_BYTES (ATTEND_TILE_BYTES + ((size_t)1 << 17))
 
 typedef struct {
     const char *name;
@@ -273,6 +276,8 @@ void input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_orde
                   kinput_t *own_out);
 void input_release(kinput_t *input);
 status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out);
+/* All of weight_pack but the panels, which are zeros; the parts' rows are not looked at. */
+status_t weight_prepare(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out);
 void weight_release(kweight_t *take_weight);
 kweight_info_t weight_info(const kweight_t *weight);
 /* The part that holds a panel. */
@@ -281,6 +286,12 @@ const kpart_t *weight_part(const kweight_t *weight, uint32_t panel);
 /* One input row for a weight; true when the row is an error. */
 bool weight_quantize(const klevel_t *level, const kweight_t *weight, const float *x,
                      uint8_t *row_out);
+
+/* weight_image.c */
+const char *weight_layout(const kdevice_t *device);
+const void *weight_image(const kweight_t *weight);
+status_t weight_open_image(kdevice_t *device, const kweight_spec_t *spec, const void *image,
+                           size_t bytes, kimage_fn check, void *arg, kweight_t **own_out);
 
 /* codes.c: one segment's worth of a quantized row as integers: value i is
  * (q[i] - FORM_ZERO) * d + m, m only where the form has minimums. */

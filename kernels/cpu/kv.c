@@ -129,17 +129,41 @@ static void put_value(const kpages_t *pages, uint8_t *at, float value)
     memcpy(at, &half, sizeof half);
 }
 
+/* The ordinary layout in native mode, without a question for each value. */
+static void put_lanes(const kpages_t *pages, uint8_t *page, uint32_t slot, const float *k,
+                      const float *v)
+{
+    for (uint32_t d = 0; d < pages->key_dim; d += 2) {
+        uint16_t pair[2] = {bf16_round_finite(k[d]), bf16_round_finite(k[d + 1])};
+        memcpy(page + ((size_t)(d / 2) * KKV_BLOCK_TOKENS + slot) * 4, pair, sizeof pair);
+    }
+    if (pages->v_bytes == 0)
+        return;
+    uint8_t *values = page + pages->k_bytes + value_at(pages, slot, 0);
+    for (uint32_t d = 0; d < pages->value_dim; d++) {
+        uint16_t half = bf16_round_finite(v[d]);
+        memcpy(values + (size_t)d * 4, &half, sizeof half);
+    }
+}
+
 bool kv_put(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head, uint32_t slot,
             const float *k, const float *v)
 {
+    static const float zeros[KEXACT_DIM_MAX];
     uint8_t *page = pages->data + (kv_page(pages, layer, block, head) - pages->data);
     /* A block is used again by other sequences, whose invisible slots are multiplied by p = +0:
      * what is stored is always finite, so that the product is a zero. */
     bool bad = !is_finite_head(k, pages->key_dim) ||
                (pages->v_bytes > 0 && !is_finite_head(v, pages->value_dim));
+    if (bad)
+        k = v = zeros;
+    if (!pages->rows && pages->mode == KMODE_NATIVE) {
+        put_lanes(pages, page, slot, k, v);
+        return bad;
+    }
     for (uint32_t d = 0; d < pages->key_dim; d++)
-        put_value(pages, page + key_at(pages, slot, d), bad ? 0.0f : k[d]);
+        put_value(pages, page + key_at(pages, slot, d), k[d]);
     for (uint32_t d = 0; pages->v_bytes > 0 && d < pages->value_dim; d++)
-        put_value(pages, page + pages->k_bytes + value_at(pages, slot, d), bad ? 0.0f : v[d]);
+        put_value(pages, page + pages->k_bytes + value_at(pages, slot, d), v[d]);
     return bad;
 }

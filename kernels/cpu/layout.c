@@ -71,10 +71,8 @@ void input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_orde
         uint32_t first = spec->leaf_edges[spec->leaf_first + i];
         uint32_t end = spec->leaf_edges[spec->leaf_first + i + 1];
         kleaf_t *leaf = &input.leaves[i];
-        *leaf = (kleaf_t){.k = first - base,
-                          .len = end - first,
-                          .absolute = first,
-                          .k_padded = input.k_padded};
+        *leaf = (kleaf_t){
+            .k = first - base, .len = end - first, .absolute = first, .k_padded = input.k_padded};
         leaf->seg_first = input.n_segs;
         if (integers)
             cut_leaf(&input, leaf, first, end, base);
@@ -84,8 +82,8 @@ void input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_orde
         input.k_padded += leaf->len_padded;
     }
     size_t value_bytes = kind == KACTIVATION_BF16 ? 2 : 4;
-    input.row_bytes = integers ? input.n_segs * sizeof(kinput_seg_t)
-                               : round_up(input.k_padded * value_bytes, 64);
+    input.row_bytes =
+        integers ? input.n_segs * sizeof(kinput_seg_t) : round_up(input.k_padded * value_bytes, 64);
     *own_out = input;
 }
 

@@ -45,28 +45,28 @@ BF16_LEAF(4)
         part_low##r = _mm512_dpbf16_ps(part_low##r, (__m512bh)w_low, a);                     \
         part_high##r = _mm512_dpbf16_ps(part_high##r, (__m512bh)w_high, a);                  \
     }
-#define F8_CLOSE(r)                                         \
-    low##r = _mm512_fmadd_ps(part_low##r, d_low, low##r);   \
+#define F8_CLOSE(r)                                       \
+    low##r = _mm512_fmadd_ps(part_low##r, d_low, low##r); \
     high##r = _mm512_fmadd_ps(part_high##r, d_high, high##r);
-#define F8_LEAF(n)                                                                          \
-    static const uint8_t *leaf_f8_##n(const kinput_t *input, const kleaf_t *leaf,           \
-                                      const uint8_t *const *rows, const uint8_t *panel,     \
-                                      bool add, float *tile)                                \
-    {                                                                                       \
-        (void)input;                                                                        \
-        ROWS_##n(FLOAT_OPEN) for (uint32_t done = 0, len = 0; done < leaf->len; done += len) \
-        {                                                                                   \
-            len = wide_segment(leaf, done);                                                 \
-            uint32_t at = leaf->k_padded + done;                                            \
-            ROWS_##n(F8_OPEN) for (uint32_t k = 0; k < len; k += 2, panel += 128)           \
-            {                                                                               \
-                __m512i w_low = load_line(panel), w_high = load_line(panel + 64);           \
-                ROWS_##n(F8_STEP)                                                           \
-            }                                                                               \
-            __m512 d_low = load_floats(panel), d_high = load_floats(panel + 64);            \
-            ROWS_##n(F8_CLOSE) panel += 128;                                                \
-        }                                                                                   \
-        ROWS_##n(FLOAT_CLOSE) return panel;                                                 \
+#define F8_LEAF(n)                                                                                \
+    static const uint8_t *leaf_f8_##n(const kinput_t *input, const kleaf_t *leaf,                 \
+                                      const uint8_t *const *rows, const uint8_t *panel, bool add, \
+                                      float *tile)                                                \
+    {                                                                                             \
+        (void)input;                                                                              \
+        ROWS_##n(FLOAT_OPEN) for (uint32_t done = 0, len = 0; done < leaf->len; done += len)      \
+        {                                                                                         \
+            len = wide_segment(leaf, done);                                                       \
+            uint32_t at = leaf->k_padded + done;                                                  \
+            ROWS_##n(F8_OPEN) for (uint32_t k = 0; k < len; k += 2, panel += 128)                 \
+            {                                                                                     \
+                __m512i w_low = load_line(panel), w_high = load_line(panel + 64);                 \
+                ROWS_##n(F8_STEP)                                                                 \
+            }                                                                                     \
+            __m512 d_low = load_floats(panel), d_high = load_floats(panel + 64);                  \
+            ROWS_##n(F8_CLOSE) panel += 128;                                                      \
+        }                                                                                         \
+        ROWS_##n(FLOAT_CLOSE) return panel;                                                       \
     }
 F8_LEAF(1)
 F8_LEAF(2)

@@ -5,7 +5,7 @@
  * keeps arrays of vectors in memory. */
 
 #define LEAF_CALL(name, n) name(n)
-#define LEAF_START(r)                                                \
+#define LEAF_START(r)                                                 \
     (FORM_ZERO(LEAF_FORM) == 128 ? _mm512_set1_epi32(in##r->start_q8) \
      : FORM_ZERO(LEAF_FORM) == 8 ? _mm512_set1_epi32(in##r->start_q4) \
                                  : sum_start)
@@ -72,10 +72,10 @@
         at += 4;                                                            \
         LEAF_ROWS(ROW_UNIT)                                                 \
     }
-#define PAIR_STEP(p)                   \
-    if (FORM_HAS_BYTES(LEAF_FORM))     \
-        PAIR_STEP_BYTES(p)             \
-    else                               \
+#define PAIR_STEP(p)               \
+    if (FORM_HAS_BYTES(LEAF_FORM)) \
+        PAIR_STEP_BYTES(p)         \
+    else                           \
         PAIR_STEP_NIBBLES(p)
 #define LOAD_SCALES(low, high)                                    \
     __m512 low, high;                                             \
@@ -88,8 +88,8 @@
     }
 
 static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kinput_t *input, const kleaf_t *leaf,
-                                                   const uint8_t *const *rows,
-                                                   const uint8_t *panel, bool add, float *tile)
+                                                   const uint8_t *const *rows, const uint8_t *panel,
+                                                   bool add, float *tile)
 {
     const __m512i nibble = _mm512_set1_epi8(15);
     const __m512i sum_start = _mm512_set1_epi32(SUM_START);

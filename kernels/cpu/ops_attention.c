@@ -148,7 +148,18 @@ typedef struct {
     uint32_t unit; /* counts calls over the whole op */
 } share_t;
 
-/* All pairs of the rows [first, end) of one sequence with one KV head, ATTEND_ROWS at a time. */
+/* Pairs of one call: more where they share a tile that has to be brought into the pages' layout
+ * first, as long as every thread gets some. */
+static uint32_t pairs_of_call(const share_t *share, uint64_t n_pairs)
+{
+    const kwork_t *work = share->job->work;
+    if (work->from[2] == NULL && !work->kv->pages.values_in_keys)
+        return ATTEND_ROWS;
+    uint64_t most = (n_pairs / share->n_threads + ATTEND_ROWS - 1) / ATTEND_ROWS * ATTEND_ROWS;
+    return most < ATTEND_ROWS ? ATTEND_ROWS : most < ATTEND_PAIRS ? (uint32_t)most : ATTEND_PAIRS;
+}
+
+/* All pairs of the rows [first, end) of one sequence with one KV head, a call at a time. */
 static void attend_run(share_t *share, uint32_t first, uint32_t end, uint32_t kv_head)
 {
     const kwork_t *work = share->job->work;
@@ -161,7 +172,8 @@ static void attend_run(share_t *share, uint32_t first, uint32_t end, uint32_t kv
         if (kv_head_of[h] == kv_head)
             heads[n_heads++] = (uint16_t)h;
     uint64_t n_pairs = (uint64_t)(end - first) * n_heads;
-    for (uint64_t at = 0; at < n_pairs; at += ATTEND_ROWS) {
+    uint32_t step = pairs_of_call(share, n_pairs);
+    for (uint64_t at = 0; at < n_pairs; at += step) {
         if (share->unit++ % share->n_threads != share->thread)
             continue;
         kattend_t call = {.n_passes = plan->more != NULL ? 2 : 1,
@@ -171,7 +183,7 @@ static void attend_run(share_t *share, uint32_t first, uint32_t end, uint32_t kv
         call.pass[0] = open_pass(work, work->kv, work->layer, kv_head, first);
         if (plan->more != NULL)
             call.pass[1] = open_pass(work, plan->more, plan->more_layer, 0, first);
-        for (uint64_t i = at; i < at + ATTEND_ROWS && i < n_pairs; i++)
+        for (uint64_t i = at; i < at + step && i < n_pairs; i++)
             add_pair(work, first + (uint32_t)(i / n_heads), heads[i % n_heads], &call);
         if (call.n > 0)
             device->level->attend(&call);

@@ -63,8 +63,7 @@ status_t op_quantize(kqueue_t *queue, kbatch_t *batch, const kweight_t *weight, 
         return STATUS_OK;
     size_t out_bytes = batch->declared_rows * weight->row_bytes;
     kwork_t work = {.run = run_quantize, .batch = batch, .weight = weight, .ld = ld};
-    work.from[0] =
-        ref_bytes(queue, x, matrix_bytes(batch->declared_rows, k, ld), "quantize input");
+    work.from[0] = ref_bytes(queue, x, matrix_bytes(batch->declared_rows, k, ld), "quantize input");
     work.to = ref_bytes(queue, out, out_bytes, "quantize output");
     if (work.from[0] == NULL || work.to == NULL)
         return STATUS_INVALID;

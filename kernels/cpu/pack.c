@@ -365,7 +365,8 @@ static status_t place_panels(kweight_t *weight, const kweight_spec_t *spec)
     return STATUS_OK;
 }
 
-status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out)
+static status_t prepare(kdevice_t *device, const kweight_spec_t *spec, pack_job_t *job,
+                        kweight_t **own_out)
 {
     if (spec->n_parts < 1 || spec->n_parts > KWEIGHT_PARTS_MAX)
         return fail(STATUS_INVALID, "weight %s: %u parts, 1 to %d are possible", spec->name,
@@ -374,10 +375,10 @@ status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **
     kweight_t *weight = MEM_NEW(kweight_t);
     weight->device = device;
     weight->n_parts = spec->n_parts;
-    pack_job_t job = {.weight = weight, .spec = spec};
+    *job = (pack_job_t){.weight = weight, .spec = spec};
     status_t status = STATUS_OK;
     for (uint32_t i = 0; i < spec->n_parts && status == STATUS_OK; i++)
-        status = add_part(device, spec, i, weight, &job);
+        status = add_part(device, spec, i, weight, job);
     if (status == STATUS_OK) {
         place_inputs(weight);
         write_steps(weight, spec);
@@ -387,9 +388,22 @@ status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **
         weight_release(weight);
         return status;
     }
-    if (weight->memory_bytes > 0)
-        pool_run(device->pool, pack_thread, &job);
     *own_out = weight;
+    return STATUS_OK;
+}
+
+status_t weight_prepare(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out)
+{
+    pack_job_t job;
+    return prepare(device, spec, &job, own_out);
+}
+
+status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out)
+{
+    pack_job_t job;
+    TRY(prepare(device, spec, &job, own_out));
+    if (job.weight->memory_bytes > 0)
+        pool_run(device->pool, pack_thread, &job);
     return STATUS_OK;
 }
 

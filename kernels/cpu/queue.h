@@ -141,8 +141,7 @@ status_t op_activate(kqueue_t *queue, kbatch_t *batch, const kactivate_t *what, 
                      kref_t x, kref_t out);
 status_t op_scale(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
                   float factor);
-status_t op_softcap(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
-                    float cap);
+status_t op_softcap(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld, float cap);
 status_t op_gate_rows(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
                       kref_t gate, uint32_t gate_ld);
 status_t op_add(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t a, kref_t b, kref_t out);

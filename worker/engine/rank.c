@@ -94,6 +94,7 @@ static status_t make_identity(rank_t *rank)
         .numerics_version = NUMERICS_VERSION,
         .backend = "cpu",
         .adapter = "",
+        .quantize = c->quantize,
     };
     model_text_identity(&identity, rank->identity);
     return STATUS_OK;
@@ -103,7 +104,8 @@ status_t rank_open(const rank_config_t *config, rank_t **own_out)
 {
     rank_t *rank = MEM_NEW(rank_t);
     rank->config = *config;
-    status_t status = model_open(config->model_path, &rank->model);
+    status_t status = model_open_quantized(
+        config->model_path, config->quantize ? config->quantize : "", &rank->model);
     if (status == STATUS_OK) {
         apply_defaults(&rank->config, model_config(rank->model));
         status = check_config(&rank->config, model_config(rank->model));

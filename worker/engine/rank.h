@@ -20,6 +20,7 @@ typedef struct rank rank_t;
 
 typedef struct {
     const char *model_path;
+    const char *quantize; /* as model_open_quantized; NULL is "" */
     const char
         *model_digest;     /* "sha256:…" when the caller knows it; NULL: computed from the file */
     const char *cache_dir; /* where model_digest() keeps its answers; may be NULL */

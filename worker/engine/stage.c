@@ -189,6 +189,16 @@ static status_t open_scratch(stage_t *stage)
     return stage->ops->batch_new(stage->device, stage->rows_max, stage->blocks_max, &stage->batch);
 }
 
+/* What everybody reads of a sealed model, before anything is made of it. */
+static status_t open_seal(stage_t *stage)
+{
+    status_t status = manifest_open(model_path(stage->model), &stage->manifest);
+    if (status == STATUS_NOT_FOUND)
+        return STATUS_OK;
+    TRY(status);
+    return source_verify_files(model_source(stage->model), stage->manifest);
+}
+
 status_t stage_open(const rank_config_t *config, const model_t *model, stage_t **own_out)
 {
     stage_t *stage = MEM_NEW(stage_t);
@@ -200,7 +210,9 @@ status_t stage_open(const rank_config_t *config, const model_t *model, stage_t *
     stage->last = config->stage == config->stages - 1;
     stage->rows_max = config->prefill_tokens_max;
     stage->blocks_max = config->batch_max * kv_blocks_for(config->context_max);
-    status_t status = plan_slice(stage->shape, config->tp, config->slice, &stage->slice);
+    status_t status = open_seal(stage);
+    if (status == STATUS_OK)
+        status = plan_slice(stage->shape, config->tp, config->slice, &stage->slice);
     if (status == STATUS_OK) {
         cut_stage(stage);
         describe_layers(stage);
@@ -244,6 +256,7 @@ void stage_close(stage_t *stage)
     stage_close_caches(stage);
     if (stage->device)
         ops->device_close(stage->device);
+    manifest_close(stage->manifest);
     free(stage->rows);
     free(stage->tables);
     free(stage->calls);

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "common/base/status.h"
+#include "common/model/manifest.h"
 #include "common/model/model.h"
 #include "common/model/plan.h"
 #include "kernels/ops.h"
@@ -100,6 +101,7 @@ struct stage {
     rank_config_t config; /* its texts are not used after stage_open */
     const kernel_ops_t *ops;
     const model_t *model;
+    manifest_t *manifest; /* the model's seal; NULL when it has none */
     const model_config_t *shape;
     kdevice_t *device;
     kqueue_t *queue;

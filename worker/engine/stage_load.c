@@ -95,6 +95,7 @@ static status_t load_embedding(stage_t *stage)
 {
     const model_tensor_t *table = tensor_of(stage, MODEL_TOKEN_EMBD, 0);
     const uint8_t *rows = table->data;
+    TRY(stage_verify(stage, table, 0, table->rows));
     if (rows == NULL) {
         stage->embedding_rows = mem_new(table->bytes, 1);
         TRY(model_read_rows(table, 0, table->rows, stage->embedding_rows));

@@ -28,7 +28,7 @@ static status_t load_output_a(stage_t *stage, uint32_t layer, stage_layer_t *out
         .out_dim = compressed->group_rank,
         .in_dim = (uint32_t)tensor->columns,
     };
-    status_t status = model_read_f32(&part, values);
+    status_t status = stage_read_f32(stage, &part, values);
     if (status == STATUS_OK)
         status = stage->ops->heads_pack(stage->device, &spec, &out->output_a);
     free(values);
@@ -47,7 +47,7 @@ static status_t load_compressor(stage_t *stage, uint32_t layer, model_role_t kv,
     TRY(stage_pack_whole(stage, rows, 2, &out->weight));
     size_t n = position->rows * position->columns;
     float *values = MEM_NEW_ARRAY(float, n);
-    status_t status = model_read_f32(position, values);
+    status_t status = stage_read_f32(stage, position, values);
     if (status == STATUS_OK)
         status = stage_pack_values(stage, values, n, &out->position);
     free(values);

@@ -29,7 +29,9 @@ static status_t load_table(stage_t *stage, uint32_t layer, stage_layer_t *out)
     size_t n = table->rows * table->columns, width = table->type == QTYPE_I64 ? 8 : 4;
     uint8_t *stored = mem_new(table->bytes, 1);
     uint32_t *ids = MEM_NEW_ARRAY(uint32_t, n);
-    status_t status = model_read_rows(table, 0, table->rows, stored);
+    status_t status = stage_verify(stage, table, 0, table->rows);
+    if (status == STATUS_OK)
+        status = model_read_rows(table, 0, table->rows, stored);
     for (size_t i = 0; status == STATUS_OK && i < n; i++) {
         uint64_t id = 0;
         memcpy(&id, stored + i * width, width); /* little-endian, as the machines are */
@@ -83,7 +85,7 @@ static status_t read_bias(const stage_t *stage, model_role_t role, uint32_t laye
     if (!*found_out)
         return STATUS_OK;
     float *whole = MEM_NEW_ARRAY(float, bias.columns);
-    status_t status = model_read_f32(&bias, whole);
+    status_t status = stage_read_f32(stage, &bias, whole);
     memcpy(out, whole + run.first, run.count * sizeof *out);
     free(whole);
     return status;

@@ -12,14 +12,14 @@ static const model_tensor_t *tensor_of(const stage_t *stage, model_role_t role, 
 }
 
 /* Rows of one tensor as F32; to be freed. */
-static status_t read_rows_f32(const model_tensor_t *tensor, uint64_t first, uint64_t count,
-                              float **own_out)
+static status_t read_rows_f32(const stage_t *stage, const model_tensor_t *tensor, uint64_t first,
+                              uint64_t count, float **own_out)
 {
     model_tensor_t part = *tensor;
     part.row_first += first;
     part.rows = count;
     *own_out = MEM_NEW_ARRAY(float, count * tensor->columns);
-    return model_read_f32(&part, *own_out);
+    return stage_read_f32(stage, &part, *own_out);
 }
 
 static status_t pack_heads(stage_t *stage, const char *name, const float *values, uint32_t out_dim,
@@ -42,7 +42,7 @@ static status_t load_whole(stage_t *stage, const model_tensor_t *kv_b, stage_lay
     plan_run_t heads = stage->slice.heads;
     size_t nope = latent->nope_dim, value = latent->value_dim, rank = latent->kv_rank;
     float *rows = NULL;
-    status_t status = read_rows_f32(kv_b, heads.first * (nope + value),
+    status_t status = read_rows_f32(stage, kv_b, heads.first * (nope + value),
                                     heads.count * (nope + value), &rows);
     float *k_b = MEM_NEW_ARRAY(float, heads.count * rank * nope);
     float *v_b = MEM_NEW_ARRAY(float, heads.count * value * rank);
@@ -71,9 +71,9 @@ static status_t load_split(stage_t *stage, const model_tensor_t *k_b, const mode
     plan_run_t heads = stage->slice.heads;
     float *keys = NULL, *values = NULL;
     uint64_t rank = latent->kv_rank, value = latent->value_dim;
-    status_t status = read_rows_f32(k_b, heads.first * rank, heads.count * rank, &keys);
+    status_t status = read_rows_f32(stage, k_b, heads.first * rank, heads.count * rank, &keys);
     if (status == STATUS_OK)
-        status = read_rows_f32(v_b, heads.first * value, heads.count * value, &values);
+        status = read_rows_f32(stage, v_b, heads.first * value, heads.count * value, &values);
     if (status == STATUS_OK)
         status = pack_heads(stage, k_b->name, keys, latent->kv_rank, latent->nope_dim, &out->k_b);
     if (status == STATUS_OK)

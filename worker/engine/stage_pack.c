@@ -6,16 +6,32 @@
 
 #include "common/base/memory.h"
 
+status_t stage_verify(const stage_t *stage, const model_tensor_t *tensor, uint64_t first,
+                      uint64_t count)
+{
+    if (stage->manifest == NULL || count == 0)
+        return STATUS_OK;
+    return source_verify_rows(model_source(stage->model), stage->manifest, tensor->source,
+                              tensor->row_first + first, count);
+}
+
+status_t stage_read_f32(const stage_t *stage, const model_tensor_t *tensor, float *out)
+{
+    TRY(stage_verify(stage, tensor, 0, tensor->rows));
+    return model_read_f32(tensor, out);
+}
+
 typedef struct {
     kweight_part_t parts[KWEIGHT_PARTS_MAX];
     uint8_t *own[KWEIGHT_PARTS_MAX];
     uint32_t n;
 } parts_t;
 
-static status_t add_part(parts_t *parts, const stage_rows_t *rows)
+static status_t add_part(const stage_t *stage, parts_t *parts, const stage_rows_t *rows)
 {
     const model_tensor_t *tensor = rows->tensor;
     CHECK(parts->n < KWEIGHT_PARTS_MAX && rows->first + rows->count <= tensor->rows);
+    TRY(stage_verify(stage, tensor, rows->first, rows->count));
     kweight_part_t part = {
         .qtype = (uint32_t)tensor->type,
         .rows = tensor->data,
@@ -50,7 +66,7 @@ status_t stage_pack(stage_t *stage, const stage_rows_t *rows, uint32_t n_rows,
     parts_t parts = {0};
     status_t status = STATUS_OK;
     for (uint32_t i = 0; status == STATUS_OK && i < n_rows; i++)
-        status = add_part(&parts, &rows[i]);
+        status = add_part(stage, &parts, &rows[i]);
     kweight_spec_t spec = {
         .name = rows[0].tensor->name,
         .parts = parts.parts,
@@ -86,7 +102,7 @@ status_t stage_pack_f32(stage_t *stage, const model_tensor_t *const *tensors, ui
     status_t status = STATUS_OK;
     uint64_t at = 0;
     for (uint32_t i = 0; status == STATUS_OK && i < n; i++) {
-        status = model_read_f32(tensors[i], values + at * columns);
+        status = stage_read_f32(stage, tensors[i], values + at * columns);
         at += tensors[i]->rows;
     }
     const uint32_t edges[2] = {0, (uint32_t)columns};
@@ -124,7 +140,7 @@ status_t stage_pack_vector(stage_t *stage, const stage_span_t *spans, uint32_t n
         if (tensor != NULL) {
             CHECK(spans[i].first + spans[i].count <= tensor->columns && tensor->rows == 1);
             float *whole = MEM_NEW_ARRAY(float, tensor->columns);
-            status = model_read_f32(tensor, whole);
+            status = stage_read_f32(stage, tensor, whole);
             memcpy(values + at, whole + spans[i].first, spans[i].count * sizeof *values);
             free(whole);
         }
@@ -149,7 +165,7 @@ status_t stage_pack_norm(stage_t *stage, const model_tensor_t *tensor, kbuffer_t
     if (tensor == NULL)
         return STATUS_OK;
     float *values = MEM_NEW_ARRAY(float, tensor->columns);
-    status_t status = model_read_f32(tensor, values);
+    status_t status = stage_read_f32(stage, tensor, values);
     for (uint64_t i = 0; stage->shape->norm_plus_one && i < tensor->columns; i++)
         values[i] = 1.0f + values[i];
     if (status == STATUS_OK)

@@ -12,6 +12,13 @@ typedef struct {
     uint64_t first, count;
 } stage_rows_t;
 
+/* Rows are checked against the model's seal, where it has one, before anything is made of them:
+ * STATUS_INVALID names the file and the bytes that are not as sealed. */
+status_t stage_verify(const stage_t *stage, const model_tensor_t *tensor, uint64_t first,
+                      uint64_t count) MUST_USE;
+/* All values of a view as F32. */
+status_t stage_read_f32(const stage_t *stage, const model_tensor_t *tensor, float *out) MUST_USE;
+
 /* A weight whose K is cut at leaf edges, of which this rank has a run. */
 status_t stage_pack(stage_t *stage, const stage_rows_t *rows, uint32_t n_rows,
                     const plan_leaves_t *leaves, plan_run_t run, bool leaves_apart,

@@ -1,7 +1,7 @@
 /* Any bytes as a directory's weights: the first byte chooses the configuration, so that each
- * quantized layout is reached, the rest is the file. What opens is read as the loader would read it:
- * every row of every tensor. The mutator starts from right files now and then, because random bytes
- * do not get past the header's length. */
+ * quantized layout is reached, the rest is the file. What opens is read as the loader would read
+ * it: every row of every tensor. The mutator starts from right files now and then, because random
+ * bytes do not get past the header's length. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +22,8 @@ static const char *const configs[N_KINDS] = {
     "{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":32}}",
     "{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":8,\"group_size\":-1}}",
     "{\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}}",
-    "{\"quantization_config\":{\"quant_method\":\"compressed-tensors\",\"format\":\"pack-quantized\"}}",
+    "{\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
+    "\"format\":\"pack-quantized\"}}",
     "{\"model_type\":\"gpt_oss\",\"quantization_config\":{\"quant_method\":\"mxfp4\"}}",
 };
 

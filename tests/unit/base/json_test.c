@@ -39,7 +39,8 @@ static void test_what_is_no_json_is_refused_with_its_line(void **state)
         {"", "line 1"}, {"{", "line 1"}, {"{\"a\":1}x", "end of file expected"},
         {"{\"a\":\n01}", "line 2"}, {"[1,]", "line 1"}, {"{\"a\":1,\"a\":2}", "duplicate"},
         {"[1e999]", "overflow"}, {"[NaN]", "invalid token"}, {"[\"\\ud800\"]", "invalid Unicode"},
-        {"\xEF\xBB\xBF{}", "line 1"}, {"[\"\xC3\"]", "unable to decode byte"}, {"{\"a\\u0000\":1}", "NUL"},
+        {"\xEF\xBB\xBF{}", "line 1"}, {"[\"\xC3\"]", "unable to decode byte"},
+        {"{\"a\\u0000\":1}", "NUL"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         assert_refused(cases[i].text, strlen(cases[i].text), NULL, cases[i].words);
@@ -69,7 +70,8 @@ static void test_limits_hold_before_anything_is_built(void **state)
 static void test_getters_name_the_place_and_what_is_right(void **state)
 {
     (void)state;
-    json_t *value = must_read("{\"t\":\"x\",\"n\":7,\"r\":0.5,\"b\":true,\"z\":null,\"a\":[],\"o\":{},"
+    json_t *value = must_read("{\"t\":\"x\",\"n\":7,"
+                              "\"r\":0.5,\"b\":true,\"z\":null,\"a\":[],\"o\":{},"
                               "\"u\":\"a\\u0000b\",\"m\":-1}");
     const char *text = NULL;
     size_t n = 0;

@@ -1,5 +1,5 @@
 /* One text, family by family: the bytes of the logits and the greedy ids are the same for every way
- * to cut, batch, chunk, cache and compute, in both activation modes. A pairwise covering of all
+ * to cut, batch, chunk, cache and compute, in both activation modes, and with a late queue. A pairwise covering of all
  * values for one model of each family. Families with experts also run on 5 slices (each holds whole
  * experts) and 8 (two groups that share experts by leaves).
  *
@@ -153,6 +153,23 @@ static void run_case(const char *model, const json_t *ids, const case_t *c, bool
     eval_release(&result);
 }
 
+/* Nothing in a step looks at a value before the queue has made it. */
+static void check_late(const char *model, const json_t *ids, bool f32, uint64_t rows)
+{
+    eval_args_t args = {.model = model,
+                        .ids = ids,
+                        .threads = 1,
+                        .chunk = 32,
+                        .greedy = 6,
+                        .f32 = f32,
+                        .no_prefix_cache = true,
+                        .late_queue = true};
+    eval_result_t result;
+    eval_run(&args, &result);
+    assert_true(eval_hash_rows(&result) == rows);
+    eval_release(&result);
+}
+
 static void check_mode(const family_t *family, bool f32)
 {
     static case_t cases[CASES_MAX];
@@ -176,7 +193,8 @@ static void check_mode(const family_t *family, bool f32)
                      values[WARM][c->at[WARM]] ? "warm" : "cold", isa_names[c->at[ISA]]);
     }
     assert_true(rows != 0);
-    print_message("%-18s %s: %u ways, equal bytes\n", family->name, f32 ? "f32" : "native", n);
+    check_late(model, ids, f32, rows);
+    print_message("%-18s %s: %u ways and a late queue, equal bytes\n", family->name, f32 ? "f32" : "native", n);
     json_decref(ids);
     free(model);
 }

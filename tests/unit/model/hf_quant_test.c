@@ -19,7 +19,8 @@
 #define AWQ "{\"quantization_config\":{\"quant_method\":\"awq\",\"bits\":4,\"group_size\":32}}"
 #define FP8 "{\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}}"
 #define PACKED                                                                                     \
-    "{\"quantization_config\":{\"quant_method\":\"compressed-tensors\",\"format\":\"pack-quantized\"}}"
+    "{\"quantization_config\":{\"quant_method\":\"compressed-tensors\","                           \
+    "\"format\":\"pack-quantized\"}}"
 
 static char *folder_with(const char *config, st_draft_t *draft)
 {
@@ -54,10 +55,18 @@ static float *read_matrix(const char *config, st_draft_t *draft, qtype_t type)
     assert_string_equal(qtype_name((uint32_t)tensor->type), qtype_name((uint32_t)type));
     uint8_t *rows = mem_new((size_t)tensor->bytes, 1);
     float *values = MEM_NEW_ARRAY(float, tensor->rows * tensor->columns);
+    memset(rows, 0x55, (size_t)tensor->bytes); /* a reader writes all bytes of its rows */
     assert_int_equal(source_read_rows(tensor, 0, tensor->rows, rows), STATUS_OK);
-    for (uint64_t r = 0; r < tensor->rows; r++)
-        qtype_dequantize_row(type, rows + r * tensor->row_bytes, tensor->columns,
-                             values + r * tensor->columns);
+    uint64_t block = qtype_info((uint32_t)type)->block_values;
+    uint64_t whole = (tensor->columns + block - 1) / block * block;
+    float *row = MEM_NEW_ARRAY(float, whole);
+    for (uint64_t r = 0; r < tensor->rows; r++) {
+        qtype_dequantize_row(type, rows + r * tensor->row_bytes, whole, row);
+        memcpy(values + r * tensor->columns, row, tensor->columns * sizeof *row);
+        for (uint64_t i = tensor->columns; i < whole; i++)
+            assert_true(row[i] == 0);
+    }
+    free(row);
     free(rows);
     source_close(source);
     folder_remove(folder);
@@ -73,7 +82,8 @@ static uint32_t value_at(uint32_t k, uint32_t n, uint32_t bits)
     return (k * 7 + n * 3 + k * n) & ((1u << bits) - 1);
 }
 
-/* A matrix of K inputs and N outputs in two groups, whose stored zero points are `zero` + n % spread. */
+/* A matrix of K inputs and N outputs in two groups, whose stored zero points are `zero` + n %
+ * spread. */
 static void add_gptq(st_draft_t *draft, uint32_t bits, uint32_t zero, uint32_t spread)
 {
     uint32_t per = 32 / bits, words[K * N] = {0}, zeros[2 * N] = {0};
@@ -117,7 +127,8 @@ static void test_gptq_of_2_4_and_8_bits_and_both_ways_to_count_zero_points(void 
 {
     (void)state;
 #define WITH(bits, more)                                                                           \
-    "{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":" bits ",\"group_size\":32" more "}}"
+    "{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":" bits                           \
+    ",\"group_size\":32" more "}}"
     check_gptq(WITH("4", ""), 4, 3, 4, 1, QTYPE_I8S);
     check_gptq(WITH("4", ",\"checkpoint_format\":\"gptq\""), 4, 3, 13, 1, QTYPE_I8S);
     check_gptq(WITH("4", ",\"checkpoint_format\":\"gptq_v2\""), 4, 3, 4, 0, QTYPE_I8S);
@@ -219,7 +230,7 @@ static void test_methods_that_cannot_be_read_are_refused_by_name(void **state)
          STATUS_INVALID},
         {"{\"quant_method\":\"awq\",\"bits\":4,\"group_size\":32,\"version\":\"gemv\"}",
          "\"version\" is \"gemv\"; gemm", STATUS_UNSUPPORTED},
-        {"{\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":32,\"checkpoint_format\":\"marlin\"}",
+        {"{\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":1,\"checkpoint_format\":\"marlin\"}",
          "\"checkpoint_format\" is \"marlin\"", STATUS_UNSUPPORTED},
         {"{\"quant_method\":\"fp8\",\"fmt\":\"e5m2\"}", "\"fmt\" is \"e5m2\"", STATUS_UNSUPPORTED},
         {"{\"quant_method\":\"fp8\",\"weight_block_size\":[128]}", "must be two integers above 0",
@@ -282,9 +293,10 @@ static void test_parts_that_do_not_fit_their_matrix_are_refused_by_name(void **s
           {"m.weight_scale_inv", "F32", "[2,2]", 16, NULL}}, STATUS_INVALID},
         {FP8, "tensor m.weight is F8_E4M3 of 1 dimensions",
          {{"m.weight", "F8_E4M3", "[4]", 4, NULL}}, STATUS_INVALID},
-        {"{}", "tensor e_scales is U8 of 3 dimensions", {EXPERTS, {"e_scales", "U8", "[1,2,2]", 4, NULL}},
-         STATUS_INVALID},
-        {"{}", "tensor e_blocks is U8, which cannot be used as it is", {EXPERTS}, STATUS_UNSUPPORTED},
+        {"{}", "tensor e_scales is U8 of 3 dimensions",
+         {EXPERTS, {"e_scales", "U8", "[1,2,2]", 4, NULL}}, STATUS_INVALID},
+        {"{}", "tensor e_blocks is U8, which cannot be used as it is", {EXPERTS},
+         STATUS_UNSUPPORTED},
         {"{}", "tensor m.scale is F8_E8M0 of 2 dimensions [2, 1 …]; F8_E8M0 [2, 2]",
          {{"m.weight", "I8", "[2,32]", 64, NULL}, {"m.scale", "F8_E8M0", "[2,1]", 2, NULL}},
          STATUS_INVALID},

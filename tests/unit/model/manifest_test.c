@@ -1,5 +1,5 @@
-/* The seal: made, checked whole and by ranges, signed; and each malformed seal (the manifest rows of
- * the project's list of malformed inputs) refused with its own words. */
+/* The seal: made, checked whole and by ranges, signed; and each malformed seal (the manifest rows
+ * of the project's list of malformed inputs) refused with its own words. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -98,6 +98,7 @@ static void test_what_sha256sum_writes_is_a_seal(void **state)
     assert_int_equal(manifest_check(manifest, "b", abc, 3, 1, 1), STATUS_OK);
     assert_int_equal(manifest_check(manifest, "b", abc, 3, 0, 0), STATUS_OK);
     assert_int_equal(manifest_check(manifest, "a b.json", abc, 2, 0, 1), STATUS_INVALID);
+    assert_int_equal(manifest_check(manifest, "a b.json", abc, 0, 0, 0), STATUS_INVALID);
     assert_int_equal(manifest_check(manifest, "c", abc, 3, 0, 1), STATUS_INVALID);
     assert_non_null(strstr(status_text(), "it does not seal c"));
     manifest_close(manifest);
@@ -282,7 +283,8 @@ static void test_a_single_file_has_its_seal_beside_it(void **state)
     assert_string_equal(buffer_text(&told), "m.gguf\nm.gguf\n");
     manifest_t *manifest;
     assert_int_equal(manifest_open(path, &manifest), STATUS_OK);
-    assert_int_equal(manifest_check(manifest, "m.gguf", (const uint8_t *)"abc", 3, 0, 3), STATUS_OK);
+    assert_int_equal(manifest_check(manifest, "m.gguf", (const uint8_t *)"abc", 3, 0, 3),
+                     STATUS_OK);
     manifest_close(manifest);
     folder_write_text(folder, "m.gguf", "abx");
     assert_int_equal(manifest_verify(path, NULL, collect, &told), STATUS_CONFLICT);

@@ -24,6 +24,12 @@ static model_config_t smollm2(void)
     };
 }
 
+static void check_run(plan_run_t run, uint32_t first, uint32_t count)
+{
+    assert_int_equal(run.first, first);
+    assert_int_equal(run.count, count);
+}
+
 static void check_edges(const plan_leaves_t *leaves, const uint32_t *edges, uint32_t n)
 {
     assert_int_equal(leaves->n, n);
@@ -183,6 +189,74 @@ static void test_slices_out_of_range_are_refused(void **state)
     assert_int_equal(plan_slice(&config, 2, 2, &slice), STATUS_INVALID);
 }
 
+/* Whole experts and leaves of experts: as many slices as can be share each expert, the rest of the
+ * cut is groups of whole experts. 4 leaves of 64 values on 3 slices are 1, 1 and 2. */
+static void test_slices_share_experts_by_leaves_and_by_groups(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t tp, slice, first, count, leaf_first, leaves;
+    } rows[] = {
+        {1, 0, 0, 6, 0, 4}, {2, 1, 0, 6, 2, 2}, {3, 1, 0, 6, 1, 1}, {3, 2, 0, 6, 2, 2},
+        {4, 3, 0, 6, 3, 1}, {5, 0, 0, 1, 0, 4}, {5, 4, 4, 2, 0, 4}, {6, 4, 3, 3, 1, 1},
+        {8, 3, 0, 3, 3, 1}, {8, 5, 3, 3, 1, 1}, {7, 0, 0, 0, 0, 4},
+    };
+    model_config_t config = smollm2();
+    config.experts = (model_experts_t){.n = 6, .n_used = 2, .ffn = 256, .shared_ffn = 512};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        plan_slice_t slice;
+        assert_int_equal(plan_slice(&config, rows[i].tp, rows[i].slice, &slice), STATUS_OK);
+        check_run(slice.experts, rows[i].first, rows[i].count);
+        check_run(slice.expert_leaves, rows[i].leaf_first, rows[i].leaves);
+        check_run(slice.expert_ffn, 64 * rows[i].leaf_first, 64 * rows[i].leaves);
+    }
+}
+
+/* Every leaf of every expert is owned once, whatever tp is. */
+static void test_every_leaf_of_every_expert_has_one_owner(void **state)
+{
+    (void)state;
+    model_config_t config = smollm2();
+    config.experts = (model_experts_t){.n = 7, .n_used = 2, .ffn = 96, .shared_ffn = 40};
+    for (uint32_t tp = 1; tp <= PLAN_TP_MAX; tp++) {
+        uint32_t owners[7][PLAN_EXPERT_LEAVES] = {0}, shared[PLAN_EXPERT_LEAVES] = {0};
+        for (uint32_t s = 0; s < tp; s++) {
+            plan_slice_t slice;
+            assert_int_equal(plan_slice(&config, tp, s, &slice), STATUS_OK);
+            for (uint32_t e = 0; e < slice.experts.count; e++)
+                for (uint32_t l = 0; l < slice.expert_leaves.count; l++)
+                    owners[slice.experts.first + e][slice.expert_leaves.first + l]++;
+            for (uint32_t l = 0; l < slice.shared_leaves.count; l++)
+                shared[slice.shared_leaves.first + l]++;
+        }
+        for (uint32_t l = 0; l < PLAN_EXPERT_LEAVES; l++) {
+            assert_int_equal(shared[l], 1);
+            for (uint32_t e = 0; e < 7; e++)
+                assert_int_equal(owners[e][l], 1);
+        }
+    }
+}
+
+/* Where heads are projected by group, a group is never cut. */
+static void test_groups_of_heads_stay_whole(void **state)
+{
+    (void)state;
+    model_config_t config = smollm2();
+    config.n_heads = 12;
+    config.n_kv_heads = 1;
+    config.compressed.groups = 3;
+    plan_slice_t slice;
+    assert_int_equal(plan_slice(&config, 2, 0, &slice), STATUS_OK);
+    check_run(slice.heads, 0, 8);
+    check_run(slice.head_leaves, 0, 2);
+    assert_int_equal(plan_slice(&config, 2, 1, &slice), STATUS_OK);
+    check_run(slice.heads, 8, 4);
+    check_run(slice.kv_heads, 0, 1);
+    assert_int_equal(plan_slice(&config, 4, 3, &slice), STATUS_OK);
+    assert_int_equal(slice.heads.count, 0);
+    assert_int_equal(slice.kv_heads.count, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -193,6 +267,9 @@ int main(void)
         cmocka_unit_test(test_a_rank_without_heads_needs_no_kv_head),
         cmocka_unit_test(test_vocabulary_slices_end_on_blocks_and_cover_everything_once),
         cmocka_unit_test(test_slices_out_of_range_are_refused),
+        cmocka_unit_test(test_slices_share_experts_by_leaves_and_by_groups),
+        cmocka_unit_test(test_every_leaf_of_every_expert_has_one_owner),
+        cmocka_unit_test(test_groups_of_heads_stay_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -241,6 +241,14 @@ static void test_values_that_no_block_can_hold_are_refused(void **state)
         assert_false(qtype_quantize_row(types[i], values, 32, row));
     }
     assert_false(qtype_can_quantize(QTYPE_Q6_K));
+    float wide[32] = {3e38f, -3e38f}; /* their difference is no float */
+    assert_false(qtype_quantize_row(QTYPE_Q4_1, wide, 32, row));
+    float tiny[32] = {1e-44f, -1e-44f}, found[32]; /* too small for a scale: zeros */
+    for (size_t i = 0; i < 3; i++) {
+        assert_true(qtype_quantize_row(types[i], tiny, 32, row));
+        qtype_dequantize_row(types[i], row, 32, found);
+        assert_true(found[0] == 0 && found[1] == 0 && found[31] == 0);
+    }
 }
 
 static void test_f32_rows_are_copied(void **state)

@@ -15,7 +15,8 @@ void st_add(st_draft_t *draft, const char *name, const char *dtype, const char *
             const void *bytes, size_t n)
 {
     size_t begin = draft->data.size;
-    buffer_format(&draft->entries, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%zu,%zu]}",
+    buffer_format(&draft->entries, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":%s,"
+                  "\"data_offsets\":[%zu,%zu]}",
                   draft->entries.size > 0 ? "," : "", name, dtype, shape, begin, begin + n);
     void *zeros = bytes == NULL ? mem_new(n, 1) : NULL;
     buffer_append(&draft->data, bytes == NULL ? zeros : bytes, n);

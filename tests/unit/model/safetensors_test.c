@@ -37,7 +37,8 @@ static const case_t cases[] = {
     {"2 length 0", BYTES("\0\0\0\0\0\0\0\0{}"), .text = "length is 0; it must be 2 to"},
     {"3 length 2^63", BYTES("\0\0\0\0\0\0\0\x80{}"), .text = "length is 9223372036854775808; it"},
     {"4 length 100,000,001", BYTES("\1\xe1\xf5\5\0\0\0\0{}"), .text = "length is 100000001; it"},
-    {"5 longer than the file", BYTES("\3\0\0\0\0\0\0\0{}"), .text = "is 3, but only 2 bytes follow"},
+    {"5 longer than the file", BYTES("\3\0\0\0\0\0\0\0{}"),
+     .text = "is 3, but only 2 bytes follow"},
     {"6 not UTF-8", "{\"\xff\":1}", 0, .text = "is not JSON: line 1"},
     {"7 no brace", "[]", 0, .text = "does not begin with {"},
     {"7 white space first", " {}", 0, .text = "does not begin with {"},
@@ -47,7 +48,8 @@ static const case_t cases[] = {
      .text = "duplicate"},
     {"9 duplicate inside", "{\"a\":{\"dtype\":\"U8\",\"dtype\":\"I8\",\"shape\":[1],"
      "\"data_offsets\":[0,1]}}", 1, .text = "duplicate"},
-    {"10 begin above end", ONE("U8", "[1]", "[2,1]"), 2, .text = "begins at 2 and ends before, at 1"},
+    {"10 begin above end", ONE("U8", "[1]", "[2,1]"), 2,
+     .text = "begins at 2 and ends before, at 1"},
     {"11 end past the data", ONE("U8", "[3]", "[0,3]"), 2, .text = "ends at 3, but the file has 2"},
     {"12 hole", "{" T("a", "U8", "[1]", "[0,1]") "," T("b", "U8", "[1]", "[2,3]") "}", 3,
      .text = "tensor b: its data begins at 2 and leaves a hole"},
@@ -74,11 +76,14 @@ static const case_t cases[] = {
     {"17 three offsets", ONE("U8", "[1]", "[0,1,1]"), 1, .text = "has 3 values; it must be [begin"},
     {"17 negative side", ONE("U8", "[-1]", "[0,1]"), 1, .text = "shape[0] is -1; it must"},
     {"17 nine sides", ONE("U8", "[1,1,1,1,1,1,1,1,1]", "[0,1]"), 1, .text = "has 9 dimensions"},
-    {"18 unknown dtype", ONE("F4", "[1]", "[0,1]"), 1, .text = "dtype \"F4\" is none of the format's"},
+    {"18 unknown dtype", ONE("F4", "[1]", "[0,1]"), 1,
+     .text = "dtype \"F4\" is none of the format's"},
     {"18 dtype is a number", "{\"a\":{\"dtype\":3,\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
      .text = "\"dtype\" is of kind integer"},
-    {"18 no shape", "{\"a\":{\"dtype\":\"U8\",\"data_offsets\":[0,1]}}", 1, .text = "has no \"shape\""},
-    {"18 further keys", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"x\":1}}", 1,
+    {"18 no shape", "{\"a\":{\"dtype\":\"U8\",\"data_offsets\":[0,1]}}", 1,
+     .text = "has no \"shape\""},
+    {"18 further keys",
+     "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"x\":1}}", 1,
      .text = "further keys"},
     {"18 tensor is an array", "{\"a\":[]}", 0, .text = "tensor a is of kind array"},
     {"18 empty name", "{" T("", "U8", "[1]", "[0,1]") "}", 1, .text = "0 bytes; it must have 1 to"},
@@ -86,7 +91,8 @@ static const case_t cases[] = {
      .text = "a control character"},
     {"19 metadata of numbers", "{\"__metadata__\":{\"format\":1}}", 0,
      .text = "__metadata__: \"format\" is of kind integer; all of it must be strings"},
-    {"19 metadata is a string", "{\"__metadata__\":\"pt\"}", 0, .text = "__metadata__ is of kind string"},
+    {"19 metadata is a string", "{\"__metadata__\":\"pt\"}", 0,
+     .text = "__metadata__ is of kind string"},
     {"24 pickle", BYTES("\x80\2ctorch\nload\n"), .text = "this is a pickle"},
     {"24 zip", BYTES("PK\3\4\0\0\0\0\0\0\0\0"), .text = "this is a zip archive"},
 };
@@ -135,10 +141,12 @@ static void test_a_million_empty_tensors_and_deep_nesting_are_refused(void **sta
     buffer_t header = {0}, bytes = {0};
     buffer_append_text(&header, "{\"t\":0");
     for (int i = 0; i < 1000000; i++)
-        buffer_format(&header, ",\"t%d\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}", i);
+        buffer_format(&header, ",\"t%d\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}",
+                      i);
     buffer_append_text(&header, "}");
     st_write_header(buffer_text(&header), 0, &bytes);
-    check_refused("20 a million tensors", bytes.data, bytes.size, "values; such a document has at most");
+    check_refused("20 a million tensors", bytes.data, bytes.size,
+                  "values; such a document has at most");
     buffer_clear(&header);
     buffer_clear(&bytes);
     buffer_append_text(&header, "{\"a\":");

@@ -1,6 +1,6 @@
-/* Every quantized matrix of the recorded models, read as rows and dequantized, has the digest that the
- * reference recorded over its F32 bytes (golden.json, dequant_fp32_sha256_16), and where values are
- * recorded too, these values. */
+/* Every quantized matrix of the recorded models, read as rows and dequantized, has the digest that
+ * the reference recorded over its F32 bytes (golden.json, dequant_fp32_sha256_16), and where values
+ * are recorded too, these values. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -155,7 +155,8 @@ static const struct {
     {"mlp.shared_experts.down_proj", "ffn_down_shexp"},
 };
 
-/* Finds what the file calls a Hugging Face tensor; *first_out is its first row. NULL: not by name. */
+/* Finds what the file calls a Hugging Face tensor; *first_out is its first row. NULL: not by
+ * name. */
 static const source_tensor_t *find_matrix(const source_t *source, const char *name,
                                           uint64_t *first_out)
 {

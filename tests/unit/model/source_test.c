@@ -78,7 +78,7 @@ static void test_an_index_that_contradicts_its_shards_is_refused(void **state)
     static const struct {
         const char *index, *text;
     } cases[] = {
-        {"{\"weight_map\":{\"a\":\"s3.safetensors\"}}", "names the shard s3.safetensors, which is not"},
+        {"{\"weight_map\":{\"a\":\"s3.safetensors\"}}", "names the shard s3.safetensors, which is"},
         {"{\"weight_map\":{\"a\":\"/etc/model.safetensors\"}}", "a name that is not allowed"},
         {"{\"weight_map\":{\"a\":\"../s1.safetensors\"}}", "a name that is not allowed"},
         {"{\"weight_map\":{\"a\":\"sub/s1.safetensors\"}}", "a name that is not allowed"},
@@ -97,7 +97,8 @@ static void test_an_index_that_contradicts_its_shards_is_refused(void **state)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         check_refused(indexed_folder(cases[i].index), STATUS_INVALID, cases[i].text);
-    char *folder = indexed_folder("{\"weight_map\":{\"a\":\"s1.safetensors\",\"c\":\"s2.safetensors\"}}");
+    char *folder =
+        indexed_folder("{\"weight_map\":{\"a\":\"s1.safetensors\",\"c\":\"s2.safetensors\"}}");
     write_two(folder, "s2.safetensors", "c", "b");
     check_refused(folder, STATUS_INVALID, "tensor b is in two shards, s1.safetensors and s2.saf");
 }
@@ -106,7 +107,8 @@ static void test_an_index_that_contradicts_its_shards_is_refused(void **state)
 static void test_shards_give_one_list_in_the_order_of_names(void **state)
 {
     (void)state;
-    char *folder = indexed_folder("{\"weight_map\":{\"a\":\"s1.safetensors\",\"c\":\"s2.safetensors\"}}");
+    char *folder =
+        indexed_folder("{\"weight_map\":{\"a\":\"s1.safetensors\",\"c\":\"s2.safetensors\"}}");
     source_t *source;
     assert_int_equal(source_open(folder, &source), STATUS_OK);
     assert_true(source_is_directory(source) && source_gguf(source) == NULL);

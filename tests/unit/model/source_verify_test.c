@@ -1,5 +1,5 @@
-/* What makes a directory one model: its digest, that its files lie inside, and that a rank's rows are
- * checked against the seal, each byte of a matrix's parts included. */
+/* What makes a directory one model: its digest, that its files lie inside, and that a rank's rows
+ * are checked against the seal, each byte of a matrix's parts included. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -107,7 +107,8 @@ static void seal_finely(const char *folder)
     free(path);
 }
 
-/* Each part of the matrix, changed in its last byte, spoils the rows; a change elsewhere does not. */
+/* Each part of the matrix, changed in its last byte, spoils the rows; a change elsewhere does
+ * not. */
 static void check_parts(const char *model, const char *tensor, const char *const *parts)
 {
     char *folder = copy_model(model);
@@ -255,6 +256,12 @@ static void test_files_that_everybody_reads_are_checked_whole(void **state)
     assert_non_null(strstr(status_text(), "tokenizer.json is not as sealed: it has 2 bytes"));
     copy_file(SHOAL_TEST_DATA "/llama-tied-f32", folder, "tokenizer.json");
     assert_int_equal(verify_files(folder), STATUS_OK);
+    folder_write_text(folder, "merges.txt", ""); /* nothing to map, and right */
+    assert_int_equal(manifest_seal(folder, NULL, ignore, NULL), STATUS_OK);
+    assert_int_equal(verify_files(folder), STATUS_OK);
+    folder_write_text(folder, "merges.txt", "a b");
+    assert_int_equal(verify_files(folder), STATUS_INVALID);
+    folder_write_text(folder, "merges.txt", "");
     folder_write_text(folder, "special_tokens_map.json", "{}");
     assert_int_equal(verify_files(folder), STATUS_INVALID);
     assert_non_null(strstr(status_text(), "it does not seal special_tokens_map.json"));

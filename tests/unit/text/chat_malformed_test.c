@@ -1,5 +1,5 @@
-/* Hostile and broken chat templates, one file each in tests/golden/chat/malformed: every one is refused
- * with the words that stand beside its name there, and leaves no text behind. */
+/* Hostile and broken chat templates, one file each in tests/golden/chat/malformed: every one is
+ * refused with the words that stand beside its name there, and leaves no text behind. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,5 +1,5 @@
-/* Which bytes of a rendering may become special tokens: those that the template wrote, and none that
- * came with the request, whatever filters, methods and formats they went through. */
+/* Which bytes of a rendering may become special tokens: those that the template wrote, and none
+ * that came with the request, whatever filters, methods and formats they went through. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,5 +1,5 @@
-/* `shoal render` as people call it: the recorded rows through the program, a model's own template, and
- * lines that are no conversation, which get an answer each and exit code 1. */
+/* `shoal render` as people call it: the recorded rows through the program, a model's own
+ * template, and lines that are no conversation, which get an answer each and exit code 1. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,8 +59,8 @@ static char *read_file(const char *name)
 static int render(const char *arguments, const char *input, size_t n)
 {
     write_file("in", input, n);
-    char *command = mem_format("cd '%s' && env -u SHOAL_MODEL '%s/shoal' render %s <in >out 2>error",
-                               folder, SHOAL_BIN_DIR, arguments);
+    char *command = mem_format("cd '%s' && env -u SHOAL_MODEL '%s/shoal' render %s "
+                               "<in >out 2>error", folder, SHOAL_BIN_DIR, arguments);
     int code = system(command);
     free(command);
     assert_true(WIFEXITED(code));
@@ -112,7 +112,8 @@ static void test_a_line_that_is_no_conversation_gets_an_error_and_exit_code_1(vo
     static const char input[] = "{\"messages\": []}\n\nnot json\n{\"messages\": 5}\n"
                                 "{\"messages\": [], \"context\": []}\n"
                                 "{\"messages\": [], \"now\": \"yesterday\"}\n"
-                                "{\"messages\": [], \"context\": {\"range\": 1}}\n{\"messages\": []}";
+                                "{\"messages\": [], \"context\": {\"range\": 1}}\n"
+                                "{\"messages\": []}";
     (void)state;
     write_file("tokenizer_config.json", "{\"chat_template\": \"x\"}", 22);
     assert_int_equal(render("--model . --jsonl", input, sizeof input - 1), 1);
@@ -144,13 +145,13 @@ static void test_a_model_brings_its_template_and_tokens(void **state)
     assert_int_equal(render(arguments, row, sizeof row - 1), 0);
     char *output = read_file("out");
     assert_string_equal(output, "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
-                                "trained by Hugging Face<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
-                                "<|im_start|>assistant\n");
+                                "trained by Hugging Face<|im_end|>\n<|im_start|>user\nHi"
+                                "<|im_end|>\n<|im_start|>assistant\n");
     free(output);
     free(arguments);
-    static const char config[] = "{\"bos_token\": \"<s>\", \"chat_template\": [{\"name\": \"default\","
-                                 " \"template\": \"{{ bos_token }}\"}, {\"name\": \"b\","
-                                 " \"template\": \"{{ bos_token }}{{ messages[0].content }}\"}]}";
+    static const char config[] = "{\"bos_token\": \"<s>\", \"chat_template\": "
+                                 "[{\"name\": \"default\", \"template\": \"{{ bos_token }}\"}, "
+                                 "{\"name\": \"b\", \"template\": \"{{ bos_token }}{{ messages[0].content }}\"}]}";
     write_file("tokenizer_config.json", config, sizeof config - 1);
     assert_int_equal(render("--model . --template-name b", row, sizeof row - 1), 0);
     output = read_file("out");

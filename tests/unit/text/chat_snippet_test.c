@@ -1,5 +1,6 @@
-/* The language of chat templates, row by row: small templates whose text, or failure, was recorded from
- * jinja2 as transformers configures it (chat_oracle.py --record). Every row that differs is shown. */
+/* The language of chat templates, row by row: small templates whose text, or failure, was
+ * recorded from jinja2 as transformers configures it (chat_oracle.py --record). Every row that
+ * differs is shown. */
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>

@@ -1,5 +1,5 @@
-"""Tokenizers for the differential test: those of published models, built from package files, and small
-ones trained on the spot so that every step that shoal knows is met by Hugging Face's own."""
+"""Tokenizers for the differential test: those of published models, built from package files, and small ones trained
+on the spot so that every step that shoal knows is met by Hugging Face's own."""
 import base64
 import json
 import os
@@ -11,11 +11,12 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 GOLDEN = os.path.normpath(os.path.join(HERE, "../../golden/tokenizers"))
-WORDS = ("the of and to in is you that it he was for on are as with his they at be this have from or one had by word but not "
-         "what all were we when your can said there use an each which she do how their if will up other about out many then them "
-         "naïve café Straße größer Übung Ελλάδα λόγος Москва привет мир שלום سلام 東京 日本語 中文字 漢字 한국어 안녕 नमस्ते ไทย "
-         "tokenizer tokenization detokenize 2024 3.14159 1,000,000 don't we'll I'm they've x=y+z; foo_bar() <html> {json} \"q\" "
-         "ﬁne ﬂow ½ ² Ⅷ ㎏ １２３ ＡＢＣ ｶﾞ ﷺ Å Å é é 😀 👩‍👩‍👧 🇩🇪").split()
+WORDS = ('the of and to in is you that it he was for on are as with his they at be this have from or one had '
+         'by word but not what all were we when your can said there use an each which she do how their if will '
+         'up other about out many then them naïve café Straße größer Übung Ελλάδα λόγος Москва привет мир שלום '
+         "سلام 東京 日本語 中文字 漢字 한국어 안녕 नमस्ते ไทย tokenizer tokenization detokenize 2024 3.14159 1,000,000 don't "
+         'we\'ll I\'m they\'ve x=y+z; foo_bar() <html> {json} "q" '
+         'ﬁne ﬂow ½ ² Ⅷ ㎏ １２３ ＡＢＣ ｶﾞ ﷺ Å Å é é 😀 👩\u200d👩\u200d👧 🇩🇪 ').split()
 
 
 def corpus():
@@ -26,18 +27,21 @@ def corpus():
 
 def trained(directory):
     """Writes the small tokenizers; returns their names."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors,
+                            trainers)
     n, p, d = normalizers, pre_tokenizers, decoders
     lines = corpus()
     alphabet = p.ByteLevel.alphabet()
     bytes_256 = [f"<0x{b:02X}>" for b in range(256)]
-    gpt4o = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-             r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    tail = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    gpt4o = (rf"[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+{tail}[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*{tail}"
              r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
     added = [AddedToken("<left>", lstrip=True, special=True), AddedToken("<right>", rstrip=True),
              AddedToken("<both>", lstrip=True, rstrip=True, normalized=False), AddedToken("word", single_word=True),
-             AddedToken("Café", normalized=True), AddedToken("<raw>", normalized=False), AddedToken("<|x|>", special=True),
-             AddedToken("<|x|><|y|>", special=True), AddedToken("ab", single_word=True, lstrip=True, rstrip=True)]
+             AddedToken("Café", normalized=True), AddedToken("<raw>", normalized=False),
+             AddedToken("<|x|>", special=True), AddedToken("<|x|><|y|>", special=True),
+             AddedToken("ab", single_word=True, lstrip=True, rstrip=True)]
 
     def bpe(trainer_args, **model):
         tokenizer = Tokenizer(models.BPE(**model))
@@ -61,20 +65,26 @@ def trained(directory):
     spm_decoder = d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), d.Strip(" ", 1, 0)])
     # Byte-level, in the forms that differ.
     t, tr = bpe({"initial_alphabet": alphabet, "special_tokens": ["<s>", "</s>"]})
-    t.pre_tokenizer = p.Sequence([p.Split(Regex(gpt4o), "isolated"), p.ByteLevel(add_prefix_space=False, use_regex=False)])
+    t.pre_tokenizer = p.Sequence([p.Split(Regex(gpt4o), "isolated"),
+                                  p.ByteLevel(add_prefix_space=False, use_regex=False)])
     t.normalizer = n.NFC()
     finish("bytes-gpt4o", t, tr, d.ByteLevel())
     t, tr = bpe({"initial_alphabet": alphabet})
     t.normalizer = n.Sequence([n.NFD(), n.StripAccents(), n.Strip()])
-    t.pre_tokenizer = p.Sequence([p.Digits(False), p.Punctuation("merged_with_previous"), p.ByteLevel(add_prefix_space=True)])
-    finish("bytes-prefix", t, tr, d.Sequence([d.ByteLevel()]), post_processor=processors.RobertaProcessing(("<|x|>", 1), ("<|x|>", 1)))
+    t.pre_tokenizer = p.Sequence([p.Digits(False), p.Punctuation("merged_with_previous"),
+                                  p.ByteLevel(add_prefix_space=True)])
+    finish("bytes-prefix", t, tr, d.Sequence([d.ByteLevel()]),
+           post_processor=processors.RobertaProcessing(("<|x|>", 1), ("<|x|>", 1)))
     t, tr = bpe({"initial_alphabet": alphabet}, ignore_merges=True)
     t.normalizer = n.NFKC()
-    t.pre_tokenizer = p.Sequence([p.Split(Regex(r"[一-龥぀-ゟ゠-ヿ]+"), "isolated"), p.Split(Regex(r"\p{N}{1,3}"), "merged_with_next"),
-                                  p.Split(Regex(r"\w+|[^\w\s]+"), "contiguous", True), p.ByteLevel(add_prefix_space=False)])
+    t.pre_tokenizer = p.Sequence([p.Split(Regex(r"[一-龥぀-ゟ゠-ヿ]+"), "isolated"),
+                                  p.Split(Regex(r"\p{N}{1,3}"), "merged_with_next"),
+                                  p.Split(Regex(r"\w+|[^\w\s]+"), "contiguous", True),
+                                  p.ByteLevel(add_prefix_space=False)])
     finish("bytes-mixed", t, tr, d.ByteLevel())
     # SentencePiece-like.
-    t, tr = bpe({"special_tokens": ["<unk>", "<s>", *bytes_256], "limit_alphabet": 120}, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    t, tr = bpe({"special_tokens": ["<unk>", "<s>", *bytes_256], "limit_alphabet": 120}, unk_token="<unk>",
+                byte_fallback=True, fuse_unk=True)
     t.normalizer = n.Sequence([n.Prepend("▁"), n.Replace(" ", "▁")])
     finish("spm-legacy", t, tr, spm_decoder)
     t, tr = bpe({"special_tokens": ["<unk>", *bytes_256], "limit_alphabet": 120}, unk_token="<unk>", byte_fallback=True)
@@ -87,35 +97,36 @@ def trained(directory):
     t, tr = bpe({"special_tokens": ["<unk>"], "limit_alphabet": 90}, unk_token="<unk>")
     t.pre_tokenizer = p.Sequence([p.WhitespaceSplit(), p.Punctuation(), p.Digits(True)])
     finish("bpe-unknown", t, tr, None)
-    t, tr = bpe({"special_tokens": ["<unk>"], "continuing_subword_prefix": "##", "end_of_word_suffix": "</w>"}, unk_token="<unk>",
-                continuing_subword_prefix="##", end_of_word_suffix="</w>")
+    affixes = {"continuing_subword_prefix": "##", "end_of_word_suffix": "</w>"}
+    t, tr = bpe({"special_tokens": ["<unk>"], **affixes}, unk_token="<unk>", **affixes)
     t.pre_tokenizer = p.Whitespace()
     finish("bpe-affixes", t, tr, None)
     # Unigram and WordPiece.
-    t, tr = Tokenizer(models.Unigram()), trainers.UnigramTrainer(vocab_size=700, special_tokens=["<unk>", "<s>"], unk_token="<unk>",
-                                                                 show_progress=False)
+    t = Tokenizer(models.Unigram())
+    tr = trainers.UnigramTrainer(vocab_size=700, special_tokens=["<unk>", "<s>"], unk_token="<unk>",
+                                 show_progress=False)
     t.normalizer = n.Sequence([n.Nmt(), n.NFKC(), n.Replace(Regex(" {2,}"), " ")])
     t.pre_tokenizer = p.Metaspace(prepend_scheme="first")
     finish("unigram", t, tr, d.Metaspace(prepend_scheme="first"),
            post_processor=processors.TemplateProcessing(single="<s> $A <s>", special_tokens=[("<s>", 1)]))
-    t, tr = Tokenizer(models.WordPiece(unk_token="[UNK]")), trainers.WordPieceTrainer(vocab_size=800, special_tokens=["[UNK]"],
-                                                                                      show_progress=False)
+    t = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tr = trainers.WordPieceTrainer(vocab_size=800, special_tokens=["[UNK]"], show_progress=False)
     t.normalizer, t.pre_tokenizer = n.BertNormalizer(), p.BertPreTokenizer()
     finish("wordpiece", t, tr, d.WordPiece())
     return made
 
 
 def sentencepiece_unigram(directory):
-    """A unigram with a precompiled character map, trained by SentencePiece itself: tokenizer.json and GGUF of it."""
+    """A unigram with a precompiled character map, trained by SentencePiece itself: tokenizer.json of it."""
     import sentencepiece
     path = os.path.join(directory, "unigram-spm")
     os.makedirs(path, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as text:
         text.write("\n".join(corpus()))
         text.flush()
-        sentencepiece.SentencePieceTrainer.train(input=text.name, model_prefix=os.path.join(path, "spm"), vocab_size=460,
-                                                 model_type="unigram", byte_fallback=True, minloglevel=2, num_threads=1, hard_vocab_limit=False,
-                                                 character_coverage=0.98)
+        sentencepiece.SentencePieceTrainer.train(
+            input=text.name, model_prefix=os.path.join(path, "spm"), vocab_size=460, model_type="unigram",
+            byte_fallback=True, minloglevel=2, num_threads=1, hard_vocab_limit=False, character_coverage=0.98)
     with open(os.path.join(path, "spm.model"), "rb") as file:
         charsmap = precompiled_charsmap(file.read())
     model = sentencepiece.SentencePieceProcessor(model_file=os.path.join(path, "spm.model"))
@@ -124,15 +135,15 @@ def sentencepiece_unigram(directory):
     special = [i for i in range(size) if model.is_control(i) or model.is_unknown(i)]
     document = {
         "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [{"id": i, "content": vocabulary[i][0], "single_word": False, "lstrip": False, "rstrip": False,
-                          "normalized": False, "special": True} for i in special],
+        "added_tokens": [{"id": i, "content": vocabulary[i][0], "single_word": False, "lstrip": False,
+                          "rstrip": False, "normalized": False, "special": True} for i in special],
         "normalizer": {"type": "Sequence", "normalizers": [
             {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()},
             {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}]},
         "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
         "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"},
-                                                     {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}]},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "ByteFallback"}, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}]},
         "model": {"type": "Unigram", "unk_id": model.unk_id(), "vocab": vocabulary, "byte_fallback": True}}
     with open(os.path.join(path, "tokenizer.json"), "w", encoding="utf-8") as file:
         json.dump(document, file)
@@ -182,7 +193,10 @@ def gguf_text(text):
 
 
 def gguf_array(kind, values):
-    body = b"".join(gguf_text(v) for v in values) if kind == 8 else struct.pack(f"<{len(values)}{'if'[kind == 6]}", *values)
+    if kind == 8:
+        body = b"".join(gguf_text(v) for v in values)
+    else:
+        body = struct.pack(f"<{len(values)}{'if'[kind == 6]}", *values)
     return struct.pack("<IQ", kind, len(values)) + body
 
 
@@ -224,10 +238,11 @@ def gguf_of_sentencepiece(model_path, path, name, charsmap=None, prefix=True):
     ids = range(model.vocab_size())
     kinds = [2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i) else 1 for i in ids]
     keys = {
-        "tokenizer.ggml.model": (8, name), "tokenizer.ggml.tokens": (9, (8, [model.id_to_piece(i) for i in ids])),
-        "tokenizer.ggml.scores": (9, (6, [model.get_score(i) for i in ids])), "tokenizer.ggml.token_type": (9, (5, kinds)),
-        "tokenizer.ggml.unknown_token_id": (4, model.unk_id()), "tokenizer.ggml.bos_token_id": (4, model.bos_id()),
-        "tokenizer.ggml.eos_token_id": (4, model.eos_id()), "tokenizer.ggml.add_space_prefix": (7, prefix)}
+        "tokenizer.ggml.model": (8, name), "tokenizer.ggml.add_space_prefix": (7, prefix),
+        "tokenizer.ggml.tokens": (9, (8, [model.id_to_piece(i) for i in ids])),
+        "tokenizer.ggml.scores": (9, (6, [model.get_score(i) for i in ids])),
+        "tokenizer.ggml.token_type": (9, (5, kinds)), "tokenizer.ggml.unknown_token_id": (4, model.unk_id()),
+        "tokenizer.ggml.bos_token_id": (4, model.bos_id()), "tokenizer.ggml.eos_token_id": (4, model.eos_id())}
     if charsmap is not None:
         keys["tokenizer.ggml.precompiled_charsmap"] = (9, (5, list(charsmap)))
         keys["tokenizer.ggml.remove_extra_whitespaces"] = (7, True)
@@ -236,7 +251,7 @@ def gguf_of_sentencepiece(model_path, path, name, charsmap=None, prefix=True):
 
 def published(directory):
     """deepseek-v4, qwen2 and mistral-v1-spm from their packages' files, smollm2 from the tree."""
-    if not all(os.path.exists(os.path.join(directory, name, "tokenizer.json")) for name in ("deepseek-v4", "qwen2", "mistral-v1-spm")):
+    built = {name: os.path.join(directory, name) for name in ("deepseek-v4", "qwen2", "mistral-v1-spm")}
+    if not all(os.path.exists(os.path.join(path, "tokenizer.json")) for path in built.values()):
         subprocess.run([sys.executable, os.path.join(GOLDEN, "tools/get_tokenizers.py"), directory], check=True)
-    return {"smollm2": os.path.join(GOLDEN, "smollm2"), **{name: os.path.join(directory, name)
-                                                          for name in ("deepseek-v4", "qwen2", "mistral-v1-spm")}}
+    return {"smollm2": os.path.join(GOLDEN, "smollm2"), **built}

