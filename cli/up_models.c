@@ -36,6 +36,12 @@ static bool is_same_file(const char *a, const char *b)
            one.st_ino == other.st_ino;
 }
 
+static bool could_be_model(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0 && (S_ISREG(info.st_mode) || model_files_are_in(path));
+}
+
 /* A link under the model's own name, or with a number when another model has that name already. */
 static status_t put_link(const char *folder, const char *path)
 {
@@ -65,8 +71,9 @@ status_t up_offer_model(const cluster_options_t *where, const char *path, char *
 {
     char *folder = local_folder(where), *real = folder ? realpath(path, NULL) : NULL;
     status_t status = STATUS_OK;
-    /* A path that is not here is the coordinator's to refuse: it may know it by another name. */
-    if (real)
+    /* What is not here, or no model, is the coordinator's to refuse: it may know it by another
+     * name. */
+    if (real && could_be_model(real))
         status = put_link(folder, real);
     if (status == STATUS_OK)
         *own_path_out = mem_strdup(real ? real : path);

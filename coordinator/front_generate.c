@@ -243,8 +243,7 @@ static status_t prepare_request(generate_t *g)
     TRY(check_generate(m));
     TRY(request_from_generate(m, &g->request));
     TRY(models_encode(g->entry, &g->request, &g->ids));
-    TRY(request_fit(&g->request, g->ids.n, tokenizer_n_tokens(g->entry->tokenizer),
-                    g->context_max));
+    TRY(request_fit(&g->request, g->ids.n, g->entry->sizes.config.vocab, g->context_max));
     if (!g->request.has_seed) {
         g->request.sampling.has_seed_case = SHOAL__V1__SAMPLING__HAS_SEED_SEED;
         g->request.sampling.seed = shell_random_seed();

@@ -219,6 +219,7 @@ static status_t open_texts(const model_t *model, model_entry_t *entry)
         TRY(tokenizer_from_gguf(gguf, &entry->tokenizer));
     else
         TRY(tokenizer_open_directory(model_path(model), &entry->tokenizer));
+    tokenizer_widen(entry->tokenizer, model_config(model)->vocab);
     status_t status = gguf ? chat_template_from_gguf(gguf, &entry->chat)
                            : chat_template_from_folder(model_path(model), NULL, &entry->chat);
     /* Without one `messages` is refused, and raw prompts still run. */

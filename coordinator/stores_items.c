@@ -152,8 +152,7 @@ static status_t prepare_request(claim_t *claim, prepared_t *p, const char **code
     bool asked = sampling->has_max_tokens_case != SHOAL__V1__SAMPLING__HAS_MAX_TOKENS__NOT_SET;
     if (p->ids.n + (asked ? sampling->max_tokens : 1) > claim->context_max)
         *code_out = "too_long";
-    TRY(request_fit(&p->request, p->ids.n, tokenizer_n_tokens(claim->entry->tokenizer),
-                    claim->context_max));
+    TRY(request_fit(&p->request, p->ids.n, claim->entry->sizes.config.vocab, claim->context_max));
     if (!p->request.has_seed) {
         sampling->has_seed_case = SHOAL__V1__SAMPLING__HAS_SEED_SEED;
         sampling->seed = p->item.seed;

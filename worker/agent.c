@@ -403,6 +403,7 @@ static status_t prepare(agent_t *agent)
         return fail(STATUS_INTERNAL, "cannot make a signalfd: %m");
     signal(SIGPIPE, SIG_IGN);
     agent_config_t config = {.cores = agent->host.cores,
+                             .pack_cache_bytes = (uint64_t)options->pack_cache,
                              .step_timeout_ms = (uint32_t)options->step_timeout_ms,
                              .incarnation_begun = agent->incarnation_begun,
                              .epoch_begun = agent->epoch_begun};

@@ -56,6 +56,7 @@ typedef struct {
     char host[FABRIC_HOST_BYTES_MAX];
     char address[64];
     char data_dir[512];
+    uint64_t pack_cache_bytes;
     uint32_t cores;
     uint32_t step_timeout_ms;
     /* Epochs up to this one were begun by an earlier process of this agent, whose ranks are

@@ -23,6 +23,7 @@ static void fill_start(const agent_core_t *core, const agent_plan_t *plan, uint3
     snprintf(out->host, sizeof out->host, "%s", config->host);
     snprintf(out->address, sizeof out->address, "%s", config->address);
     snprintf(out->data_dir, sizeof out->data_dir, "%s", config->data_dir);
+    out->pack_cache_bytes = config->pack_cache_bytes;
     out->rank = rank;
     out->n_ranks = plan->n_ranks;
     out->tp = plan->tp;

@@ -23,6 +23,9 @@ status_t agent_options_read(agent_options_t *to, int argc, char **argv, bool *he
          "cores to offer; 0: all that this process may use", 0, 4096, NULL},
         {"memory", OPTION_INTEGER, &to->memory, "0", "BYTES",
          "memory to offer; 0: 80 % of the machine's or the cgroup's", 0, 1e18, NULL},
+        {"pack-cache", OPTION_INTEGER, &to->pack_cache, "64000000000", "BYTES",
+         "disk under --data for packed weights, which make the next start of a large model fast; "
+         "0: none", 0, 1e18, NULL},
         {"step-timeout", OPTION_DURATION_MS, &to->step_timeout_ms, "30s", "TIME",
          "a rank that waits longer for another gives its epoch up", 1, 3600000, NULL},
         {"store-wait", OPTION_DURATION_MS, &to->store_wait_ms, "30s", "TIME",

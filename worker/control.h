@@ -59,6 +59,7 @@ typedef struct {
     uint64_t kv_tokens_max;     /* 0: what fits into memory_bytes */
     uint64_t prefill_tokens_max;/* 0: the default */
     uint64_t memory_bytes;      /* what this rank may use; 0: no limit given */
+    uint64_t pack_cache_bytes;  /* that packed weights may take under data_dir; 0: none are kept */
     uint8_t spans_hosts;        /* some rank is on another host: an endpoint is opened */
     uint8_t serve;              /* rank 0 offers the Engine service (false in offline mode) */
     uint8_t prefix_cache_off;   /* offline mode only: no prefix reuse */

@@ -20,6 +20,8 @@ typedef struct {
     int64_t tp, stages, threads; /* threads 0: the cores shared out among the ranks */
     const char *activations;     /* "native" | "f32" */
     const char *quantize;        /* as model_open_quantized; "" is as stored */
+    const char *pack_cache;      /* directory for packed weights; NULL: they are not kept */
+    int64_t pack_cache_bytes;    /* that they may take there */
     int64_t batch, chunk;
     bool no_prefix_cache, late_queue;
     uint32_t context_max;

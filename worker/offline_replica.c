@@ -138,6 +138,10 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
     copy_text(start->model_digest, sizeof start->model_digest, digest);
     copy_text(start->activations, sizeof start->activations, replica->activations);
     copy_text(start->quantize, sizeof start->quantize, replica->quantize);
+    if (replica->pack_cache) {
+        copy_text(start->data_dir, sizeof start->data_dir, replica->pack_cache);
+        start->pack_cache_bytes = (uint64_t)replica->pack_cache_bytes;
+    }
     copy_text(start->host, sizeof start->host, "local");
     copy_text(start->address, sizeof start->address, "127.0.0.1");
     start->rank = rank;
@@ -174,6 +178,8 @@ static void own_config(const offline_replica_t *replica, const rank_start_t *sta
         .model_path = start->model_path,
         .quantize = start->quantize,
         .model_digest = start->model_digest,
+        .cache_dir = replica->pack_cache,
+        .pack_cache_bytes = start->pack_cache_bytes,
         .tp = start->tp,
         .stages = start->stages,
         .layer_first = start->layer_first,
@@ -255,7 +261,7 @@ status_t offline_run(const offline_replica_t *replica, const offline_work_t *wor
         return fail(STATUS_INVALID, "--activations is \"%s\"; it must be native or f32",
                     replica->activations);
     TRY(plan_layers(replica, layers));
-    TRY(model_digest(replica->model_path, NULL, digest));
+    TRY(model_digest(replica->model_path, replica->pack_cache, digest));
     uint32_t n = (uint32_t)(replica->tp * replica->stages);
     rank_start_t *starts = MEM_NEW_ARRAY(rank_start_t, n);
     for (uint32_t i = 0; i < n; i++)

@@ -25,6 +25,8 @@
 #include "worker/step_page.h"
 
 #define EXIT_PARENT_GONE 90
+/* Less is packed in well under a second, and is not worth the disk. */
+#define PACK_CACHE_SERVING_MIN ((uint64_t)256 << 20)
 /* The leader has this long to hand out what its streams are owed when an epoch ends. */
 #define SERVICE_GRACE_MS 1000u
 /* A rank that is told to stop and does not come to an end by itself leaves after this. */
@@ -349,6 +351,8 @@ static status_t open_rank(child_t *child, rank_t **own_out)
         .quantize = start->quantize,
         .model_digest = start->model_digest[0] ? start->model_digest : NULL,
         .cache_dir = start->data_dir[0] ? start->data_dir : NULL,
+        .pack_cache_bytes = start->pack_cache_bytes,
+        .pack_cache_bytes_min = start->serve ? PACK_CACHE_SERVING_MIN : 0,
         .rank = start->rank,
         .stage = start->stage,
         .slice = start->slice,

@@ -78,7 +78,7 @@ static status_t read_device(const json_t *device, const char *where, hosts_devic
     TRY(read_gib(device, where, "memory_gib", 1e-3, &out->memory_bytes));
     TRY(read_gib(device, where, "reserve_gib", 0, &out->reserve_bytes));
     TRY(read_scaled(device, where, "bandwidth_gb_s", 1e-3, 1e6, GIGA, &out->memory_bytes_s));
-    TRY(read_scaled(device, where, "link_gb_s", 1e-3, 1e6, GIGA, &out->link_bytes_s));
+    TRY(read_scaled(device, where, "link_gb_s", 1e-6, 1e6, GIGA, &out->link_bytes_s));
     TRY(read_scaled(device, where, "link_us", 0, 1e6, 1e-6, &out->link_s));
     TRY(read_tflops(device, where, out));
     bool rated = out->flops_s[HOSTS_F32] > 0 || out->flops_s[HOSTS_BF16] > 0;
@@ -138,7 +138,7 @@ static status_t add_hosts(const json_t *object, const char *where, hosts_file_t 
         *host = (hosts_host_t){.device_first = out->n_devices, .link_s = 10e-6};
         snprintf(host->name, sizeof host->name, count > 1 ? "%.40s-%llu" : "%.40s", name,
                  (unsigned long long)i);
-        TRY(read_scaled(object, where, "link_gb_s", 1e-3, 1e6, GIGA, &host->link_bytes_s));
+        TRY(read_scaled(object, where, "link_gb_s", 1e-6, 1e6, GIGA, &host->link_bytes_s));
         TRY(read_scaled(object, where, "link_us", 0, 1e6, 1e-6, &host->link_s));
         TRY(add_devices(devices, where, out));
         out->n_hosts++;

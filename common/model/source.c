@@ -112,6 +112,7 @@ status_t source_open(const char *path, source_t **own_out)
     source_t *source = MEM_NEW(source_t);
     source->path = mem_strdup(path);
     source->is_directory = S_ISDIR(info.st_mode);
+    source->is_mapped = true;
     status_t status = source->is_directory ? source_open_directory(source)
                                            : gguf_open(path, &source->gguf);
     return finish(source, status, own_out);

@@ -91,6 +91,14 @@ const source_tensor_t *source_tensor(const source_t *source, const char *name);
 status_t source_read_rows(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
                           uint8_t *out) MUST_USE;
 
+/* Rows will soon be read, so their pages may be fetched; or they will not be needed soon, and their
+ * pages need not stay in this process (they come back when they are touched: nobody who still reads
+ * them can notice but by the time). Nothing happens to bytes in a caller's memory. Any thread. */
+void source_want_rows(const source_t *source, const source_tensor_t *tensor, uint64_t row_first,
+                      uint64_t n_rows);
+void source_forget_rows(const source_t *source, const source_tensor_t *tensor, uint64_t row_first,
+                        uint64_t n_rows);
+
 /* --- the seal --- */
 
 /* Before a rank serves, it checks what it maps against the model's seal (manifest_open of

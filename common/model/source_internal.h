@@ -17,6 +17,7 @@ typedef struct {
 struct source {
     char *path;
     bool is_directory;
+    bool is_mapped; /* from files, not from a caller's memory */
     uint64_t bytes;
     gguf_t *gguf;
     json_t *config, *generation_config;

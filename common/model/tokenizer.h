@@ -102,6 +102,9 @@ status_t tokenizer_from_json(const char *name, const tokenizer_text_t *tokenizer
 status_t tokenizer_open_directory(const char *path, tokenizer_t **own_out) MUST_USE;
 /* A directory as above, the tokenizer.json itself, or a GGUF file. */
 status_t tokenizer_open(const char *path, tokenizer_t **own_out) MUST_USE;
+/* Before it is shared: makes ids below n_tokens that no token has stand for nothing, as Hugging Face
+ * decodes them. Models pad their vocabulary, and an id of the padding can be drawn. */
+void tokenizer_widen(tokenizer_t *tokenizer, uint32_t n_tokens);
 void tokenizer_release(tokenizer_t *take_tokenizer);
 
 uint32_t tokenizer_n_tokens(const tokenizer_t *tokenizer);

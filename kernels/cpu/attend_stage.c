@@ -1,25 +1,15 @@
 /* Tiles of keys and values that do not lie in the cache as the fast kernels read them: entries that
  * a list selects, caches with rows, and values that are the beginnings of keys. They are brought
  * into the ordinary layout of four pages first; values are copied as they are, so no bit changes.
- */
+ *
+ * Slots behind the last entry keep what an earlier tile left there. Like everything in a cache that
+ * is finite, and p = +0 multiplies it. */
 #include "kernels/cpu/pages.h"
 
 static const uint8_t *page_of(const kpass_t *pass, uint32_t entry)
 {
     uint32_t block = pass->blocks[entry_block(pass->pages, entry)];
     return pass->base + block * pass->block_stride;
-}
-
-/* V pages in scratch have no K before them, and the same strides as stored ones. */
-static void clear_slots(const kpages_t *pages, uint32_t first, uint8_t *v_out)
-{
-    size_t page_bytes = (size_t)pages->dim16 * KKV_BLOCK_TOKENS * key_bytes(pages);
-    uint32_t end = (first + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS * KKV_BLOCK_TOKENS;
-    for (uint32_t i = first; i < end; i++)
-        for (uint32_t d = 0; d < pages->dim16; d++)
-            memset(v_out + i / KKV_BLOCK_TOKENS * page_bytes +
-                       value_at(pages, i % KKV_BLOCK_TOKENS, d),
-                   0, key_bytes(pages));
 }
 
 static void gather_bf16(const kpages_t *pages, const uint8_t *page, uint32_t slot, uint32_t to,
@@ -59,7 +49,6 @@ void stage_gather(const kpass_t *pass, uint32_t tile, uint32_t n, uint8_t *k_out
             pages, page_of(pass, entry), slot, i % KKV_BLOCK_TOKENS, k_out + b * k_bytes,
             v_out + b * v_bytes);
     }
-    clear_slots(pages, n, v_out);
 }
 
 /* Two tokens' dimension pairs (a b) (c d) become (a c) (b d): 64 bits at a time. */

@@ -290,8 +290,8 @@ bool weight_quantize(const klevel_t *level, const kweight_t *weight, const float
 /* weight_image.c */
 const char *weight_layout(const kdevice_t *device);
 const void *weight_image(const kweight_t *weight);
-status_t weight_open_image(kdevice_t *device, const kweight_spec_t *spec, const void *image,
-                           size_t bytes, kimage_fn check, void *arg, kweight_t **own_out);
+status_t weight_open_image(kdevice_t *device, const kweight_spec_t *spec, size_t bytes,
+                           kimage_fn fill, void *arg, kweight_t **own_out);
 
 /* codes.c: one segment's worth of a quantized row as integers: value i is
  * (q[i] - FORM_ZERO) * d + m, m only where the form has minimums. */
@@ -333,7 +333,7 @@ bool kv_put(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head
 const uint8_t *kv_page(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head);
 
 /* attend_stage.c: writes entries [tile, tile + n) of a pass as four K pages and four V pages, n up
- * to KEYS_TILE; V slots behind them are 0. */
+ * to KEYS_TILE; what lies behind them in the last page stays. */
 void stage_gather(const kpass_t *pass, uint32_t tile, uint32_t n, uint8_t *k_out, uint8_t *v_out);
 /* The same of V alone, from keys that lie in lanes. */
 void stage_values(const kpass_t *pass, uint32_t tile, uint32_t n, uint8_t *v_out);

@@ -95,20 +95,101 @@ class Families(unittest.TestCase):
                 out = os.path.join(self.cluster.dir, "killed.jsonl")
                 self.cluster.arm(SLOWLY)
                 job = self.cluster.start("submit", self.write_job(prompts), "--model", family, "--out", out)
-                rank = [rank for rank in self.cluster.ranks() if rank["rank"] == victim][0]
-                wait_for(lambda: self.produced(family) >= 12, 30, "some tokens")
+                wait_for(lambda: self.replica(family)["tokens_produced"] >= 12, 30, "some tokens")
+                rank = self.replica(family)["ranks"][victim]
                 self.cluster.kill(rank["pid"])
                 wait_for(lambda: not alive(rank["pid"]), 10, "its death")
                 self.assertIsNone(job.poll(), "the job was over before the rank died")
                 self.cluster.arm("")
                 job.communicate(timeout=60)
                 self.assertEqual([r["ids"] for r in self.results(out)], [greedy for _, greedy in prompts])
-                pids = [rank["pid"] for rank in self.cluster.ranks()]
-                self.assertNotIn(rank["pid"], pids)
+                self.assertNotIn(rank["pid"], [rank["pid"] for rank in self.replica(family)["ranks"]])
                 self.cluster.shoal("undeploy", family)
 
-    def produced(self, deployment):
-        return sum(r["tokens"] for r in self.cluster.replicas() if r["replica"].startswith(deployment + "/"))
+    def replica(self, deployment):
+        return [one for one in self.cluster.replicas() if one["replica"] == deployment + "/0"][0]
+
+    def test_a_sealed_model_that_was_changed_is_not_served_and_the_deployment_says_why(self):
+        model = copy_model("llama-tied-f32", os.path.join(self.cluster.dir, "sealed"))
+        self.cluster.shoal("seal", model)
+        self.deploy("sealed", model)
+        self.cluster.shoal("undeploy", "sealed")
+        weights = os.path.join(model, "model.safetensors")
+        with open(weights, "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)[0]
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last ^ 1]))
+        self.cluster.arm("")
+        done = self.cluster.shoal("deploy", "sealed", "--model", model, *SHAPE, "--wait", "--timeout", "6s", check=False)
+        self.addCleanup(self.cluster.shoal, "undeploy", "sealed", check=False)
+        self.assertEqual(done.returncode, 7, done.stderr)
+        self.assertIn("model.safetensors", done.stderr)
+        shown = [d for d in self.cluster.json("status")["deployments"] if d["name"] == "sealed"][0]
+        self.assertIn("model.safetensors", shown["message"])
+        self.assertIn("rank", shown["message"])
+
+    def test_a_quantized_deployment_is_another_text_and_the_stored_one_comes_back(self):
+        prompts = [(ids, greedy * 2) for ids, greedy in recorded("qwen2-f16")]
+        seen = {}
+        for quantize in ("", "q8", "q4", "fp8", ""):
+            self.deploy("quantized", model_of("qwen2-f16"), "--quantize", quantize)
+            results = self.answers("quantized", prompts)
+            seen.setdefault(results[0]["text_identity"], []).append([r["ids"] for r in results])
+        self.assertEqual(len(seen), 4)
+        stored = [texts for texts in seen.values() if len(texts) == 2][0]
+        self.assertEqual(stored[0], stored[1])
+        self.assertEqual([ids[:32] for ids in stored[0]], [greedy[:32] for _, greedy in prompts])
+        for one in seen.values():
+            self.assertEqual(len(one[0]), len(prompts))
+        self.assertNotIn(stored[0], [one[0] for one in seen.values() if one is not stored])
+        shown = [d for d in self.cluster.json("status")["deployments"] if d["name"] == "quantized"][0]
+        self.assertEqual(shown["quantize"], "")
+
+    def test_a_directory_that_is_put_there_is_offered_when_it_is_whole(self):
+        folder = os.path.join(self.cluster.dir, "models", "coming")
+        whole = copy_model("mixtral", os.path.join(self.cluster.dir, "whole"))
+        weights = os.path.join(whole, "model.safetensors")
+        size = os.path.getsize(weights)
+        shutil.copytree(whole, folder)
+        os.truncate(os.path.join(folder, "model.safetensors"), size // 2)
+
+        def offered():
+            return "coming" in self.cluster.json("hosts")[0]["models"]
+        # The agent has looked and found it wanting when a model that came later is there.
+        copy_model("qwen2-moe", os.path.join(self.cluster.dir, "models", "later"))
+        wait_for(lambda: "later" in self.cluster.json("hosts")[0]["models"], 20, "the later one")
+        self.assertFalse(offered())
+        os.rename(weights, os.path.join(folder, "model.safetensors"))
+        wait_for(offered, 20, "the whole one")
+        shutil.rmtree(folder)
+        wait_for(lambda: not offered(), 20, "it to be offered no more")
+
+    def test_what_is_no_model_is_refused_by_name(self):
+        empty = os.path.join(self.cluster.dir, "nothing")
+        os.makedirs(empty, exist_ok=True)
+        other = copy_model("qwen3-moe", os.path.join(self.cluster.dir, "other"))
+        with open(os.path.join(other, "config.json"), encoding="utf-8") as file:
+            config = json.load(file)
+        config["model_type"] = "bert"
+        with open(os.path.join(other, "config.json"), "w", encoding="utf-8") as file:
+            json.dump(config, file)
+        bare = copy_model("qwen3-moe", os.path.join(self.cluster.dir, "bare"))
+        os.unlink(os.path.join(bare, "model.safetensors"))
+        mute = copy_model("qwen3-moe", os.path.join(self.cluster.dir, "mute"))
+        os.unlink(os.path.join(mute, "tokenizer.json"))
+        for path, code, words in ((empty, 2, "config.json"), (bare, 2, "neither model.safetensors nor"),
+                                  (other, 4, '"bert" is not supported'), (mute, 3, "tokenizer.json"),
+                                  (os.path.join(self.cluster.dir, "nope"), 3, "nope")):
+            done = self.cluster.shoal("deploy", "wrong", "--model", path, check=False)
+            self.assertEqual(done.returncode, code, done.stderr)
+            self.assertIn(words, done.stderr)
+        done = self.cluster.shoal("deploy", "wrong", "--model", model_of("gguf-llama-q4_0"), "--quantize", "q8", check=False)
+        self.assertEqual(done.returncode, 4, done.stderr)
+        self.assertIn("Q4_0", done.stderr)
+        done = self.cluster.shoal("deploy", "wrong", "--model", model_of("qwen3-moe"), "--quantize", "q5", check=False)
+        self.assertEqual((done.returncode, "q8, q4 and fp8" in done.stderr), (2, True), done.stderr)
+        self.assertNotIn("wrong", [d["name"] for d in self.cluster.json("status")["deployments"]])
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class Cluster:
 
     def shoal(self, *args, check=True, timeout=120, env=None, cwd=None):
         command = [os.path.join(BIN, "shoal"), *map(str, args)]
-        if args[0] not in ("version", "eval", "bench", "tokenize", "detokenize"):
+        if args[0] not in ("version", "eval", "bench", "tokenize", "detokenize", "seal", "verify"):
             command += ["--data", self.dir]
         done = subprocess.run(command, env=env or self.env, cwd=cwd, capture_output=True, text=True, timeout=timeout)
         if check and done.returncode != 0:

@@ -171,6 +171,7 @@ static void write_failure(sim_t *sim, void *argument)
 {
     report_t *r = argument;
     if (!sim->hosts[r->reporter].alive || sim->hosts[r->reporter].life != r->life) {
+        sim->n_records_lost += r->crashed;
         free(r);
         return;
     }

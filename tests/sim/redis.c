@@ -18,9 +18,7 @@ static void answer_claimed(sim_t *sim, redis_call_t *c)
     static Shoal__V1__Sampling samplings[CORE_CLAIM_MAX];
     static char *stops[CORE_CLAIM_MAX];
     for (size_t i = 0; i < c->n_refs; i++) {
-        const sim_job_t *job = redis_find_job(sim, c->refs[i].job);
-        request_draw(sim_mix(job ? job->seed : 1, c->refs[i].index),
-                     job && job->poison && c->refs[i].index == 0, &requests[i]);
+        request_draw(sim_mix(c->refs[i].seed, c->refs[i].index), c->refs[i].poison, &requests[i]);
         requests[i].choices = 1;
         memset(&items[i], 0, sizeof items[i]);
         request_fill(&requests[i], &samplings[i], &stops[i], &items[i].request);

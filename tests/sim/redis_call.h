@@ -22,7 +22,13 @@ typedef struct {
     /* the answer */
     jobs_code_t code;
     uint64_t number;
-    struct { char job[CORE_ID_SIZE]; uint64_t index, attempt, deaths; } refs[CORE_CLAIM_MAX];
+    struct {
+        char job[CORE_ID_SIZE];
+        uint64_t index, attempt, deaths;
+        /* Of the job when it was claimed: the store may be empty when the answer comes back. */
+        uint64_t seed;
+        bool poison;
+    } refs[CORE_CLAIM_MAX];
     size_t n_refs;
     struct { char job[CORE_ID_SIZE]; jobs_state_t state; uint64_t version; } states[SIM_JOBS];
     size_t n_states;

@@ -46,6 +46,17 @@ void redis_end_item(sim_t *sim, sim_job_t *job, sim_item_t *item, jobs_end_t end
 
 /* ---- the functions ---- */
 
+/* All that the answer says of an item, taken now. */
+static void add_ref(redis_call_t *c, const sim_job_t *job, uint32_t index)
+{
+    memcpy(c->refs[c->n_refs].job, job->id, CORE_ID_SIZE);
+    c->refs[c->n_refs].index = index;
+    c->refs[c->n_refs].attempt = job->items[index].attempt;
+    c->refs[c->n_refs].deaths = job->items[index].deaths;
+    c->refs[c->n_refs].seed = job->seed;
+    c->refs[c->n_refs++].poison = job->poison && index == 0;
+}
+
 static void do_claim(sim_t *sim, redis_call_t *c)
 {
     sim_process_t *p = find_process(sim, c->process);
@@ -79,10 +90,7 @@ static void do_claim(sim_t *sim, redis_call_t *c)
                 job->state = JOBS_STATE_RUNNING;
                 job->version++;
             }
-            memcpy(c->refs[c->n_refs].job, job->id, CORE_ID_SIZE);
-            c->refs[c->n_refs].index = i;
-            c->refs[c->n_refs].deaths = item->deaths;
-            c->refs[c->n_refs++].attempt = item->attempt;
+            add_ref(c, job, i);
         }
     }
 }
@@ -94,9 +102,7 @@ static void do_mine(sim_t *sim, redis_call_t *c)
         for (uint32_t i = 0; job->used && i < job->n_items && c->n_refs < CORE_CLAIM_MAX; i++) {
             if (job->items[i].state != ITEM_STATE_CLAIMED || job->items[i].process != c->process)
                 continue;
-            memcpy(c->refs[c->n_refs].job, job->id, CORE_ID_SIZE);
-            c->refs[c->n_refs].index = i;
-            c->refs[c->n_refs++].attempt = job->items[i].attempt;
+            add_ref(c, job, i);
         }
     }
 }

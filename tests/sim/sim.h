@@ -372,6 +372,7 @@ struct sim {
     sim_client_t clients[SIM_CLIENTS];
     sim_expected_job_t expected[SIM_JOBS];
     bool disturbed; /* something happened that may rightly lose an interactive request */
+    uint32_t n_records_lost; /* of ranks that crashed; their host died before it could write them */
     uint64_t n_events;
 };
 

@@ -27,6 +27,7 @@ struct rank {
     stage_t *stage;
     head_t *head; /* last stage */
     char identity[DIGEST_HEX_SIZE];
+    char digest[MODEL_DIGEST_SIZE];
 
     /* One epoch. */
     fabric_t *fabric;
@@ -83,12 +84,13 @@ static void apply_defaults(rank_config_t *c, const model_config_t *shape)
 
 static status_t make_identity(rank_t *rank)
 {
-    char digest[MODEL_DIGEST_SIZE];
-    const rank_config_t *c = &rank->config;
-    if (!c->model_digest)
-        TRY(model_digest(c->model_path, c->cache_dir, digest));
+    rank_config_t *c = &rank->config;
+    if (!c->model_digest) {
+        TRY(model_digest(c->model_path, c->cache_dir, rank->digest));
+        c->model_digest = rank->digest;
+    }
     model_identity_t identity = {
-        .model_digest = c->model_digest ? c->model_digest : digest,
+        .model_digest = c->model_digest,
         .activations = c->activations_f32 ? "f32" : "native",
         .kv_type = c->activations_f32 ? "f32" : "bf16",
         .numerics_version = NUMERICS_VERSION,

@@ -24,6 +24,9 @@ typedef struct {
     const char
         *model_digest;     /* "sha256:…" when the caller knows it; NULL: computed from the file */
     const char *cache_dir; /* where model_digest() keeps its answers; may be NULL */
+    /* What packed weights may take under cache_dir; 0: they are not kept. Those of a rank are only
+     * kept from bytes_min on. */
+    uint64_t pack_cache_bytes, pack_cache_bytes_min;
     uint32_t rank, stage, slice, tp, stages; /* rank = stage * tp + slice */
     uint32_t layer_first, layer_count;
     uint32_t threads;            /* compute threads, this one included; 0 takes all allowed cores */

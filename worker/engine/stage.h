@@ -7,11 +7,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/base/pool.h"
 #include "common/base/status.h"
 #include "common/model/manifest.h"
 #include "common/model/model.h"
 #include "common/model/plan.h"
 #include "kernels/ops.h"
+#include "worker/engine/pack_cache.h"
 #include "worker/engine/rank.h"
 #include "worker/engine/step_plan.h"
 
@@ -128,6 +130,11 @@ struct stage {
     uint32_t rows_max, blocks_max, n_blocks;
     uint32_t index_top_k; /* keys that a row sees at most */
     uint64_t weight_bytes;
+
+    /* While it loads. The cache lives as long as the weights, which it may still be writing. */
+    pool_t *readers;
+    pack_cache_t *pack_cache;
+    uint64_t load_told_ms;
 
     /* Scratch of a step, by rows_max. */
     kbuffer_t *residual, *normed, *input, *qkv_out, *attended, *gate_up_out, *ffn_out, *partials;

@@ -4,6 +4,7 @@
 
 #include "common/base/memory.h"
 #include "worker/engine/stage_pack.h"
+#include "worker/engine/stage_read.h"
 
 static const model_tensor_t *tensor_of(const stage_t *stage, model_role_t role, uint32_t layer)
 {
@@ -98,9 +99,10 @@ static status_t load_embedding(stage_t *stage)
     TRY(stage_verify(stage, table, 0, table->rows));
     if (rows == NULL) {
         stage->embedding_rows = mem_new(table->bytes, 1);
-        TRY(model_read_rows(table, 0, table->rows, stage->embedding_rows));
+        TRY(stage_read_rows(stage, table, 0, table->rows, stage->embedding_rows));
         rows = stage->embedding_rows;
     }
+    stage_rows_done(stage, table, 0, table->rows);
     return stage->ops->table_open(stage->device, (uint32_t)table->type, rows, table->bytes,
                                   stage->shape->vocab, stage->shape->hidden, &stage->embedding);
 }
@@ -176,9 +178,16 @@ static status_t load_ropes(stage_t *stage)
 status_t stage_load_weights(stage_t *stage)
 {
     stage->layers = MEM_NEW_ARRAY(stage_layer_t, stage->config.layer_count);
-    for (uint32_t i = 0; i < stage->config.layer_count; i++)
-        TRY(load_layer(stage, i));
-    TRY(load_ends(stage));
+    TRY(stage_read_begin(stage));
+    status_t status = STATUS_OK;
+    for (uint32_t i = 0; status == STATUS_OK && i < stage->config.layer_count; i++) {
+        status = load_layer(stage, i);
+        stage_read_progress(stage, i + 1);
+    }
+    if (status == STATUS_OK)
+        status = load_ends(stage);
+    stage_read_end(stage, status == STATUS_OK);
+    TRY(status);
     TRY(load_ropes(stage));
     kevent_t event;
     TRY(stage->ops->event_record(stage->queue, &event));
@@ -236,6 +245,7 @@ void stage_release_weights(stage_t *stage)
     const kernel_ops_t *ops = stage->ops;
     krope_t *ropes[] = {stage->ropes[0], stage->ropes[1], stage->latent_key_rope,
                         stage->index_rope, stage->inverse_ropes[0], stage->inverse_ropes[1]};
+    pack_cache_close(stage->pack_cache); /* it may still write the weights */
     for (uint32_t i = 0; stage->layers && i < stage->config.layer_count; i++)
         release_layer(stage, &stage->layers[i]);
     free(stage->layers);

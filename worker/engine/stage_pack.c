@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "worker/engine/stage_read.h"
 
 status_t stage_verify(const stage_t *stage, const model_tensor_t *tensor, uint64_t first,
                       uint64_t count)
@@ -18,7 +19,9 @@ status_t stage_verify(const stage_t *stage, const model_tensor_t *tensor, uint64
 status_t stage_read_f32(const stage_t *stage, const model_tensor_t *tensor, float *out)
 {
     TRY(stage_verify(stage, tensor, 0, tensor->rows));
-    return model_read_f32(tensor, out);
+    status_t status = model_read_f32(tensor, out);
+    stage_rows_done(stage, tensor, 0, tensor->rows);
+    return status;
 }
 
 typedef struct {
@@ -27,36 +30,59 @@ typedef struct {
     uint32_t n;
 } parts_t;
 
-static status_t add_part(const stage_t *stage, parts_t *parts, const stage_rows_t *rows)
+/* Describes rows that are not there yet. */
+static void describe_part(parts_t *parts, const stage_rows_t *rows)
 {
     const model_tensor_t *tensor = rows->tensor;
     CHECK(parts->n < KWEIGHT_PARTS_MAX && rows->first + rows->count <= tensor->rows);
-    TRY(stage_verify(stage, tensor, rows->first, rows->count));
-    kweight_part_t part = {
+    bool in_place = tensor->data != NULL;
+    parts->parts[parts->n++] = (kweight_part_t){
         .qtype = (uint32_t)tensor->type,
         .rows = tensor->data,
-        .bytes = tensor->bytes,
-        .row_first = (uint32_t)rows->first,
+        .bytes = in_place ? tensor->bytes : rows->count * tensor->row_bytes,
+        .row_first = in_place ? (uint32_t)rows->first : 0,
         .n_rows = (uint32_t)rows->count,
     };
-    if (tensor->data == NULL) {
-        part.row_first = 0;
-        part.bytes = rows->count * tensor->row_bytes;
-        parts->own[parts->n] = mem_new(part.bytes + 1, 1);
-        part.rows = parts->own[parts->n];
-    }
-    parts->parts[parts->n++] = part;
-    if (tensor->data != NULL)
+}
+
+static status_t read_part(stage_t *stage, parts_t *parts, uint32_t index, const stage_rows_t *rows)
+{
+    kweight_part_t *part = &parts->parts[index];
+    stage_rows_wanted(stage, rows->tensor, rows->first, rows->count);
+    TRY(stage_verify(stage, rows->tensor, rows->first, rows->count));
+    if (rows->tensor->data != NULL)
         return STATUS_OK;
-    return model_read_rows(tensor, rows->first, rows->count, parts->own[parts->n - 1]);
+    parts->own[index] = mem_new(part->bytes + 1, 1);
+    part->rows = parts->own[index];
+    return stage_read_rows(stage, rows->tensor, rows->first, rows->count, parts->own[index]);
+}
+
+static status_t count(stage_t *stage, const kweight_t *weight)
+{
+    stage->weight_bytes += stage->ops->weight_info(weight).packed_bytes;
+    stage_beat(stage);
+    return STATUS_OK;
 }
 
 static status_t pack(stage_t *stage, const kweight_spec_t *spec, kweight_t **own_out)
 {
     TRY(stage->ops->weight_pack(stage->device, spec, own_out));
-    stage->weight_bytes += stage->ops->weight_info(*own_out).packed_bytes;
-    stage_beat(stage);
-    return STATUS_OK;
+    return count(stage, *own_out);
+}
+
+static status_t pack_rows(stage_t *stage, const stage_rows_t *rows, uint32_t n_rows,
+                          const kweight_spec_t *spec, parts_t *parts, kweight_t **own_out)
+{
+    status_t status = STATUS_OK;
+    for (uint32_t i = 0; status == STATUS_OK && i < n_rows; i++)
+        status = read_part(stage, parts, i, &rows[i]);
+    if (status == STATUS_OK)
+        status = pack(stage, spec, own_out);
+    for (uint32_t i = 0; i < n_rows; i++) {
+        stage_rows_done(stage, rows[i].tensor, rows[i].first, rows[i].count);
+        free(parts->own[i]);
+    }
+    return status;
 }
 
 status_t stage_pack(stage_t *stage, const stage_rows_t *rows, uint32_t n_rows,
@@ -64,10 +90,10 @@ status_t stage_pack(stage_t *stage, const stage_rows_t *rows, uint32_t n_rows,
                     kweight_t **own_out)
 {
     parts_t parts = {0};
-    status_t status = STATUS_OK;
-    for (uint32_t i = 0; status == STATUS_OK && i < n_rows; i++)
-        status = add_part(stage, &parts, &rows[i]);
-    kweight_spec_t spec = {
+    char id[PACK_CACHE_ID_SIZE];
+    for (uint32_t i = 0; i < n_rows; i++)
+        describe_part(&parts, &rows[i]);
+    const kweight_spec_t spec = {
         .name = rows[0].tensor->name,
         .parts = parts.parts,
         .n_parts = parts.n,
@@ -78,11 +104,13 @@ status_t stage_pack(stage_t *stage, const stage_rows_t *rows, uint32_t n_rows,
         .leaf_end = run.first + run.count,
         .leaves_apart = leaves_apart,
     };
-    if (status == STATUS_OK)
-        status = pack(stage, &spec, own_out);
-    for (uint32_t i = 0; i < parts.n; i++)
-        free(parts.own[i]);
-    return status;
+    stage_weight_id(rows, n_rows, &spec, id);
+    if (stage_weight_kept(stage, &spec, id, own_out))
+        TRY(count(stage, *own_out));
+    else
+        TRY(pack_rows(stage, rows, n_rows, &spec, &parts, own_out));
+    stage_keep_weight(stage, id, *own_out);
+    return STATUS_OK;
 }
 
 status_t stage_pack_whole(stage_t *stage, const stage_rows_t *rows, uint32_t n_rows,

@@ -1,7 +1,7 @@
 /* One text, family by family: the bytes of the logits and the greedy ids are the same for every way
- * to cut, batch, chunk, cache and compute, in both activation modes, and with a late queue. A pairwise covering of all
- * values for one model of each family. Families with experts also run on 5 slices (each holds whole
- * experts) and 8 (two groups that share experts by leaves).
+ * to cut, batch, chunk, cache and compute, in both activation modes, and with a late queue. A pairwise
+ * covering of all values for one model of each family. Families with experts also run on 5 slices
+ * (each holds whole experts) and 8 (two groups that share experts by leaves).
  *
  * Arguments name models; none runs all. */
 #include <stdio.h>

@@ -1,0 +1,54 @@
+/* The packed weights of a rank, kept on disk so that the next start of the same rank reads them
+ * instead of making them again. One file a rank and form, named after its key: everything that
+ * decides what the bytes are. A file that is damaged, cut short, of another key or of another layout
+ * is not believed: it costs the time of packing, never the answer, and a new one takes its place.
+ *
+ * Written whole and put in place by renaming; several ranks may write the same file at once, and
+ * the last one stays. All files of a directory together have a size limit, under which those that
+ * were not used for the longest time go first.
+ *
+ * Used by one thread; pack_cache_read by any. Never fails: what is wrong is logged. */
+#ifndef SHOAL_WORKER_ENGINE_PACK_CACHE_H
+#define SHOAL_WORKER_ENGINE_PACK_CACHE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    PACK_CACHE_KEY_MAX = 2048,
+    PACK_CACHE_ID_SIZE = 33, /* 32 hexadecimal digits and the NUL */
+    PACK_CACHE_WEIGHTS_MAX = 1 << 20,
+};
+
+typedef struct {
+    const char *dir;    /* made when it is not there; its parent is */
+    const char *key;    /* text, shorter than PACK_CACHE_KEY_MAX */
+    uint64_t bytes_max; /* of all files of the directory */
+    uint64_t bytes_min; /* what is smaller is packed so fast that it is not kept */
+} pack_cache_config_t;
+
+typedef struct pack_cache pack_cache_t;
+
+/* Opens the file of that key, if there is a good one. */
+pack_cache_t *pack_cache_open(const pack_cache_config_t *config);
+
+/* The image of the weight `id` (a digest of what it is made from): its bytes, or 0 when there is
+ * none. After the first miss there are no more: such a file is not what this program wrote. */
+size_t pack_cache_find(pack_cache_t *cache, const char *id);
+/* A kimage_fn (kernels/ops.h) of the image found last; `cache` is the argument. False when the piece
+ * cannot be read or is not what was written. */
+bool pack_cache_read(void *cache, size_t index, void *piece_out, size_t n);
+/* The image found last could not be used: the file is given up and will be written anew. */
+void pack_cache_spoiled(pack_cache_t *cache);
+
+/* A weight of this rank, in the order in which they are looked for. `image` is borrowed until
+ * pack_cache_close. */
+void pack_cache_note(pack_cache_t *cache, const char *id, const void *image, size_t bytes);
+/* All were noted and the model is loaded. Unless each of them came from the file, a thread of its
+ * own now writes them. */
+void pack_cache_finish(pack_cache_t *cache);
+/* Waits for the writing. Without pack_cache_finish nothing is written. NULL is fine. */
+void pack_cache_close(pack_cache_t *take_cache);
+
+#endif
