@@ -24,7 +24,8 @@ static void pause_ms(long ms)
     nanosleep(&pause, NULL);
 }
 
-/* True when every replica of the deployment is active with its shape and no other is left. */
+/* True when every replica of the deployment is active with its model and shape, and no other is
+ * left. */
 static bool is_reached(const Shoal__V1__Deployment *wanted, const Shoal__V1__ListReplicasResponse *now,
                        size_t *n_active_out)
 {
@@ -38,7 +39,12 @@ static bool is_reached(const Shoal__V1__Deployment *wanted, const Shoal__V1__Lis
                 stages = wanted->shapes[s]->stages;
             }
         bool shaped = (tp == 0 || replica->tp == tp) && (stages == 0 || replica->stages == stages);
-        if (strcmp(replica->state, "active") == 0 && shaped && replica->ordinal < wanted->replicas)
+        bool current = strcmp(replica->model_digest, wanted->model_digest) == 0 &&
+                       strcmp(replica->activations, wanted->activations) == 0 &&
+                       strcmp(replica->quantize, wanted->quantize) == 0 &&
+                       replica->context_max == wanted->context_max;
+        if (strcmp(replica->state, "active") == 0 && shaped && current &&
+            replica->ordinal < wanted->replicas)
             active++;
         else
             other++;
@@ -367,6 +373,8 @@ status_t command_adopt(int argc, char **argv)
     if (done)
         return STATUS_OK;
     TRY(output_format(format, &json));
+    if (strcmp(words[0], "etcd") != 0 && strcmp(words[0], "redis") != 0)
+        return fail(STATUS_INVALID, "\"%s\" is no store; write etcd or redis", words[0]);
     client_t *client;
     TRY(client_open(&where, &client));
     char *store = mem_strdup(words[0]);

@@ -68,7 +68,12 @@ status_t client_channel(client_t *client, rpc_channel_t **out)
             rpc_channel_options_t options = {.endpoint = client->endpoints[client->at]};
             TRY(rpc_channel_open(client->io, &options, &client->channel));
         }
-        if (rpc_channel_wait_ready(client->channel, CONNECT_MS) == STATUS_OK) {
+        /* A refused connection costs no time while another endpoint is left. The last one may be
+         * about to start, and is waited for. */
+        bool last = tried + 1 == client->n_endpoints;
+        status_t status = last ? rpc_channel_wait_ready(client->channel, CONNECT_MS)
+                               : rpc_channel_wait_attempt(client->channel, CONNECT_MS);
+        if (status == STATUS_OK) {
             *out = client->channel;
             return STATUS_OK;
         }

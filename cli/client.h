@@ -9,6 +9,12 @@
 
 typedef struct client client_t;
 
+/* The row for an option table of commands that name a deployment by --model. SHOAL_MODEL is a path
+ * for the commands that read a model themselves, so the name has a variable of its own. */
+#define DEPLOYMENT_OPTION(name)                                                                    \
+    {"model", OPTION_TEXT, &(name), NULL, "NAME", "deployment [the only one]",                     \
+     .environment = "SHOAL_DEPLOYMENT"}
+
 /* Finds the endpoints; connects with the first call. */
 status_t client_open(const cluster_options_t *where, client_t **own_out) MUST_USE;
 void client_close(client_t *take_client);

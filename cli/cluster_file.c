@@ -32,19 +32,26 @@ static status_t make_directories(const char *path)
     return STATUS_OK;
 }
 
-status_t cluster_data_dir(const char *data, char **own_out)
+/* Where the data directory is to be. */
+static status_t choose_data_dir(const char *data, char **own_out)
 {
-    char *wanted;
     const char *home = getenv("HOME");
     const char *state = getenv("XDG_STATE_HOME");
     if (data != NULL && data[0] != 0)
-        wanted = mem_strdup(data);
+        *own_out = mem_strdup(data);
     else if (state != NULL && state[0] == '/')
-        wanted = mem_format("%s/shoal", state);
+        *own_out = mem_format("%s/shoal", state);
     else if (home != NULL && home[0] == '/')
-        wanted = mem_format("%s/.local/state/shoal", home);
+        *own_out = mem_format("%s/.local/state/shoal", home);
     else
         return fail(STATUS_INVALID, "HOME is not set; give --data DIR");
+    return STATUS_OK;
+}
+
+status_t cluster_data_dir(const char *data, char **own_out)
+{
+    char *wanted;
+    TRY(choose_data_dir(data, &wanted));
     status_t status = make_directories(wanted);
     char real[PATH_MAX];
     if (status == STATUS_OK && realpath(wanted, real) == NULL)
@@ -52,6 +59,26 @@ status_t cluster_data_dir(const char *data, char **own_out)
     free(wanted);
     if (status == STATUS_OK)
         *own_out = mem_strdup(real);
+    return status;
+}
+
+status_t cluster_data_dir_find(const char *data, char **own_out)
+{
+    char *wanted;
+    TRY(choose_data_dir(data, &wanted));
+    char real[PATH_MAX];
+    status_t status = STATUS_OK;
+    if (realpath(wanted, real) != NULL)
+        *own_out = mem_strdup(real);
+    else if (errno != ENOENT)
+        status = fail(STATUS_IO, "cannot use %s: %s", wanted, strerror(errno));
+    else if (data != NULL && data[0] != 0)
+        status = fail(STATUS_NOT_FOUND, "--data: %s is no cluster's directory: it does not exist",
+                      wanted);
+    else
+        status = fail(STATUS_UNREACHABLE,
+                      "no cluster is up in %s; start one with `shoal up`, or give --endpoint", wanted);
+    free(wanted);
     return status;
 }
 
@@ -107,7 +134,7 @@ status_t cluster_endpoints(const cluster_options_t *where, char *own_out[ENDPOIN
     if (where->endpoint != NULL && where->endpoint[0] != 0)
         return split_endpoints(where->endpoint, own_out, n_out);
     char *dir;
-    TRY(cluster_data_dir(where->data, &dir));
+    TRY(cluster_data_dir_find(where->data, &dir));
     json_t *content;
     status_t status = cluster_file_read(dir, &content);
     if (status == STATUS_OK) {

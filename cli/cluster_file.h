@@ -23,8 +23,11 @@ typedef struct {
     {"endpoint", OPTION_TEXT, &(where).endpoint, NULL, "HOST:PORT,…",                             \
      "coordinators to speak to [those of the cluster in --data]"}
 
-/* The data directory, made if need be; the caller frees it. */
+/* The data directory, made if need be; the caller frees it. For `shoal up` alone: */
 status_t cluster_data_dir(const char *data, char **own_out) MUST_USE;
+/* whoever looks for a cluster makes nothing. A directory that was named and is not there is NOT_FOUND
+ * (a slip of the pen, most often), the default one is UNREACHABLE as a cluster that is not up. */
+status_t cluster_data_dir_find(const char *data, char **own_out) MUST_USE;
 
 /* Reads <data>/cluster.json; UNREACHABLE when no cluster was started there. */
 status_t cluster_file_read(const char *data_dir, json_t **own_out) MUST_USE;

@@ -8,6 +8,7 @@
 
 #include "cli/cluster_file.h"
 #include "cli/command.h"
+#include "cli/output.h"
 #include "common/base/clock.h"
 
 static status_t wait_until_gone(pid_t pid, int64_t timeout_ms)
@@ -24,31 +25,48 @@ static status_t wait_until_gone(pid_t pid, int64_t timeout_ms)
     return STATUS_OK;
 }
 
-status_t command_down(int argc, char **argv)
+static status_t stop_cluster(const char *dir, int64_t timeout_ms)
 {
-    cluster_options_t where = {0};
-    int64_t timeout_ms;
-    const option_t options[] = {
-        CLUSTER_DATA_OPTION(where),
-        {"timeout", OPTION_DURATION_MS, &timeout_ms, "60s", "TIME", "how long to wait for its end"},
-        {0},
-    };
-    const options_help_t help = {"shoal down [options]",
-                                 "Stops the cluster that `shoal up` started. Its jobs stay in --data.",
-                                 "shoal down", options};
-    bool done = false;
-    TRY(command_options(&help, argc, argv, NULL, 0, 0, NULL, &done));
-    if (done)
-        return STATUS_OK;
-    char *dir;
-    TRY(cluster_data_dir(where.data, &dir));
     json_t *content;
-    status_t status = cluster_file_read(dir, &content);
-    free(dir);
-    TRY(status);
+    TRY(cluster_file_read(dir, &content));
     pid_t pid = (pid_t)json_integer_value(json_object_get(content, "supervisor"));
     json_decref(content);
     if (pid <= 1 || (kill(pid, SIGTERM) != 0 && errno == ESRCH))
         return fail(STATUS_NOT_FOUND, "the cluster's process %d is gone already", (int)pid);
     return wait_until_gone(pid, timeout_ms);
+}
+
+status_t command_down(int argc, char **argv)
+{
+    cluster_options_t where = {0};
+    const char *format;
+    int64_t timeout_ms;
+    const option_t options[] = {
+        CLUSTER_DATA_OPTION(where),
+        {"timeout", OPTION_DURATION_MS, &timeout_ms, "60s", "TIME", "how long to wait for its end"},
+        OUTPUT_OPTION(&format),
+        {0},
+    };
+    const options_help_t help = {"shoal down [options]",
+                                 "Stops the cluster that `shoal up` started. Its jobs stay in --data.",
+                                 "shoal down", options};
+    bool done = false, json = false;
+    TRY(command_options(&help, argc, argv, NULL, 0, 0, NULL, &done));
+    if (done)
+        return STATUS_OK;
+    TRY(output_format(format, &json));
+    char *dir;
+    TRY(cluster_data_dir_find(where.data, &dir));
+    status_t status = stop_cluster(dir, timeout_ms);
+    if (status == STATUS_OK) {
+        static const char *const columns[] = {"data", "state"};
+        json_t *rows = json_pack("[{s:s,s:s}]", "data", dir, "state", "down");
+        if (json)
+            output_json(json_array_get(rows, 0), false);
+        else
+            output_table(columns, sizeof columns / sizeof *columns, rows);
+        json_decref(rows);
+    }
+    free(dir);
+    return status;
 }

@@ -215,7 +215,8 @@ static void print_report(const json_t *report)
     static const char *const cache_columns[] = {"cache", "layers", "bytes_per_token_and_layer",
                                                 "window", "positions_per_entry", "indexed"};
     const json_t *template = json_object_get(report, "chat_template");
-    const char *wrong = text_of(report, "chat_template_unusable"), *why = text_of(report, "why_not");
+    const char *wrong = text_of(report, "chat_template_unusable");
+    const char *why = text_of(report, "why_not");
     describe_line("format", "%s", text_of(report, "format"));
     describe_print(report);
     print_tokenizer(json_object_get(report, "tokenizer"));
@@ -253,9 +254,9 @@ status_t command_inspect(int argc, char **argv)
     };
     const options_help_t help = {
         "shoal inspect PATH [options]",
-        "Describes a model: a GGUF file, a Hugging Face directory, or a config.json without weights.\n"
-        "A model that Shoal cannot run is described as far as it goes; the exit code is then 4 (not\n"
-        "supported) or 2 (the files contradict themselves).",
+        "Describes a model: a GGUF file, a Hugging Face directory, or a config.json without\n"
+        "weights. A model that Shoal cannot run is described as far as it goes; the exit code is\n"
+        "then 4 (not supported) or 2 (the files contradict themselves).",
         "shoal inspect models/SmolLM2-135M-Instruct.Q4_1.gguf", options};
     bool done = false, json = false;
     TRY(command_options(&help, argc, argv, words, 1, 1, NULL, &done));

@@ -28,9 +28,10 @@ static bool has_ended(const Shoal__V1__Job *job)
            job->state == SHOAL__V1__JOB__STATE__CANCELLED || job->state == SHOAL__V1__JOB__STATE__EXPIRED;
 }
 
-static uint64_t n_done(const Shoal__V1__Counts *counts)
+uint64_t job_n_done(const Shoal__V1__Job *job)
 {
-    return counts->succeeded + counts->failed + counts->cancelled + counts->expired;
+    const Shoal__V1__Counts *counts = job->counts;
+    return counts ? counts->succeeded + counts->failed + counts->cancelled + counts->expired : 0;
 }
 
 json_t *job_json(const Shoal__V1__Job *job)
@@ -100,34 +101,44 @@ void job_print(const Shoal__V1__Job *job, bool json)
     json_decref(object);
 }
 
-/* One line that is drawn over itself in a terminal, a line at each tenth elsewhere. */
-static void draw_progress(const Shoal__V1__Job *job, uint64_t began_ms, int *tenth)
+/* What is drawn over itself in a terminal, a line at each tenth elsewhere. */
+typedef struct {
+    uint64_t began_ms;
+    uint64_t tokens_before; /* those of the first look, which took none of our time */
+    int tenth;              /* the last that was drawn; -1 before the first look */
+} progress_t;
+
+static void draw_progress(const Shoal__V1__Job *job, progress_t *progress)
 {
     if (job->counts == NULL || job->counts->total == 0)
         return;
-    uint64_t done = n_done(job->counts), total = job->counts->total;
-    unsigned long long tokens = job->usage ? job->usage->completion_tokens : 0;
-    double seconds = (double)(clock_ms() - began_ms) / 1000;
-    double rate = seconds > 0.2 ? (double)tokens / seconds : 0;
+    uint64_t done = job_n_done(job), total = job->counts->total;
+    uint64_t tokens = job->usage ? job->usage->completion_tokens : 0;
+    if (progress->tenth < 0)
+        progress->tokens_before = tokens;
     bool terminal = isatty(STDERR_FILENO);
     int now = (int)(done * 10 / total);
-    if (!terminal && now == *tenth)
+    if (!terminal && now == progress->tenth)
         return;
-    *tenth = now;
-    char bar[31];
+    progress->tenth = now;
+    char bar[31], rate[32] = "";
     for (int i = 0; i < 30; i++)
         bar[i] = (uint64_t)i * total < done * 30 ? '#' : '.';
     bar[30] = 0;
-    fprintf(stderr, "%s[%s] %llu/%llu items  %llu tokens  %.0f tok/s%s", terminal ? "\r" : "", bar,
-            (unsigned long long)done, (unsigned long long)total, tokens, rate, terminal ? "  " : "\n");
+    double seconds = (double)(clock_ms() - progress->began_ms) / 1000;
+    if (seconds > 0.2 && tokens > progress->tokens_before)
+        snprintf(rate, sizeof rate, "  %.0f tok/s", (double)(tokens - progress->tokens_before) / seconds);
+    fprintf(stderr, "%s[%s] %llu/%llu items  %llu tokens%s%s", terminal ? "\r" : "", bar,
+            (unsigned long long)done, (unsigned long long)total, (unsigned long long)tokens, rate,
+            terminal ? "  " : "\n");
     if (terminal && has_ended(job))
         fputc('\n', stderr);
 }
 
 status_t job_watch(client_t *client, const char *id, Shoal__V1__Job **own_out)
 {
-    uint64_t began_ms = clock_ms(), version = 0;
-    int tenth = -1;
+    progress_t progress = {.began_ms = clock_ms(), .tenth = -1};
+    uint64_t version = 0;
     char *name = (char *)(uintptr_t)id;
     for (;;) {
         Shoal__V1__WatchJobRequest request = SHOAL__V1__WATCH_JOB_REQUEST__INIT;
@@ -139,7 +150,7 @@ status_t job_watch(client_t *client, const char *id, Shoal__V1__Job **own_out)
         Shoal__V1__Job *job = NULL;
         while ((status = client_read(stream, &shoal__v1__job__descriptor, &job)) == STATUS_OK &&
                job != NULL) {
-            draw_progress(job, began_ms, &tenth);
+            draw_progress(job, &progress);
             version = job->version;
             if (has_ended(job)) {
                 rpc_stream_close(stream);

@@ -11,6 +11,9 @@ json_t *job_json(const Shoal__V1__Job *job);
 /* {index, custom_id, status, text, ids, finish_reason, usage, seed, text_identity | error}. */
 json_t *result_json(const Shoal__V1__ItemResult *result);
 
+/* How many of its items have ended, in whatever way. */
+uint64_t job_n_done(const Shoal__V1__Job *job);
+
 /* Prints a job as a table or as JSON. */
 void job_print(const Shoal__V1__Job *job, bool json);
 

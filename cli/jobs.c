@@ -125,6 +125,15 @@ status_t command_jobs_delete(int argc, char **argv)
     Shoal__V1__DeleteJobResponse *reply = NULL;
     status_t status = client_call(command.client, "/shoal.v1.Jobs/Delete", &request,
                                   &shoal__v1__delete_job_response__descriptor, &reply);
+    if (status == STATUS_OK) {
+        static const char *const columns[] = {"id", "state"};
+        json_t *rows = json_pack("[{s:s,s:s}]", "id", command.id, "state", "deleted");
+        if (command.json)
+            output_json(json_array_get(rows, 0), false);
+        else
+            output_table(columns, sizeof columns / sizeof *columns, rows);
+        json_decref(rows);
+    }
     rpc_message_free(reply);
     end(&command);
     return status;
@@ -160,7 +169,7 @@ static status_t print_result(void *arg, Shoal__V1__ItemResult *take_result)
                take_result->status, take_result->error ? take_result->error->message : take_result->text);
     json_decref(object);
     rpc_message_free(take_result);
-    return STATUS_OK;
+    return ferror(stdout) ? output_written() : STATUS_OK;
 }
 
 status_t command_jobs_results(int argc, char **argv)

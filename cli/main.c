@@ -92,6 +92,17 @@ static int no_command(int argc, char **argv)
     return asked ? 0 : 2;
 }
 
+/* Output that was lost is a failure, whatever the command itself thought: a script must not go on
+ * with half of an answer. */
+static int finish(const char *name, status_t status)
+{
+    if (status == STATUS_OK)
+        status = output_written();
+    if (status != STATUS_OK)
+        fprintf(stderr, "shoal %s: %s\n", name, status_text());
+    return status_exit_code(status);
+}
+
 static void interrupted(int number)
 {
     command_interrupted = number;
@@ -139,14 +150,13 @@ int main(int argc, char **argv)
     if (argc >= 2 && strcmp(argv[1], "--version") == 0)
         argv[1] = version;
     const command_t *command = find(argc, argv, &words);
-    if (command == NULL)
-        return no_command(argc, argv);
+    if (command == NULL) {
+        int code = no_command(argc, argv);
+        return code ? code : finish("help", STATUS_OK);
+    }
     struct sigaction action = {.sa_handler = interrupted};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     signal(SIGPIPE, SIG_IGN);
-    status_t status = command->run(argc - words, argv + words);
-    if (status != STATUS_OK)
-        fprintf(stderr, "shoal %s: %s\n", command->name, status_text());
-    return status_exit_code(status);
+    return finish(command->name, command->run(argc - words, argv + words));
 }

@@ -2,6 +2,7 @@
 #include "cli/output.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -77,6 +78,19 @@ json_t *output_seed(uint64_t seed)
     char digits[24];
     snprintf(digits, sizeof digits, "%llu", (unsigned long long)seed);
     return json_string(digits);
+}
+
+status_t output_written(void)
+{
+    /* Of the first loss that was seen here; 0 where a write in between failed, whose reason is gone. */
+    static int cause;
+    errno = 0;
+    bool lost = fflush(stdout) != 0;
+    if (lost && cause == 0)
+        cause = errno;
+    if (!lost && ferror(stdout) == 0)
+        return STATUS_OK;
+    return fail(STATUS_IO, "output was lost: %s", cause ? strerror(cause) : "writing failed");
 }
 
 void output_json(const json_t *value, bool compact)

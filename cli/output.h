@@ -24,6 +24,9 @@ void output_table(const char *const *columns, size_t n_columns, const json_t *ro
  * job's line takes both. */
 json_t *output_seed(uint64_t seed);
 
+/* STATUS_IO when something that was printed so far did not arrive: a full disk, a closed pipe. */
+status_t output_written(void) MUST_USE;
+
 /* Prints a value as JSON and a newline, in one line when `compact`. */
 void output_json(const json_t *value, bool compact);
 

@@ -14,8 +14,8 @@
 #include "common/model/model_outline.h"
 
 static const char note[] =
-    "upper bounds from data sheets; each device takes one rank. The program serves CPUs today: GPUs "
-    "are planned with, not yet computed on";
+    "upper bounds from data sheets; each device takes one rank. The program serves CPUs today: "
+    "GPUs are planned with, not yet computed on";
 
 typedef struct {
     const char *model_path, *hosts_path, *quantize, *activations, *prefer;
@@ -77,7 +77,8 @@ static void ask(const work_t *work, const model_t *model, const plan_sizes_t *si
                 forecast_question_t *out)
 {
     uint32_t trained = sizes->config.context_train;
-    /* What was typed is taken as it is, so that too much is refused in words; the default adapts. */
+    /* What was typed is taken as it is, so that too much is refused in words; the default
+     * adapts. */
     uint32_t context = work->context != 0 ? (uint32_t)work->context
                                           : smaller(CONTEXT_DEFAULT, trained);
     *out = (forecast_question_t){
@@ -187,9 +188,9 @@ static status_t plan(const work_t *work, bool json)
 
 static const char about[] =
     "Says whether a model fits on given hosts, in which shape (tp and stages are chosen when not\n"
-    "given), what each rank holds, and the tokens per second that hardware allows at most. The model\n"
-    "is a GGUF file, a Hugging Face directory, or a config.json alone. The exit code is 4 when it\n"
-    "does not fit; what would make it fit is then said.\n\n"
+    "given), what each rank holds, and the tokens per second that hardware allows at most. The\n"
+    "model is a GGUF file, a Hugging Face directory, or a config.json alone. The exit code is 4\n"
+    "when it does not fit; what would make it fit is then said.\n\n"
     "FILE names hosts, links in one direction, and devices:\n"
     "  {\"hosts\": [{\"name\": \"node\", \"count\": 2, \"link_gb_s\": 50, \"link_us\": 10,\n"
     "              \"devices\": [{\"name\": \"H100-80\", \"count\": 8}]}]}\n"

@@ -172,7 +172,8 @@ static void print_speed(const json_t *report)
                   (unsigned long long)integer(report, "kv_sequences"),
                   (unsigned long long)integer(report, "context"));
     print_time("prefill", json_object_get(roofline, "prefill"), "slowest stage");
-    describe_line("first token", "%.4g ms behind a prompt of %llu", real(roofline, "first_token_ms"),
+    describe_line("first token", "%.4g ms behind a prompt of %llu",
+                  real(roofline, "first_token_ms"),
                   (unsigned long long)integer(report, "prompt"));
     print_time("decode, one", json_object_get(roofline, "decode_one"), "slowest stage");
     snprintf(name, sizeof name, "decode, %llu", (unsigned long long)integer(report, "batch"));
@@ -190,8 +191,8 @@ void plan_report_print(const json_t *report)
         describe_line("quantized to", "%s", json_string_value(json_object_get(report, "quantize")));
     describe_line("fits", "%s%s", fits ? "yes" : "no: ",
                   fits ? "" : json_string_value(json_object_get(report, "reason")));
-    describe_line("shape", "tp %llu x %llu stages of %llu devices on %llu hosts; replicas that find "
-                  "room: %llu", (unsigned long long)integer(report, "tp"),
+    describe_line("shape", "tp %llu x %llu stages of %llu devices on %llu hosts; replicas that "
+                  "find room: %llu", (unsigned long long)integer(report, "tp"),
                   (unsigned long long)integer(report, "stages"),
                   (unsigned long long)integer(report, "devices"),
                   (unsigned long long)integer(report, "hosts"),

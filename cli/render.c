@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "cli/command.h"
+#include "cli/output.h"
 #include "common/base/memory.h"
 #include "common/model/chat.h"
 #include "common/model/gguf.h"
@@ -17,7 +18,8 @@
 
 typedef struct {
     const char *file, *model, *name; /* options */
-    bool jsonl, strict;
+    const char *format;
+    bool jsonl, json, strict;
     chat_template_t *template;
     char *bos_token, *eos_token; /* of a GGUF file's tokenizer; NULL: none */
     size_t n_wrong;
@@ -221,7 +223,9 @@ static status_t do_one(const work_t *work, FILE *in)
     status_t status = read_whole(in, "the input", DOCUMENT_BYTES_MAX, &document);
     if (status == STATUS_OK)
         status = render_document(work, buffer_text(&document), document.size, &text, &wrong);
-    if (status == STATUS_OK)
+    if (status == STATUS_OK && work->json)
+        print_answer("rendered", buffer_text(&text), text.size);
+    else if (status == STATUS_OK)
         fwrite(buffer_text(&text), 1, text.size, stdout);
     buffer_release(&document);
     buffer_release(&text);
@@ -231,6 +235,7 @@ static status_t do_one(const work_t *work, FILE *in)
 static status_t do_input(work_t *work, const char *path)
 {
     FILE *in;
+    TRY(output_format(work->format, &work->json));
     TRY(open_template(work));
     TRY(open_input(path, &in));
     status_t status = STATUS_OK;
@@ -238,9 +243,8 @@ static status_t do_input(work_t *work, const char *path)
         do_lines(work, in);
     else
         status = do_one(work, in);
-    bool unread = ferror(in) != 0, unwritten = fflush(stdout) != 0;
-    if (status == STATUS_OK && (unread || unwritten))
-        status = fail(STATUS_IO, "%s failed", unread ? "reading" : "writing");
+    if (status == STATUS_OK && ferror(in) != 0)
+        status = fail(STATUS_IO, "reading failed");
     else if (status == STATUS_OK && command_interrupted)
         status = fail(STATUS_CANCELLED, "interrupted");
     else if (status == STATUS_OK && work->n_wrong > 0)
@@ -263,6 +267,7 @@ status_t command_render(int argc, char **argv)
          "each line is a conversation and becomes {\"rendered\"} or {\"error\"}"},
         {"strict", OPTION_FLAG, &work.strict, NULL, NULL,
          "printing a variable that is not defined is an error"},
+        OUTPUT_OPTION(&work.format),
         {0},
     };
     const options_help_t help = {

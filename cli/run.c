@@ -63,10 +63,8 @@ static void take_output(answer_t *answer, const Shoal__V1__Output *output)
         answer->first_ms = clock_ms();
     answer->n = output->n;
     buffer_append_text(&answer->text, output->text);
-    if (!answer->json) {
+    if (!answer->json)
         fputs(output->text, stdout);
-        fflush(stdout);
-    }
     if (output->ended == NULL)
         return;
     answer->ended = true;
@@ -89,6 +87,10 @@ static status_t read_answer(client_t *client, rpc_stream_t *stream, answer_t *an
         else if (message->message_case == SHOAL__V1__GENERATE_RESPONSE__MESSAGE_OUTPUT)
             take_output(answer, message->output);
         rpc_message_free(message);
+        /* A text is shown as it comes; when nobody takes it the rest need not be computed. */
+        status_t shown = output_written();
+        if (shown != STATUS_OK && !answer->ended)
+            return shown;
     }
     return STATUS_OK;
 }
@@ -209,6 +211,9 @@ static status_t ask(client_t *client, const run_options_t *run, const char *prom
         command_interrupted = 0;
         cancel_answer(client, &answer);
         status = fail(STATUS_CANCELLED, "cancelled");
+    } else if (status == STATUS_IO && !answer.ended) {
+        cancel_answer(client, &answer);
+        status = output_written();
     }
     buffer_release(&answer.text);
     free(answer.id);
@@ -226,7 +231,7 @@ status_t command_run(int argc, char **argv)
     const char *words[1];
     bool done = false;
     const option_t options[] = {
-        {"model", OPTION_TEXT, &run.model, NULL, "NAME", "deployment [the only one]"},
+        DEPLOYMENT_OPTION(run.model),
         {"system", OPTION_TEXT, &run.system, NULL, "TEXT", "system message"},
         {"raw", OPTION_FLAG, &run.raw, NULL, NULL, "no chat template: the prompt as it is"},
         {"max-tokens", OPTION_INTEGER, &run.max_tokens, NULL, "N", "at most so many [256]", 1, 1e9, &run.max_tokens_given},

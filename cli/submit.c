@@ -225,11 +225,24 @@ static status_t check_out(const char *path)
     return status;
 }
 
+/* A job that had begun before this command has no rate: its tokens did not take this command's time. */
+static void print_end(const Shoal__V1__Job *job, bool repeated, uint64_t took_ms)
+{
+    double seconds = (double)took_ms / 1000;
+    unsigned long long tokens = job->usage ? job->usage->completion_tokens : 0;
+    if (repeated)
+        fprintf(stderr, "%.1f s, %llu tokens; the job was submitted earlier\n", seconds, tokens);
+    else
+        fprintf(stderr, "%.1f s, %llu tokens, %.1f tok/s\n", seconds, tokens,
+                seconds > 0 ? (double)tokens / seconds : 0);
+}
+
 static status_t submit_and_wait(client_t *client, submit_t *submit)
 {
     Shoal__V1__Job *job = NULL;
     uint64_t began_ms = clock_ms();
     TRY(submit_file(client, submit, &job));
+    bool repeated = job_n_done(job) > 0; /* the key's job of an earlier time */
     if (!submit->wait) {
         job_print(job, submit->json);
         rpc_message_free(job);
@@ -244,9 +257,7 @@ static status_t submit_and_wait(client_t *client, submit_t *submit)
     status_t status = submit->out ? write_results(client, id, submit->out) : STATUS_OK;
     if (status == STATUS_OK) {
         job_print(job, submit->json);
-        double seconds = (double)(clock_ms() - began_ms) / 1000;
-        unsigned long long tokens = job->usage ? job->usage->completion_tokens : 0;
-        fprintf(stderr, "%.1f s, %llu tokens, %.1f tok/s\n", seconds, tokens, (double)tokens / seconds);
+        print_end(job, repeated, clock_ms() - began_ms);
         status = job_verdict(job);
     }
     rpc_message_free(job);
@@ -270,11 +281,12 @@ status_t command_submit(int argc, char **argv)
     const option_t options[] = {
         {"out", OPTION_TEXT, &submit.out, NULL, "FILE", "write the results there, sorted by index (implies --wait)"},
         {"wait", OPTION_FLAG, &submit.wait, NULL, NULL, "follow the job until it ends"},
-        {"model", OPTION_TEXT, &submit.model, NULL, "NAME", "deployment [the only one]"},
+        DEPLOYMENT_OPTION(submit.model),
         {"priority", OPTION_INTEGER, &submit.priority, "0", "N", "higher first", -100, 100},
         {"deadline", OPTION_DURATION_MS, &submit.deadline_ms, "0", "TIME", "the job expires after it; 0 is never"},
-        {"key", OPTION_TEXT, &submit.key, NULL, "TEXT", "idempotency key: the same key and file are the same job [drawn]"},
-        {"name", OPTION_TEXT, &submit.name, NULL, "TEXT", "shown in lists"},
+        {"key", OPTION_TEXT, &submit.key, NULL, "TEXT", "idempotency key: the same key and file are the same job [drawn]",
+         .environment = "SHOAL_IDEMPOTENCY_KEY"},
+        {"name", OPTION_TEXT, &submit.name, NULL, "TEXT", "shown in lists", .environment = "SHOAL_JOB_NAME"},
         {"tenant", OPTION_TEXT, &submit.tenant, NULL, "NAME", "who is charged"},
         OUTPUT_OPTION(&submit.format), CLUSTER_DATA_OPTION(where), CLUSTER_ENDPOINT_OPTION(where), {0},
     };

@@ -8,11 +8,12 @@
 #include <string.h>
 
 #include "cli/command.h"
+#include "cli/output.h"
 #include "common/model/tokenizer.h"
 
 typedef struct {
-    const char *model;
-    bool jsonl, plain, add_special, skip_special;
+    const char *model, *format;
+    bool jsonl, json, plain, add_special, skip_special;
     tokenizer_t *tokenizer;
     size_t n_wrong;
 } work_t;
@@ -22,7 +23,7 @@ typedef status_t (*line_fn)(const work_t *work, const char *line, size_t n, json
 
 static void print_answer(const work_t *work, const json_t *answer)
 {
-    if (work->jsonl) {
+    if (work->jsonl || work->json) {
         json_dumpf(answer, stdout, JSON_COMPACT);
     } else if (json_object_get(answer, "decoded") != NULL) {
         const json_t *text = json_object_get(answer, "decoded");
@@ -168,6 +169,7 @@ static status_t do_input(work_t *work, const char *path, line_fn fn)
     if (work->model == NULL)
         return fail(STATUS_INVALID, "--model is missing; give the GGUF file or the directory with "
                                     "the tokenizer");
+    TRY(output_format(work->format, &work->json));
     FILE *in = path == NULL || strcmp(path, "-") == 0 ? stdin : fopen(path, "r");
     if (in == NULL)
         return fail(errno == ENOENT ? STATUS_NOT_FOUND : STATUS_IO, "cannot open %s: %s", path,
@@ -175,9 +177,8 @@ static status_t do_input(work_t *work, const char *path, line_fn fn)
     status_t status = tokenizer_open(work->model, &work->tokenizer);
     if (status == STATUS_OK) {
         do_lines(work, in, fn);
-        bool unread = ferror(in) != 0, unwritten = fflush(stdout) != 0;
-        if (unread || unwritten)
-            status = fail(STATUS_IO, "%s failed", unread ? "reading" : "writing");
+        if (ferror(in) != 0)
+            status = fail(STATUS_IO, "reading failed");
         else if (command_interrupted)
             status = fail(STATUS_CANCELLED, "interrupted");
         else if (work->n_wrong > 0)
@@ -201,12 +202,14 @@ status_t command_tokenize(int argc, char **argv)
          "put what the model wants around a text: its beginning and end tokens"},
         {"plain", OPTION_FLAG, &work.plain, NULL, NULL,
          "special tokens that stand in the text are letters like any other"},
+        OUTPUT_OPTION(&work.format),
         {0},
     };
     const options_help_t help = {
         "shoal tokenize --model PATH [--jsonl] [INPUT]",
         "Turns each line of INPUT (or standard input) into token ids. Special tokens that "
-        "stand in the text\nbecome their ids. A wrong line gives {\"error\"} and exit code 1.",
+        "stand in the text\nbecome their ids. A wrong line gives {\"error\"} and exit code 1. With -o json every "
+        "answer is a line\nof JSON.",
         "echo '{\"text\": \"Hello, world!\"}' | shoal tokenize --model model.gguf --jsonl",
         options};
     const char *words[1] = {NULL};
@@ -224,12 +227,13 @@ status_t command_detokenize(int argc, char **argv)
         {"jsonl", OPTION_FLAG, &work.jsonl, NULL, NULL,
          "lines are {\"ids\"} and become {\"decoded\"}; otherwise numbers become plain text"},
         {"skip-special", OPTION_FLAG, &work.skip_special, NULL, NULL, "leave special tokens out"},
+        OUTPUT_OPTION(&work.format),
         {0},
     };
     const options_help_t help = {
         "shoal detokenize --model PATH [--jsonl] [INPUT]",
         "Turns each line of INPUT (or standard input) from token ids into text. A wrong line gives "
-        "{\"error\"}\nand exit code 1.",
+        "{\"error\"}\nand exit code 1. With -o json every answer is a line of JSON.",
         "echo '{\"ids\": [19556, 28, 905, 17]}' | shoal detokenize --model model.gguf --jsonl",
         options};
     const char *words[1] = {NULL};

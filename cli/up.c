@@ -15,8 +15,10 @@
 
 #include "cli/cluster_file.h"
 #include "cli/command.h"
+#include "cli/output.h"
 #include "cli/supervise.h"
 #include "cli/up_detach.h"
+#include "common/base/buffer.h"
 #include "common/base/clock.h"
 #include "common/base/memory.h"
 #include "common/model/model.h"
@@ -25,9 +27,9 @@ enum { PORTS_MAX = 12, COORDINATORS_MAX = 8, STOP_GRACE_MS = 15000,
        WAITING_GRACE_MS = 300, LINE_MAX_BYTES = 512 };
 
 typedef struct {
-    const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *quantize, *shapes;
+    const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *quantize, *shapes, *format;
     int64_t replicas, tp, stages, coordinators, context_max, threads, wait_ms;
-    bool detach;
+    bool detach, json;
     char *data_dir, *bin_dir, *etcd_url, *redis_url;
     int ports[PORTS_MAX]; /* free ports, taken at start and kept over restarts of the programs */
 } up_t;
@@ -287,15 +289,33 @@ static status_t open_failed(const up_t *up, const child_t *opener)
                 store ? "; coordinator-1 is " : "", store ? store : "", up->data_dir);
 }
 
+/* The line goes to people, cluster.json to programs that asked for JSON. */
+static status_t print_ready(const char *data_dir, const char *line, bool json)
+{
+    fprintf(stderr, "%s\n", line);
+    if (!json)
+        return STATUS_OK;
+    json_t *content;
+    TRY(cluster_file_read(data_dir, &content));
+    output_json(content, false);
+    json_decref(content);
+    return output_written();
+}
+
 static status_t announce(up_t *up, supervisor_t *supervisor, up_detach_t *detach, uint64_t began_ms)
 {
-    fprintf(stderr, "ready after %.2f s: coordinators", (double)(clock_ms() - began_ms) / 1000);
-    for (int64_t i = 0; i < up->coordinators; i++)
-        fprintf(stderr, " 127.0.0.1:%d", up->ports[3 + i]);
-    fprintf(stderr, ", data %s\n", up->data_dir);
     TRY(write_cluster(up, supervisor, true));
-    up_detach_ready(detach, STATUS_OK, "");
-    return STATUS_OK;
+    buffer_t list = {0};
+    for (int64_t i = 0; i < up->coordinators; i++)
+        buffer_format(&list, " 127.0.0.1:%d", up->ports[3 + i]);
+    char *line = mem_format("ready after %.2f s: coordinators%s, data %s",
+                            (double)(clock_ms() - began_ms) / 1000, buffer_text(&list), up->data_dir);
+    /* Detached, standard output is a log, and the process that was typed prints instead. */
+    status_t status = print_ready(up->data_dir, line, up->json && !up->detach);
+    up_detach_ready(detach, STATUS_OK, line);
+    free(line);
+    buffer_release(&list);
+    return status;
 }
 
 /* Runs until it is interrupted, or until the cluster could not be opened in time. */
@@ -412,6 +432,7 @@ status_t command_up(int argc, char **argv)
         {"timeout", OPTION_DURATION_MS, &up.wait_ms, "120s", "TIME",
          "how long to wait until it serves"},
         {"detach", OPTION_FLAG, &up.detach, NULL, NULL, "return when the cluster is ready; it goes on"},
+        OUTPUT_OPTION(&up.format),
         {0},
     };
     const options_help_t help = {
@@ -423,6 +444,7 @@ status_t command_up(int argc, char **argv)
     TRY(command_options(&help, argc, argv, NULL, 0, 0, NULL, &done));
     if (done)
         return STATUS_OK;
+    TRY(output_format(up.format, &up.json));
     if (up.model != NULL)
         TRY(check_model(&up));
     TRY(find_programs(&up));
@@ -432,8 +454,11 @@ status_t command_up(int argc, char **argv)
     if (up.detach) {
         bool parent = false;
         TRY(up_detach_start(&detach, up.data_dir, &parent));
-        if (parent)
-            return up_detach_wait(&detach);
+        if (parent) {
+            char line[STATUS_TEXT_MAX];
+            TRY(up_detach_wait(&detach, line));
+            return print_ready(up.data_dir, line, up.json);
+        }
     }
     status_t status = run_cluster(&up, &detach);
     if (status != STATUS_OK)

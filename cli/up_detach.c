@@ -47,7 +47,7 @@ status_t up_detach_start(up_detach_t *detach, const char *data_dir, bool *parent
     return lose_terminal(data_dir);
 }
 
-status_t up_detach_wait(up_detach_t *detach)
+status_t up_detach_wait(up_detach_t *detach, char words_out[STATUS_TEXT_MAX])
 {
     verdict_t verdict = {0};
     size_t got = 0;
@@ -63,6 +63,7 @@ status_t up_detach_wait(up_detach_t *detach)
     verdict.words[sizeof verdict.words - 1] = 0;
     if (verdict.status != STATUS_OK)
         return fail((status_t)verdict.status, "%s", verdict.words);
+    memcpy(words_out, verdict.words, sizeof verdict.words);
     return STATUS_OK;
 }
 

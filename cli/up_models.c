@@ -21,7 +21,7 @@ static char *local_folder(const cluster_options_t *where)
     const char *endpoint = getenv("SHOAL_ENDPOINT");
     if (where->endpoint || (endpoint && endpoint[0]))
         return NULL;
-    if (cluster_data_dir(where->data, &data_dir) == STATUS_OK &&
+    if (cluster_data_dir_find(where->data, &data_dir) == STATUS_OK &&
         cluster_file_read(data_dir, &content) == STATUS_OK)
         folder = mem_format("%s/models", data_dir);
     json_decref(content);

@@ -4,13 +4,16 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 say() { printf '%s\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$1" >&2; [ $# -lt 2 ] || printf 'fix:   %s\n' "$2" >&2; exit 1; }
 
-# Runs a command as root: as it is when we are root, else through sudo without asking questions.
-as_root() {
-  if [ "$(id -u)" = 0 ]; then "$@"
-  elif command -v sudo >/dev/null; then sudo -n "$@"
-  else die "this step needs root and there is no sudo" "run it as root, or install sudo"
-  fi
+# Ends the script unless as_root can work. Asked before, because what as_root runs has its output in a log.
+need_root() {
+  [ "$(id -u)" = 0 ] && return 0
+  command -v sudo >/dev/null || die "this step needs root and there is no sudo" "run it as root, or install sudo"
+  sudo -n env true 2>/dev/null ||
+    die "this step needs root and sudo does not let you in without a password" "run \`sudo -v\` and this again, or run it as root"
 }
+
+# Runs a command as root: as it is when we are root, else through sudo without asking questions.
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
 # Installs the Debian packages among its arguments that are missing. Nothing is started by it.
 install_packages() {
@@ -19,6 +22,7 @@ install_packages() {
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || missing+=("$package")
   done
   [ ${#missing[@]} = 0 ] && return 0
+  need_root
   say "installing: ${missing[*]}"
   local log; log=$(mktemp)
   as_root env DEBIAN_FRONTEND=noninteractive apt-get update >"$log" 2>&1 ||

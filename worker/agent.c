@@ -323,8 +323,8 @@ static void take_signal(agent_t *agent)
 static void say_models(const agent_t *agent)
 {
     if (agent->host.n_models == 0)
-        log_warn("no model is under --models %s yet; a GGUF file or a directory that is put there is offered",
-                 agent->options.models);
+        log_warn("no model is under --models %s yet; a GGUF file or a directory that is put there "
+                 "is offered", agent->options.models);
     for (size_t i = 0; i < agent->host.n_models; i++)
         log_info("offers model %s", agent->host.models[i].name);
 }

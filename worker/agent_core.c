@@ -399,8 +399,9 @@ void agent_core_died(agent_core_t *core, uint64_t rank_id, const agent_death_t *
     if (failure.n_sessions > 0)
         memcpy(failure.sessions, death->sessions, failure.n_sessions * CONTROL_SESSION_BYTES);
     snprintf(failure.host, sizeof failure.host, "%s", core->config.host);
+    const char *why = rank->kill_text[0] ? rank->kill_text : rank->last_words;
     snprintf(failure.text, sizeof failure.text, "rank %u (host %s): %s%s%s", rank->start.rank,
-             core->config.host, death->text, rank->kill_text[0] ? ": " : "", rank->kill_text);
+             core->config.host, death->text, why[0] ? ": " : "", why);
     agent_action_t *action = agent_act(core, AGENT_RELEASE);
     action->rank_id = rank_id;
     action->replica = slot;

@@ -264,6 +264,8 @@ void agent_take_failed(agent_core_t *core, agent_rank_t *rank, const control_fai
     if (failed->status == STATUS_OK || rank->state == RANK_STOPPING)
         return; /* stopped in good order */
     agent_failure_t failure = {.rank = rank->start.rank};
+    if (failed->epoch == 0) /* its end follows, and is told with these words */
+        snprintf(rank->last_words, sizeof rank->last_words, "%s", failed->text);
     snprintf(failure.host, sizeof failure.host, "%s", core->config.host);
     snprintf(failure.text, sizeof failure.text, "%s", failed->text);
     if (failed->lost_rank < replica->plan.n_ranks) {

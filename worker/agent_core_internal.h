@@ -36,6 +36,7 @@ typedef struct {
     uint32_t ticks_stuck; /* since the last progress, or since it was last idle */
     uint64_t cpu_ms, cpu_ms_then; /* processor time now, and at the last progress */
     char kill_text[128]; /* why we killed it; "" when we did not */
+    char last_words[STATUS_TEXT_MAX]; /* why it cannot do its work; "" when it did not say so */
 } agent_rank_t;
 
 typedef enum {

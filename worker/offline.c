@@ -1,6 +1,7 @@
 /* The offline commands' front door. */
 #include "worker/offline.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -12,12 +13,15 @@ int offline_failed(const char *program, status_t status)
     return status_exit_code(status);
 }
 
-void offline_long_output(int argc, char **argv)
+/* Output that was lost is a failure, too. */
+static int finish(const char *program, int code)
 {
-    static char long_name[] = "--output";
-    for (int i = 1; i < argc; i++)
-        if (strcmp(argv[i], "-o") == 0)
-            argv[i] = long_name;
+    errno = 0;
+    if ((fflush(stdout) != 0 || ferror(stdout) != 0) && code == 0) {
+        (void)fail(STATUS_IO, "output was lost: %s", errno ? strerror(errno) : "writing failed");
+        code = offline_failed(program, STATUS_IO);
+    }
+    return code;
 }
 
 int offline_main(int argc, char **argv)
@@ -25,9 +29,9 @@ int offline_main(int argc, char **argv)
     const char *command = argc >= 2 ? argv[1] : "";
     failpoint_start();
     if (strcmp(command, "eval") == 0)
-        return offline_eval(argc - 1, argv + 1);
+        return finish("shoal eval", offline_eval(argc - 1, argv + 1));
     if (strcmp(command, "bench") == 0)
-        return offline_bench(argc - 1, argv + 1);
+        return finish("shoal bench", offline_bench(argc - 1, argv + 1));
     if (strcmp(command, "--help") == 0 || strcmp(command, "help") == 0) {
         puts("usage: shoal-worker offline eval|bench [options]\n"
              "\n"

@@ -56,8 +56,6 @@ status_t offline_run(const offline_replica_t *replica, const offline_work_t *wor
 
 int offline_eval(int argc, char **argv);
 int offline_bench(int argc, char **argv);
-/* -o is short for --output, as in every command; the option table knows long names only. */
-void offline_long_output(int argc, char **argv);
 /* Prints the last failure on standard error and returns its exit code. */
 int offline_failed(const char *program, status_t status);
 

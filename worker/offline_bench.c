@@ -183,7 +183,7 @@ int offline_bench(int argc, char **argv)
          NULL},
         {"quantize", OPTION_TEXT, &r->quantize, "", "q8|q4|fp8",
          "quantize F32, F16 and BF16 weights as they are loaded", 0, 0, NULL},
-        {"output", OPTION_TEXT, &bench.output, "table", "FORMAT", "table or json", 0, 0, NULL},
+        {"o", OPTION_TEXT, &bench.output, "table", "table|json", "how to print", 0, 0, NULL},
         {0},
     };
     const options_help_t help = {
@@ -196,7 +196,6 @@ int offline_bench(int argc, char **argv)
     };
     size_t n_words = 0;
     bool want_help = false;
-    offline_long_output(argc, argv);
     status_t status = options_read(options, argc, argv, NULL, 0, &n_words, &want_help);
     if (want_help) {
         options_print_help(&help);
@@ -206,7 +205,7 @@ int offline_bench(int argc, char **argv)
         status = fail(STATUS_INVALID, "--model is needed");
     if (status == STATUS_OK && strcmp(bench.output, "table") != 0 &&
         strcmp(bench.output, "json") != 0)
-        status = fail(STATUS_INVALID, "-o is \"%s\"; it must be table or json", bench.output);
+        status = fail(STATUS_INVALID, "-o: \"%s\" is neither table nor json", bench.output);
     if (status == STATUS_OK)
         status = run(&bench);
     return status == STATUS_OK ? 0 : offline_failed("shoal bench", status);

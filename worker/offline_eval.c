@@ -383,7 +383,7 @@ int offline_eval(int argc, char **argv)
          "for tests: rank 0 works only when it is waited for", 0, 0, NULL},
         {"passes", OPTION_INTEGER, &eval.passes, "1", "P",
          "evaluate everything P times, the last with a warm prefix cache", 1, 16, NULL},
-        {"output", OPTION_TEXT, &eval.output, "table", "FORMAT", "table or json", 0, 0, NULL},
+        {"o", OPTION_TEXT, &eval.output, "table", "table|json", "how to print", 0, 0, NULL},
         {0},
     };
     const options_help_t help = {
@@ -399,7 +399,6 @@ int offline_eval(int argc, char **argv)
     };
     size_t n_words = 0;
     bool want_help = false;
-    offline_long_output(argc, argv);
     status_t status = options_read(options, argc, argv, NULL, 0, &n_words, &want_help);
     if (want_help) {
         options_print_help(&help);
@@ -413,7 +412,7 @@ int offline_eval(int argc, char **argv)
         status = fail(STATUS_INVALID, "--hidden needs one stage and one pass");
     if (status == STATUS_OK && strcmp(eval.output, "table") != 0 &&
         strcmp(eval.output, "json") != 0)
-        status = fail(STATUS_INVALID, "-o is \"%s\"; it must be table or json", eval.output);
+        status = fail(STATUS_INVALID, "-o: \"%s\" is neither table nor json", eval.output);
     if (status == STATUS_OK)
         status = run(&eval);
     if (status == STATUS_OK)

@@ -118,6 +118,10 @@ static status_t set_value(const option_t *option, const char *text)
 
 static void environment_name(const option_t *option, char out[NAME_MAX_BYTES + 8])
 {
+    if (option->environment != NULL) {
+        snprintf(out, NAME_MAX_BYTES + 8, "%s", option->environment);
+        return;
+    }
     int n = snprintf(out, NAME_MAX_BYTES + 8, "SHOAL_%s", option->name);
     for (int i = 0; i < n && i < NAME_MAX_BYTES + 7; i++)
         out[i] = out[i] == '-' ? '_' : (char)toupper((unsigned char)out[i]);
@@ -206,20 +210,50 @@ status_t options_read(const option_t *options, int argc, char **argv, const char
     return STATUS_OK;
 }
 
+/* The columns that a UTF-8 text takes, each character counted as one. */
+static int columns(const char *text)
+{
+    int n = 0;
+    for (; *text != 0; text++)
+        n += ((unsigned char)*text & 0xc0) != 0x80;
+    return n;
+}
+
+static void print_option(const option_t *option)
+{
+    enum { LEFT_COLUMNS = 28 };
+    char left[96];
+    snprintf(left, sizeof left, "%s%s%s%s", dashes(option), option->name,
+             option->value_name ? " " : "", option->value_name ? option->value_name : "");
+    int pad = LEFT_COLUMNS - columns(left);
+    printf("  %s%*s %s", left, pad > 0 ? pad : 0, "", option->help);
+    if (option->by_default != NULL && option->by_default[0] != 0 && option->kind != OPTION_FLAG)
+        printf(" [%s]", option->by_default);
+    if (option->environment != NULL)
+        printf(" (environment: %s)", option->environment);
+    putchar('\n');
+}
+
 void options_print_help(const options_help_t *help)
 {
     printf("Usage: %s\n\n%s\n", help->usage, help->about);
-    if (help->options != NULL && help->options->name != NULL)
+    bool any = help->options != NULL && help->options->name != NULL;
+    if (any)
         printf("\nOptions:\n");
-    for (const option_t *option = help->options; option && option->name; option++) {
-        char left[96];
-        snprintf(left, sizeof left, "%s%s%s%s", dashes(option), option->name,
-                 option->value_name ? " " : "", option->value_name ? option->value_name : "");
-        printf("  %-28s %s", left, option->help);
-        if (option->by_default != NULL && option->kind != OPTION_FLAG)
-            printf(" [%s]", option->by_default);
-        putchar('\n');
+    for (const option_t *option = help->options; any && option->name != NULL; option++)
+        print_option(option);
+    if (any) {
+        char name[NAME_MAX_BYTES + 8];
+        environment_name(help->options, name);
+        printf("\nEvery option can be given as SHOAL_<OPTION> in the environment: %s%s as %s.\n",
+               dashes(help->options), help->options->name, name);
     }
-    if (help->example != NULL)
-        printf("\nExample:\n  %s\n", help->example);
+    if (help->example == NULL)
+        return;
+    printf("\nExample:\n");
+    for (const char *line = help->example; *line != 0;) {
+        int n = (int)strcspn(line, "\n");
+        printf("  %.*s\n", n, line);
+        line += n + (line[n] == '\n');
+    }
 }

@@ -1,6 +1,6 @@
 /* One table of options feeds the command line, the environment and the help text of every program.
- * `--name value` and `--name=value` win over SHOAL_NAME (dashes become underscores), which wins over
- * the default. Numbers accept 1k = 1000, 1K = 1024, and m/M, g/G alike; durations accept ms, s, m, h. */
+ * `--name value` and `--name=value` win over the environment's SHOAL_NAME (dashes become underscores,
+ * and a row can name another variable), which wins over the default. Numbers accept 1k = 1000, 1K = 1024, and m/M, g/G alike; durations accept ms, s, m, h. */
 #ifndef SHOAL_COMMON_BASE_OPTIONS_H
 #define SHOAL_COMMON_BASE_OPTIONS_H
 
@@ -27,6 +27,9 @@ typedef struct {
     const char *help;
     double min, max; /* of numbers, both inclusive; both 0 means no bound */
     bool *given;     /* set to true when the option was typed or in the environment; may be NULL */
+    /* The variable that gives it, where SHOAL_NAME is another command's option of another meaning;
+     * NULL is SHOAL_NAME. The help text names it. */
+    const char *environment;
 } option_t;
 
 typedef struct {

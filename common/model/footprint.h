@@ -1,6 +1,6 @@
-/* What a model weighs: parameters, those that one token uses, bytes by type, and what a token leaves
- * in the caches. For people (`shoal inspect`) and for the planner's outlook; what a rank needs is
- * plan.h's business. Pure; any thread. */
+/* What a model weighs: parameters, those that one token uses, bytes by type, and what a token
+ * leaves in the caches. For people (`shoal inspect`) and for the planner's outlook; what a rank
+ * needs is plan.h's business. Pure; any thread. */
 #ifndef SHOAL_COMMON_MODEL_FOOTPRINT_H
 #define SHOAL_COMMON_MODEL_FOOTPRINT_H
 
@@ -34,8 +34,8 @@ typedef struct {
                                    not the embedding, of which it copies a row */
     uint64_t bytes;             /* of the weights in the types that ranks read them in */
     uint32_t n_types;
-    footprint_type_t types[FOOTPRINT_TYPES_MAX]; /* of all tensors of the files, largest first; of an
-                                                    outline of its views */
+    /* Of all tensors of the files, largest first; of an outline of its views. */
+    footprint_type_t types[FOOTPRINT_TYPES_MAX];
     uint32_t n_caches;
     footprint_cache_t caches[FOOTPRINT_CACHES_MAX];
     uint64_t kv_bytes_per_token; /* of all layers, BF16, on one rank that holds all heads */

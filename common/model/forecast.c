@@ -16,8 +16,8 @@ typedef struct {
     bool *taken; /* by device */
 } places_t;
 
-/* The devices of one stage: of one host where a host has so many left, else, when no host has so many
- * at all, of several. */
+/* The devices of one stage: of one host where a host has so many left, else, when no host has so
+ * many at all, of several. */
 static bool place_stage(places_t *places, uint32_t tp, uint32_t *devices_out)
 {
     const hosts_file_t *hosts = places->hosts;
@@ -96,8 +96,8 @@ static status_t fit(const forecast_question_t *question, const hosts_file_t *hos
 
 /* --- time --- */
 
-/* What the members of a stage send each other: a part from each to each. The devices of a host carry
- * it at once; a host's own link carries all that its members get from other hosts. */
+/* What the members of a stage send each other: a part from each to each. The devices of a host
+ * carry it at once; a host's own link carries all that its members get from other hosts. */
 static double exchange_s(const hosts_file_t *hosts, const uint32_t *devices, uint32_t tp,
                          const double *part_bytes)
 {
@@ -277,8 +277,9 @@ static status_t try_shape(const forecast_question_t *question, const hosts_file_
     };
     out->replicas = place(hosts, &out->shape, out->devices);
     if (out->replicas == 0)
-        return fail(STATUS_REFUSED, "tp %u x %u stages needs %u devices, of which the %u of each stage "
-                    "lie in one host or in hosts that have fewer; there are %u devices on %u hosts",
+        return fail(STATUS_REFUSED, "tp %u x %u stages needs %u devices, of which the %u of each "
+                    "stage lie in one host or in hosts that have fewer; there are %u devices on "
+                    "%u hosts",
                     tp, stages, tp * stages, tp, hosts->n_devices, hosts->n_hosts);
     TRY(fit(question, hosts, out));
     if (out->fits && timed)
@@ -286,8 +287,8 @@ static status_t try_shape(const forecast_question_t *question, const hosts_file_
     return STATUS_OK;
 }
 
-/* Whether `a` is the better of two. A thousandth is no difference: then fewer devices are better, so
- * that more is left for others. */
+/* Whether `a` is the better of two. A thousandth is no difference: then fewer devices are better,
+ * so that more is left for others. */
 static bool is_better(const forecast_question_t *question, const forecast_t *a, const forecast_t *b)
 {
     uint32_t n_a = a->shape.tp * a->shape.stages, n_b = b->shape.tp * b->shape.stages;
@@ -316,7 +317,22 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-/* With `any`, the first shape that fits is enough and nothing is timed. */
+/* Ranks that there must be at least: together they hold every weight. 0 when that says nothing. */
+static uint64_t ranks_least(const forecast_question_t *question, const hosts_file_t *hosts)
+{
+    plan_shape_t shape = {.tp = 1, .stages = 1, .context_max = question->context,
+                          .activations_f32 = question->activations_f32};
+    plan_need_t whole;
+    uint64_t largest = 1;
+    if (plan_need(question->sizes, &shape, 0, 0, &whole) != STATUS_OK)
+        return 0;
+    for (uint32_t i = 0; i < hosts->n_devices; i++)
+        largest = usable(hosts, i) > largest ? usable(hosts, i) : largest;
+    return whole.weights / largest;
+}
+
+/* With `any`, the first shape that fits is enough and nothing is timed; shapes that are hopeless
+ * are not looked at, since cutting the layers of each takes its time. */
 static status_t search(const forecast_question_t *question, const hosts_file_t *hosts, bool any,
                        forecast_t *out)
 {
@@ -332,10 +348,11 @@ static status_t search(const forecast_question_t *question, const hosts_file_t *
     forecast_t *found = MEM_NEW(forecast_t);
     status_t status = STATUS_OK;
     bool have = false, chosen = question->tp != 0 && question->stages != 0;
+    uint64_t n_min = any ? ranks_least(question, hosts) : 0;
     for (uint32_t s = stages.first; s <= stages.last && status == STATUS_OK; s++)
         for (uint32_t t = tp.first; t <= tp.last && status == STATUS_OK; t++) {
             bool odd = any && question->tp == 0 && (t & (t - 1)) != 0; /* nobody would be told so */
-            if (odd || (!chosen && s * t > n_max))
+            if (odd || s * t < n_min || (!chosen && s * t > n_max))
                 continue;
             status = try_shape(question, hosts, t, s, !any, found);
             if (status == STATUS_REFUSED && !chosen) {

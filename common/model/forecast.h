@@ -1,6 +1,7 @@
 /* What would become of a model on given hosts: does it fit, in what shape, with how much cache, and
- * how fast at best. Each device takes one rank. Memory is plan.h's own answer (plan_needs, plan_fit),
- * so what fits here is what a deployment is given; speed is roofline.h's upper bound. Pure. */
+ * how fast at best. Each device takes one rank. Memory is plan.h's own answer (plan_needs,
+ * plan_fit), so what fits here is what a deployment is given; speed is roofline.h's upper bound.
+ * Pure. */
 #ifndef SHOAL_COMMON_MODEL_FORECAST_H
 #define SHOAL_COMMON_MODEL_FORECAST_H
 
@@ -34,7 +35,7 @@ typedef struct {
     plan_shape_t shape;
     bool fits;
     char reason[STATUS_TEXT_MAX]; /* why not */
-    uint64_t device_bytes_least;  /* a device of each rank with so much (reserve included) would do */
+    uint64_t device_bytes_least;  /* devices with so much (reserve included) would do */
     plan_run_t layers[PLAN_STAGES_MAX];
     plan_need_t needs[PLAN_RANKS_MAX]; /* rank = stage * tp + slice */
     uint32_t devices[PLAN_RANKS_MAX];  /* of the hosts file */

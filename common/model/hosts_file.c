@@ -63,7 +63,8 @@ static status_t read_tflops(const json_t *device, const char *where, hosts_devic
     return STATUS_OK;
 }
 
-/* A device with what its name says by default; a name that nobody knows is fine when all is given. */
+/* A device with what its name says by default; a name that nobody knows is fine when all is
+ * given. */
 static status_t read_device(const json_t *device, const char *where, hosts_device_t *out)
 {
     static const char *const keys[] = {"name", "count", "memory_gib", "reserve_gib",
@@ -83,9 +84,9 @@ static status_t read_device(const json_t *device, const char *where, hosts_devic
     TRY(read_tflops(device, where, out));
     bool rated = out->flops_s[HOSTS_F32] > 0 || out->flops_s[HOSTS_BF16] > 0;
     if (out->memory_bytes == 0 || out->memory_bytes_s <= 0 || !rated)
-        return fail(STATUS_INVALID, "%s: \"%s\" is no known device, so memory_gib, bandwidth_gb_s and "
-                    "tflops (f32 or bf16 at least) must be given; known are %s", where, out->name,
-                    hosts_device_names());
+        return fail(STATUS_INVALID, "%s: \"%s\" is no known device, so memory_gib, bandwidth_gb_s "
+                    "and tflops (f32 or bf16 at least) must be given; known are %s", where,
+                    out->name, hosts_device_names());
     if (out->reserve_bytes >= out->memory_bytes)
         return fail(STATUS_INVALID, "%s: reserve_gib leaves nothing of memory_gib", where);
     return STATUS_OK;
@@ -163,8 +164,8 @@ static status_t read_object(const char *name, const json_t *object, hosts_file_t
         return fail(STATUS_INVALID, "%s: there are no hosts", name);
     for (uint32_t i = 0; out->n_hosts > 1 && i < out->n_hosts; i++)
         if (out->hosts[i].link_bytes_s <= 0)
-            return fail(STATUS_INVALID, "%s: host %s: link_gb_s, the bandwidth to the other hosts, is "
-                        "missing", name, out->hosts[i].name);
+            return fail(STATUS_INVALID, "%s: host %s: link_gb_s, the bandwidth to the other hosts, "
+                        "is missing", name, out->hosts[i].name);
     return STATUS_OK;
 }
 

@@ -1,6 +1,6 @@
-/* The machines of a plan that nobody has yet: hosts with devices, as `shoal plan --hosts FILE` reads
- * them. Known devices have defaults from their makers' data sheets (hosts_devices.c); everything can
- * be given and then wins.
+/* The machines of a plan that nobody has yet: hosts with devices, as `shoal plan --hosts FILE`
+ * reads them. Known devices have defaults from their makers' data sheets (hosts_devices.c);
+ * everything can be given and then wins.
  *
  *     {"hosts": [{"name": "node", "count": 2, "link_gb_s": 50,
  *                 "devices": [{"name": "H100-80", "count": 8}]}]}
@@ -58,8 +58,8 @@ void hosts_file_release(hosts_file_t *hosts);
 /* `n` devices as device `like` of `from`, each host with as many as the host of that one. */
 void hosts_file_alike(const hosts_file_t *from, uint32_t like, uint32_t n, hosts_file_t *out);
 
-/* The rate for weights of a row type: INT8 for integer blocks, FP8 for e4m3, BF16 for halves; what a
- * device has none of falls back to BF16, then F32. */
+/* The rate for weights of a row type: INT8 for integer blocks, FP8 for e4m3, BF16 for halves; what
+ * a device has none of falls back to BF16, then F32. */
 double hosts_flops_s(const hosts_device_t *device, qtype_t weights);
 
 /* --- known devices (hosts_devices.c) --- */

@@ -1,7 +1,7 @@
 /* A model of which only config.json is there. It has its configuration and a view of every tensor
- * that its architecture lists, with shape, cut and the type that its rows will have, but no rows: it
- * can be described and planned (plan_sizes), not read. The same functions serve it and a real model,
- * so that a plan made before the download is the plan made after it.
+ * that its architecture lists, with shape, cut and the type that its rows will have, but no rows:
+ * it can be described and planned (plan_sizes), not read. The same functions serve it and a real
+ * model, so that a plan made before the download is the plan made after it.
  *
  * Optional biases are there when "attention_bias" or "mlp_bias" says so. */
 #ifndef SHOAL_COMMON_MODEL_MODEL_OUTLINE_H

@@ -1,8 +1,8 @@
 /* How fast a model could run at best: the roofline of one rank, from what a step multiplies, reads
  * and passes on. Pure arithmetic over plan.h; no device is asked.
  *
- * Units: seconds, bytes, floating-point operations (a multiplication and its addition count as two).
- * A step of a stage takes
+ * Units: seconds, bytes, floating-point operations (a multiplication and its addition count as
+ * two). A step of a stage takes
  *
  *     max over slices of max(flops / flops_s, memory_bytes / memory_bytes_s)  +  link seconds
  *
@@ -36,9 +36,10 @@ typedef struct {
  * liked better: n * (1 - (1 - used/n)^rows). */
 double roofline_experts_touched(uint32_t n, uint32_t used, uint32_t rows);
 
-/* Cache bytes that a row of attention reads in one layer when it sees `context` keys, by the layer's
- * kind: grouped min(context, window) keys and values; latent every key's latent, or the chosen ones
- * and all index keys; compressed the window, and its entries. `element` is 2 (BF16) or 4 (F32). */
+/* Cache bytes that a row of attention reads in one layer when it sees `context` keys, by the
+ * layer's kind: grouped min(context, window) keys and values; latent every key's latent, or the
+ * chosen ones and all index keys; compressed the window, and its entries. `element` is 2 (BF16) or
+ * 4 (F32). */
 double roofline_kv_read_bytes(const model_config_t *config, const plan_slice_t *slice,
                               uint32_t layer, double context, uint32_t element);
 
@@ -53,8 +54,8 @@ void roofline_work(const plan_sizes_t *sizes, const plan_shape_t *shape, const p
                    roofline_work_t *out);
 
 /* Partial sums that a slice sends in the exchange behind attention, and behind the FFN of a layer:
- * `rows` * hidden values of 4 bytes for each tree node of its leaves, or of 8 bytes (exact integers)
- * once where there are experts. */
+ * `rows` * hidden values of 4 bytes for each tree node of its leaves, or of 8 bytes (exact
+ * integers) once where there are experts. */
 double roofline_partial_bytes_attention(const model_config_t *config, const plan_slice_t *slice,
                                         uint32_t rows);
 double roofline_partial_bytes_ffn(const model_config_t *config, const plan_slice_t *slice,

@@ -1,6 +1,6 @@
-/* A source of which only the configuration is there: enough to say what a model is and what it would
- * take, before anybody has downloaded its weights. It has no tensors (a real source always has
- * some), so nothing can be read from it. */
+/* A source of which only the configuration is there: enough to say what a model is and what it
+ * would take, before anybody has downloaded its weights. It has no tensors (a real source always
+ * has some), so nothing can be read from it. */
 #ifndef SHOAL_COMMON_MODEL_SOURCE_OUTLINE_H
 #define SHOAL_COMMON_MODEL_SOURCE_OUTLINE_H
 

@@ -171,6 +171,8 @@ status_t tokenizer_open_directory(const char *path, tokenizer_t **own_out)
     }
     if (status == STATUS_OK) {
         status = read_path(path, "generation_config.json", CONFIG_BYTES_MAX, &generation);
+        if (status == STATUS_NOT_FOUND) /* then the model's own says what ends a text */
+            status = read_path(path, "config.json", CONFIG_BYTES_MAX, &generation);
         has_generation = status == STATUS_OK;
         status = status == STATUS_NOT_FOUND ? STATUS_OK : status;
     }

@@ -205,6 +205,8 @@ void rpc_channel_connect(rpc_channel_t *channel);
 rpc_state_t rpc_channel_state(rpc_channel_t *channel);
 /* Blocks until connected; STATUS_UNREACHABLE names the endpoint. Not from a callback. */
 status_t rpc_channel_wait_ready(rpc_channel_t *channel, unsigned timeout_ms) MUST_USE;
+/* The same for who has somewhere else to go: gives up as soon as an attempt has failed. */
+status_t rpc_channel_wait_attempt(rpc_channel_t *channel, unsigned timeout_ms) MUST_USE;
 
 typedef struct {
     const char *method;      /* "/shoal.v1.Jobs/Watch" */

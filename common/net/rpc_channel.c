@@ -206,7 +206,7 @@ rpc_state_t rpc_channel_state(rpc_channel_t *channel)
     return state;
 }
 
-status_t rpc_channel_wait_ready(rpc_channel_t *channel, unsigned timeout_ms)
+static status_t wait_connected(rpc_channel_t *channel, unsigned timeout_ms, bool one_attempt)
 {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
@@ -218,7 +218,8 @@ status_t rpc_channel_wait_ready(rpc_channel_t *channel, unsigned timeout_ms)
     }
     int waited = 0;
     pthread_mutex_lock(&channel->lock);
-    while (channel->state != RPC_READY && waited != ETIMEDOUT && !channel->closing) {
+    while (channel->state != RPC_READY && waited != ETIMEDOUT && !channel->closing &&
+           !(one_attempt && channel->state == RPC_FAILING)) {
         /* Also after a lost connection, which leaves the channel idle. */
         if (channel->state == RPC_IDLE)
             grpc_channel_check_connectivity_state(channel->grpc, 1);
@@ -228,8 +229,20 @@ status_t rpc_channel_wait_ready(rpc_channel_t *channel, unsigned timeout_ms)
     pthread_mutex_unlock(&channel->lock);
     if (ready)
         return STATUS_OK;
+    if (waited != ETIMEDOUT)
+        return fail(STATUS_UNREACHABLE, "no connection to %s; is it running?", channel->endpoint);
     return fail(STATUS_UNREACHABLE, "no connection to %s within %u ms; is it running?",
                 channel->endpoint, timeout_ms);
+}
+
+status_t rpc_channel_wait_ready(rpc_channel_t *channel, unsigned timeout_ms)
+{
+    return wait_connected(channel, timeout_ms, false);
+}
+
+status_t rpc_channel_wait_attempt(rpc_channel_t *channel, unsigned timeout_ms)
+{
+    return wait_connected(channel, timeout_ms, true);
 }
 
 /* ---- calls ---- */

@@ -19,6 +19,12 @@ static void fill(const deployment_t *d, core_deployment_view_t *out)
         .tokenizer = d->model == MODEL_READY ? d->tokenizer : NULL,
         .message = text_or_empty(d->message),
     };
+    /* Where the plan is right and forming it fails, the last failure says why. */
+    for (size_t i = 0; i < d->n_slots && !out->message[0]; i++) {
+        const slot_t *slot = d->slots[i];
+        if (slot && slot->plan && !slot->active && slot->failure)
+            out->message = slot->failure->message;
+    }
     for (size_t i = 0; i < d->n_slots; i++) {
         if (!d->slots[i] || !d->slots[i]->active)
             continue;
@@ -111,6 +117,10 @@ static Shoal__V1__Replica *describe(const slot_t *slot, arena_t *arena)
     r->epoch = slot->epoch;
     r->tp = slot->plan->tp;
     r->stages = slot->plan->stages;
+    r->model_digest = copy(arena, slot->plan->model_digest);
+    r->activations = copy(arena, slot->plan->activations);
+    r->quantize = copy(arena, slot->plan->quantize);
+    r->context_max = slot->plan->context_max;
     if (slot->active) {
         r->leader = copy(arena, slot->active->leader);
         r->text_identity = copy(arena, slot->active->text_identity);

@@ -3,6 +3,7 @@ reflection; and a stream that survives its coordinator at every token."""
 import json
 import os
 import signal
+import subprocess
 import time
 import unittest
 
@@ -15,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase  # noqa: E402
 from shoal.v1 import common_pb2, inference_pb2, inference_pb2_grpc, jobs_pb2, jobs_pb2_grpc  # noqa: E402
 
-from harness import Cluster, alive, wait_for  # noqa: E402
+from harness import BIN, MODEL, Cluster, alive, wait_for  # noqa: E402
 
 
 def generate(channel, prompt, timeout=60, **sampling):
@@ -171,35 +172,81 @@ class Clients(unittest.TestCase):
                              set(database.get_services()))
         self.assertIsNotNone(database.FindFileContainingSymbol("shoal.v1.Jobs"))
 
+
+class Prefixes(unittest.TestCase):
     def test_equal_prefixes_meet_through_two_coordinators(self):
-        prefix = "A long shared beginning that fills several blocks of sixteen tokens each. " * 6
-        collect(generate(self.channel, prefix + "One.", max_tokens=2))
-        with grpc.insecure_channel(self.cluster.endpoints()[1]) as other:
-            _, _, _, ended = collect(generate(other, prefix + "Two.", max_tokens=2))
-        self.assertGreaterEqual(ended.usage.cached_tokens, 64)
+        """Of two replicas, both coordinators choose the one that holds the prompt's beginning: each later request of a
+        prefix finds its blocks, whichever coordinator it comes to. The beginnings differ in the first block and have
+        more than the eight blocks of sixteen that the ring looks at."""
+        topics = ["rivers", "bread", "clocks", "glass", "snow", "letters", "bridges", "moths"]
+        prefixes = [f"{topic}: all that is known about {topic}. " + f"Much is said of {topic} in the old books. " * 14
+                    for topic in topics]
+        with Cluster("--replicas", 2, "--tp", 1, "--stages", 1) as cluster:
+            wait_for(cluster.active, 60, "both replicas to be active")
+            first, second = (grpc.insecure_channel(one) for one in cluster.endpoints()[:2])
+            with first, second:
+                cached = {}
+                for i, prefix in enumerate(prefixes):
+                    order = (first, second, first) if i % 2 == 0 else (second, first, second)
+                    for channel, end in zip(order, ("One.", "Two.", "Three.")):
+                        _, _, _, ended = collect(generate(channel, prefix + end, max_tokens=2))
+                        cached.setdefault(topics[i], []).append(ended.usage.cached_tokens)
+                hits = {one["replica"]: one["prefix_hit_tokens"] for one in cluster.replicas()}
+            # With all prefixes on one of them, meeting would say nothing.
+            self.assertTrue(len(hits) == 2 and all(hits.values()), hits)
+            for topic, counts in cached.items():
+                self.assertLess(counts[0], 16, f"{topic}: {counts}")
+                for count in counts[1:]:
+                    self.assertGreaterEqual(count, 128, f"{topic}: {counts}")
 
 
 class Resume(unittest.TestCase):
-    def test_a_stream_goes_on_at_the_other_coordinator_at_every_token(self):
-        """No gap and no repeat at any n, with a stop string and emoji that straddle tokens."""
-        prompt = "Emoji: 🙂🎉🙂🎉🙂🎉🙂🎉"
-        with Cluster("--replicas", 1, "--tp", 1, "--stages", 1) as cluster:
-            endpoints = cluster.endpoints()
-            with grpc.insecure_channel(endpoints[0]) as channel:
-                _, ids, whole, _ = collect(generate(channel, prompt, max_tokens=20, ignore_eos=True))
-                stop = whole[len(whole) * 2 // 3:][:3]
-                _, ids, text, ended = collect(generate(channel, prompt, max_tokens=20, ignore_eos=True, stop=[stop]))
-            self.assertTrue(any(ord(c) > 0xffff for c in whole), whole)
-            self.assertNotIn(stop, text)
-            cluster.arm("rank.step.begin=stall:60@*")
-            for n in range(len(ids)):
-                self.resume_at(cluster, n, prompt, stop, ids, text)
+    PROMPT = "Words and emoji: sun 🌞, moon 🌙, star 🌟, fire 🔥,"
+    SAMPLING = dict(max_tokens=20, ignore_eos=True, temperature=0.8, seed=3)
 
-    def start_resumable(self, channel, prompt, stop):
+    def texts_of(self, ids):
+        """The text of the first n ids for each n; one that ends inside a character ends with U+FFFD."""
+        rows = "".join(json.dumps({"ids": ids[:n]}) + "\n" for n in range(len(ids) + 1))
+        done = subprocess.run([os.path.join(BIN, "shoal"), "detokenize", "--model", MODEL, "--jsonl"], input=rows,
+                              text=True, capture_output=True, check=True)
+        return [json.loads(line)["decoded"] for line in done.stdout.splitlines()]
+
+    def choose_stop(self, texts):
+        """Four characters of the text that stand nowhere before and have the end of an id in their middle."""
+        whole = texts[-1]
+        for text in texts[-3:len(texts) // 2:-1]:
+            stop = whole[len(text) - 2:len(text) + 2]
+            if not text.endswith("\ufffd") and len(stop) == 4 and whole.find(stop) == len(text) - 2:
+                return stop
+        return self.fail(f"no string straddles two ids in {texts}")
+
+    def test_a_stream_goes_on_at_the_other_coordinator_at_every_token(self):
+        """No gap and no repeat at any n, some of which end inside an emoji and inside the stop string."""
+        with Cluster("--replicas", 1, "--tp", 1, "--stages", 1) as cluster:
+            with grpc.insecure_channel(cluster.endpoints()[0]) as channel:
+                _, ids, whole, _ = collect(generate(channel, self.PROMPT, **self.SAMPLING))
+                texts = self.texts_of(ids)
+                stop = self.choose_stop(texts)
+                _, stopped, text, _ = collect(generate(channel, self.PROMPT, stop=[stop], **self.SAMPLING))
+            self.assertEqual(whole, texts[-1])
+            self.assertEqual(text, whole[:whole.find(stop)])
+            self.assertEqual(stopped, ids[:len(stopped)])
+            cluster.arm("rank.step.begin=stall:60@*")
+            inside_emoji, inside_stop = 0, 0
+            for n in range(len(stopped)):
+                read_n, read = self.resume_at(cluster, n, stop, stopped, text)
+                ended = len(texts[read_n].rstrip("\ufffd"))
+                self.assertTrue(text.startswith(read) and len(read) <= ended, (read, texts[read_n]))
+                inside_emoji += texts[read_n].endswith("\ufffd") and ord(whole[ended]) > 0xffff
+                inside_stop += len(text) < ended < len(text) + len(stop)
+            self.assertGreater(inside_emoji, 0, texts)
+            self.assertGreater(inside_stop, 0, (texts, stop))
+
+    def start_resumable(self, channel, stop):
         """A stream that its first message calls resumable. The coordinator waits 5 ms for Redis to know the request and
         says so honestly when it does not, which on a busy machine may happen: then it is asked for another one."""
         for _ in range(20):
-            stream = generate(channel, prompt, max_tokens=20, ignore_eos=True, stop=[stop])
+            stream = generate(channel, self.PROMPT, stop=[stop], **self.SAMPLING)
             started = next(stream).started
             if started.resumable:
                 return stream, started.id
@@ -207,7 +254,9 @@ class Resume(unittest.TestCase):
             stream.cancel()
         return self.fail("not one of 20 streams is resumable")
 
-    def resume_at(self, cluster, n, prompt, stop, ids, text):
+    def resume_at(self, cluster, n, stop, ids, text):
+        """Reads n ids or a few more, kills the coordinator and reads the rest at the other one. Returns how many ids
+        were read, and their text, when it died."""
         first, second = cluster.endpoints()[:2] if n % 2 == 0 else cluster.endpoints()[1::-1]
         for endpoint in (first, second):
             with grpc.insecure_channel(endpoint) as channel:
@@ -216,13 +265,14 @@ class Resume(unittest.TestCase):
         pid = cluster.pid(name)
         got_ids, got_text, rid = [], "", None
         with grpc.insecure_channel(first) as channel:
-            stream, rid = self.start_resumable(channel, prompt, stop)
+            stream, rid = self.start_resumable(channel, stop)
             while len(got_ids) < n:
                 output = next(stream).output
                 got_ids += output.ids
                 got_text += output.text
             os.kill(pid, signal.SIGKILL)
             stream.cancel()
+        read_n, read = len(got_ids), got_text
         before = time.monotonic()
         with grpc.insecure_channel(second) as channel:
             stub = inference_pb2_grpc.InferenceStub(channel)
@@ -237,6 +287,7 @@ class Resume(unittest.TestCase):
                     self.assertLess(time.monotonic() - before, 3, error.details())
         self.assertEqual((got_ids, got_text), (ids, text), f"resumed at {n}")
         wait_for(lambda: cluster.pid(name) != pid and alive(cluster.pid(name)), 20, "the coordinator to be back")
+        return read_n, read
 
 
 if __name__ == "__main__":

@@ -109,6 +109,30 @@ class Families(unittest.TestCase):
     def replica(self, deployment):
         return [one for one in self.cluster.replicas() if one["replica"] == deployment + "/0"][0]
 
+    def test_a_raw_prompt_gets_what_the_model_wants_around_it_and_messages_the_template_of_the_directory(self):
+        model = model_of("qwen3-moe")
+        self.deploy("texts", model)
+
+        def ids(text, *more):
+            done = self.cluster.shoal("tokenize", "--model", model, *more, os.path.join(self.cluster.dir, text))
+            return list(map(int, done.stdout.split()))
+        for name, text in (("raw", "hello world"), ("chat", "<|bos|><|user|>hello world<|assistant|>")):
+            with open(os.path.join(self.cluster.dir, name), "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+        lines = [{"prompt": "hello world"}, {"prompt": ids("raw", "--add-special")},
+                 {"messages": [{"role": "user", "content": "hello world"}]}, {"prompt": ids("chat")},
+                 {"prompt": ids("raw")}]
+        path = os.path.join(self.cluster.dir, "texts.jsonl")
+        with open(path, "w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(dict(line, max_tokens=24, ignore_eos=True)) + "\n")
+        self.cluster.shoal("submit", path, "--model", "texts", "--out", path + ".out", check=False)
+        raw, raw_ids, chat, chat_ids, bare = [r["ids"] for r in self.results(path + ".out")]
+        self.assertEqual(raw, raw_ids)
+        self.assertEqual(chat, chat_ids)
+        self.assertNotEqual(raw, chat)
+        self.assertNotEqual(raw, bare)
+
     def test_a_sealed_model_that_was_changed_is_not_served_and_the_deployment_says_why(self):
         model = copy_model("llama-tied-f32", os.path.join(self.cluster.dir, "sealed"))
         self.cluster.shoal("seal", model)
@@ -148,7 +172,7 @@ class Families(unittest.TestCase):
 
     def test_a_directory_that_is_put_there_is_offered_when_it_is_whole(self):
         folder = os.path.join(self.cluster.dir, "models", "coming")
-        whole = copy_model("mixtral", os.path.join(self.cluster.dir, "whole"))
+        whole = copy_model("llama-gqa-bf16", os.path.join(self.cluster.dir, "whole"))
         weights = os.path.join(whole, "model.safetensors")
         size = os.path.getsize(weights)
         shutil.copytree(whole, folder)

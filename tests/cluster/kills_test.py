@@ -13,13 +13,14 @@ import unittest
 from harness import BIN, MODEL, SLOWLY, Cluster, alive, read_results, texts, wait_for, write_jobs
 
 ITEMS = 64
+SHAPES = ("--replicas", 2, "--shapes", "0=2x1,1=1x3")
 
 
 class Kills(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.shm_before = sorted(os.listdir("/dev/shm"))
-        cls.cluster = Cluster("--replicas", 2, "--shapes", "0=2x1,1=1x3")
+        cls.cluster = Cluster(*SHAPES)
         cls.cluster.__enter__()
         cls.addClassCleanup(cls.cluster.__exit__, None, None, None)
         cls.file = os.path.join(cls.cluster.dir, "jobs.jsonl")
@@ -187,8 +188,8 @@ class Kills(unittest.TestCase):
 
 
 class EmptiedStores(unittest.TestCase):
-    """A store that comes back empty in the middle of a job is named and refused until it is adopted;
-    serving goes on meanwhile."""
+    """A store that comes back empty in the middle of a job on the same two shapes is named and refused until it is
+    adopted; serving goes on meanwhile."""
 
     def empty(self, cluster, store):
         pid = cluster.pid(store)
@@ -218,18 +219,20 @@ class EmptiedStores(unittest.TestCase):
         return jobs, process
 
     def test_an_emptied_etcd_is_refused_until_adopted_and_the_job_ends(self):
-        with Cluster("--replicas", 1, "--tp", 1, "--stages", 1) as cluster:
+        with Cluster(*SHAPES) as cluster:
             jobs, process = self.start_job(cluster)
             self.empty(cluster, "etcd")
             self.refused_until_adopted(cluster, "etcd", jobs)
-            cluster.shoal("deploy", "smol", "--model", MODEL, "--wait")
+            cluster.shoal("deploy", "smol", "--model", MODEL, *SHAPES, "--wait")
+            shapes = [(one["tp"], one["stages"]) for one in cluster.replicas()]
+            self.assertEqual(shapes, [(2, 1), (1, 3)])
             out, err = process.communicate(timeout=200)
             self.assertEqual(process.returncode, 0, out + err)
             self.assertEqual(texts(read_results(jobs + ".out")), texts(read_results(jobs + ".undisturbed")))
 
     def test_an_emptied_redis_is_refused_until_adopted(self):
         """What was in it is lost, and said to be; new jobs run after the adoption."""
-        with Cluster("--replicas", 1, "--tp", 1, "--stages", 1) as cluster:
+        with Cluster(*SHAPES) as cluster:
             jobs, process = self.start_job(cluster)
             self.empty(cluster, "redis")
             self.refused_until_adopted(cluster, "redis", jobs)

@@ -161,7 +161,7 @@ static void on_key(sim_t *sim, uint32_t index, const core_key_t *key)
 typedef struct {
     uint32_t ordinal, reporter;
     uint64_t life, epoch;
-    bool crashed;
+    bool crashed, untold;
     char host[8];
     char sessions[32][CORE_ID_SIZE];
     size_t n;
@@ -170,8 +170,12 @@ typedef struct {
 static void write_failure(sim_t *sim, void *argument)
 {
     report_t *r = argument;
-    if (!sim->hosts[r->reporter].alive || sim->hosts[r->reporter].life != r->life) {
-        sim->n_records_lost += r->crashed;
+    bool lost = !sim->hosts[r->reporter].alive || sim->hosts[r->reporter].life != r->life;
+    if (r->crashed && !r->untold && (lost || !etcd_usable(sim))) {
+        r->untold = true;
+        sim->n_deaths_untold++;
+    }
+    if (lost) {
         free(r);
         return;
     }

@@ -215,6 +215,21 @@ static void test_ranks_that_crash_together_are_told_as_one_with_the_leaders_sess
     agent_core_free(world.core);
 }
 
+static void test_a_rank_that_cannot_do_its_work_is_told_with_its_own_words(void **state)
+{
+    (void)state;
+    world_t world = world_new(0);
+    assign(&world, 10, 1, 1, "a");
+    skip_to(&world, AGENT_SPAWN);
+    failed(&world, 1, 0, STATUS_INVALID, UINT32_MAX, false, NULL);
+    died(&world, 1, false, "exited with code 2");
+    skip_to(&world, AGENT_PUBLISH_FAILED);
+    assert_string_equal(world.action.failed->text,
+                        "rank 0 (host a): exited with code 2: it failed");
+    assert_false(world.action.failed->crashed);
+    agent_core_free(world.core);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -230,6 +245,7 @@ int main(void)
         cmocka_unit_test(test_a_rank_that_is_idle_is_not_stuck_for_as_long_as_it_likes),
         cmocka_unit_test(test_a_leaders_crash_is_told_at_once_with_the_sessions_of_its_last_step),
         cmocka_unit_test(test_ranks_that_crash_together_are_told_as_one_with_the_leaders_sessions),
+        cmocka_unit_test(test_a_rank_that_cannot_do_its_work_is_told_with_its_own_words),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

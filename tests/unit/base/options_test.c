@@ -5,8 +5,10 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/base/options.h"
 
@@ -15,12 +17,15 @@ static const char *name;
 static int64_t count, wait_ms;
 static double heat;
 
+static const char *group;
+
 static const option_t table[] = {
     {"loud", OPTION_FLAG, &loud, "false", NULL, "be loud"},
     {"name", OPTION_TEXT, &name, "nobody", "NAME", "who", .given = &given},
     {"count", OPTION_INTEGER, &count, "3", "N", "how many", 1, 100000},
     {"wait-ms", OPTION_DURATION_MS, &wait_ms, "2s", "TIME", "how long", 0, 3600000},
     {"heat", OPTION_REAL, &heat, "1", "T", "how hot", 0, 2},
+    {"group", OPTION_TEXT, &group, NULL, "NAME,…", "whose", .environment = "SHOAL_TEAM"},
     {NULL},
 };
 
@@ -99,6 +104,20 @@ static void test_the_environment_wins_over_the_default_and_loses_to_the_line(voi
     unsetenv("SHOAL_WAIT_MS");
 }
 
+static void test_an_option_is_read_from_the_variable_that_its_row_names_and_no_other(void **state)
+{
+    (void)state;
+    group = NULL;
+    setenv("SHOAL_GROUP", "of another command", 1);
+    assert_int_equal(read_words(NULL), STATUS_OK);
+    assert_null(group);
+    setenv("SHOAL_TEAM", "red", 1);
+    assert_int_equal(read_words(NULL), STATUS_OK);
+    assert_string_equal(group, "red");
+    unsetenv("SHOAL_GROUP");
+    unsetenv("SHOAL_TEAM");
+}
+
 static void test_numbers_take_units(void **state)
 {
     (void)state;
@@ -173,6 +192,40 @@ static void test_help_is_asked_for_before_anything_is_judged(void **state)
     assert_true(help);
 }
 
+/* What options_print_help writes; standard output is a file meanwhile. */
+static void read_help(const options_help_t *about, char *text, size_t size)
+{
+    fflush(stdout);
+    int kept = dup(STDOUT_FILENO);
+    FILE *file = tmpfile();
+    assert_non_null(file);
+    dup2(fileno(file), STDOUT_FILENO);
+    options_print_help(about);
+    fflush(stdout);
+    dup2(kept, STDOUT_FILENO);
+    close(kept);
+    rewind(file);
+    text[fread(text, 1, size - 1, file)] = 0;
+    fclose(file);
+}
+
+static void test_help_is_aligned_by_characters_and_indents_every_line_of_the_example(void **state)
+{
+    (void)state;
+    const options_help_t about = {"program", "About.", "first\nsecond", table};
+    char text[2048];
+    read_help(&about, text, sizeof text);
+    static const char *const lines[] = {
+        "\n  --heat T                     how hot [1]\n",
+        "\n  --group NAME,…               whose (environment: SHOAL_TEAM)\n",
+        "\nEvery option can be given as SHOAL_<OPTION> in the environment: --loud as SHOAL_LOUD.\n",
+        "\nExample:\n  first\n  second\n",
+    };
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
+        if (strstr(text, lines[i]) == NULL)
+            fail_msg("no \"%s\" in \"%s\"", lines[i], text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -180,11 +233,14 @@ int main(void)
         cmocka_unit_test(test_typed_values_win_in_both_spellings),
         cmocka_unit_test(test_after_two_dashes_everything_is_a_word),
         cmocka_unit_test(test_the_environment_wins_over_the_default_and_loses_to_the_line),
+        cmocka_unit_test(test_an_option_is_read_from_the_variable_that_its_row_names_and_no_other),
         cmocka_unit_test(test_numbers_take_units),
         cmocka_unit_test(test_durations_need_a_unit),
         cmocka_unit_test(test_both_ends_of_a_range_are_in_it),
         cmocka_unit_test(test_errors_name_the_option_and_what_would_be_right),
         cmocka_unit_test(test_help_is_asked_for_before_anything_is_judged),
+        cmocka_unit_test(
+            test_help_is_aligned_by_characters_and_indents_every_line_of_the_example),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -120,10 +120,11 @@ void rig_start_config(rig_t *rig, uint32_t replicas, const core_config_t *with)
 {
     *rig = (rig_t){.revision = 1000, .now_ms = 1000};
     core_config_t config = *with;
-    config.id = "c0";
+    if (!config.id)
+        config.id = "c0";
     config.endpoint = "c0:1";
     config.build = "test";
-    config.seed = 7;
+    config.seed = config.seed ? config.seed : 7;
     rig->core = core_new(&config);
     store(rig, CORE_STORE_ETCD);
     store(rig, CORE_STORE_REDIS);

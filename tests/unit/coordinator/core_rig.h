@@ -27,7 +27,7 @@ typedef struct {
  * registered as process `revision` 100. */
 void rig_start(rig_t *rig, uint32_t replicas);
 void rig_start_with(rig_t *rig, uint32_t replicas, uint64_t waiting_tokens_max);
-/* With these limits; id, endpoint, build and seed are the rig's. */
+/* With these limits; endpoint and build are the rig's, id ("c0") and seed (7) where none is given. */
 void rig_start_config(rig_t *rig, uint32_t replicas, const core_config_t *with);
 void rig_stop(rig_t *rig);
 void rig_event(rig_t *rig, const core_event_t *event);

@@ -163,6 +163,10 @@ static void build_words(words_t *words, const eval_args_t *args, const char *dir
     add_number(words, "chunk", args->chunk);
     add_number(words, "passes", args->passes);
     add_number(words, "greedy", args->greedy);
+    if (args->quantize)
+        add(words, text("--quantize=%s", args->quantize));
+    if (args->pack_cache)
+        add(words, text("--pack-cache=%s", args->pack_cache));
     if (args->f32)
         add(words, text("--activations=f32"));
     add_flag(words, "last", args->last);

@@ -19,6 +19,7 @@ typedef struct {
     const json_t *ids; /* array of arrays */
     const char *isa;   /* NULL: the best */
     const char *failpoints;
+    const char *quantize, *pack_cache; /* NULL: none */
     uint32_t tp, stages, threads, batch, chunk, passes, greedy; /* 0: the default */
     bool f32, last, no_sums, no_prefix_cache, late_queue, hidden;
 } eval_args_t;

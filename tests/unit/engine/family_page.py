@@ -32,8 +32,7 @@ NAMES = {
 MISSING = """## What does not run, and why
 - GGUF files of Gemma 2, Gemma 3, gpt-oss and Qwen2-MoE are read by the names and keys of llama.cpp's converter. No file of that
   converter was at hand: `engine_family_twin_test` writes such files from the recorded directories and gets equal bytes.
-- Rope scaling `longrope`, `dynamic`, `mrope`; layers without rope; fused `qkv` tensors; a query, key and value of types whose
-  inputs are prepared differently (BF16 beside 4 bit) in one layer: refused by name.
+- Rope scaling `longrope`, `dynamic`, `mrope`; layers without rope; fused `qkv` tensors: refused by name.
 - Vision and audio parts: a directory whose `model_type` is not in the table is refused by name.
 - A window does not shorten the cache: its keys are kept for the whole sequence.
 - Gemma's embedding scale is the root of the width in F32, as in the references; transformers in BF16 rounds it to BF16."""

@@ -43,7 +43,10 @@ static void test_a_wrong_line_is_refused_naming_what_is_wrong(void **state)
     (void)state;
     static const struct { const char *line, *word; } cases[] = {
         {"", "JSON"}, {"{", "JSON"}, {"[]", "object"}, {"{}", "prompt"}, {"{\"prompt\":3}", "prompt"},
-        {"{\"prompt\":\"\"}", "prompt"}, {"{\"prompt\":\"a\",\"prompt\":\"b\"}", "JSON"},
+        {"{\"prompt\":\"\"}", "prompt"}, {"{\"prompt\":[]}", "prompt"},
+        {"{\"prompt\":[1.5]}", "prompt"}, {"{\"prompt\":[1,-1]}", "prompt"}, {"{\"prompt\":[4294967296]}", "prompt"},
+        {"{\"prompt\":[1],\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", "exactly one"},
+        {"{\"prompt\":\"a\",\"prompt\":\"b\"}", "JSON"},
         {"{\"prompt\":\"a\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", "exactly one"},
         {"{\"prompt\":\"a\",\"colour\":1}", "colour"}, {"{\"prompt\":\"a\",\"temperature\":9}", "temperature"},
         {"{\"prompt\":\"a\",\"temperature\":\"hot\"}", "temperature"}, {"{\"prompt\":\"a\",\"max_tokens\":0}", "max_tokens"},
@@ -115,6 +118,25 @@ static void test_a_seed_is_a_number_or_its_digits(void **state)
     }
 }
 
+static void test_a_prompt_may_be_token_ids_which_must_be_in_the_vocabulary(void **state)
+{
+    (void)state;
+    arena_t arena = {0};
+    request_t request;
+    assert_int_equal(read_line("{\"prompt\":[0,7,4294967295]}", &request, &arena), STATUS_OK);
+    assert_int_equal(request.kind, REQUEST_IDS);
+    assert_int_equal(request.n_ids, 3);
+    assert_int_equal(request.ids[1], 7);
+    assert_int_equal(request_fit(&request, 3, UINT32_MAX, 100), STATUS_INVALID);
+    assert_non_null(strstr(status_text(), "token_ids"));
+    request_release(&request);
+    assert_int_equal(read_line("{\"method\":\"POST\",\"url\":\"/v1/completions\",\"body\":{\"prompt\":[9]}}",
+                               &request, &arena), STATUS_OK);
+    assert_int_equal(request_fit(&request, 1, 10, 100), STATUS_OK);
+    request_release(&request);
+    arena_release(&arena);
+}
+
 static void test_every_truncation_of_a_line_is_refused(void **state)
 {
     (void)state;
@@ -176,6 +198,7 @@ int main(void)
         cmocka_unit_test(test_a_wrong_line_is_refused_naming_what_is_wrong),
         cmocka_unit_test(test_a_line_of_deep_nesting_or_great_length_is_refused),
         cmocka_unit_test(test_a_seed_is_a_number_or_its_digits),
+        cmocka_unit_test(test_a_prompt_may_be_token_ids_which_must_be_in_the_vocabulary),
         cmocka_unit_test(test_every_truncation_of_a_line_is_refused),
         cmocka_unit_test(test_numbers_outside_their_range_are_refused_not_clamped),
         cmocka_unit_test(test_prompt_and_answer_must_fit_the_context),

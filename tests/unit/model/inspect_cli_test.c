@@ -61,8 +61,8 @@ static void test_a_directory_is_described(void **state)
     assert_string_equal(json_string_value(json_object_get(report, "architecture")), "deepseek-v3");
     assert_true(json_is_true(json_object_get(report, "supported")));
     /* Two layers of attention: q_a 96*256, q_b 192*96, kv_a 80*256, kv_b 256*64, output 256*128 and
-     * norms 96 + 64 + 2*256: 113,312 each. Dense 3*320*256. Experts: 4 and a shared one of 3*128*256,
-     * router 4*256 + 4. Embedding and head 2*320*256, norm 256. */
+     * norms 96 + 64 + 2*256: 113,312 each. Dense 3*320*256. Experts: 4 and a shared one of
+     * 3*128*256, router 4*256 + 4. Embedding and head 2*320*256, norm 256. */
     assert_int_equal(number(report, "parameters"),
                      2 * 113312 + 245760 + 5 * 98304 + 1028 + 2 * 81920 + 256);
     assert_int_equal(number(report, "active_parameters"),
@@ -173,13 +173,14 @@ static void test_a_plan_needs_no_weights(void **state)
     folder_remove(folder);
 }
 
-/* A model with weights, quantized as it is loaded: q8 takes 34/32 of a byte a value where BF16 takes
- * two, so the layers' part shrinks and the embedding stays. */
+/* A model with weights, quantized as it is loaded: q8 takes 34/32 of a byte a value where BF16
+ * takes two, so the layers' part shrinks and the embedding stays. */
 static void test_quantizing_is_planned_for_a_model_that_is_here(void **state)
 {
     (void)state;
     char *folder = folder_new();
-    folder_write_text(folder, "h.json", "{\"hosts\": [{\"devices\": [{\"name\": \"EPYC-9654\"}]}]}");
+    folder_write_text(folder, "h.json",
+                      "{\"hosts\": [{\"devices\": [{\"name\": \"EPYC-9654\"}]}]}");
     char *words = mem_format("plan --model " SHOAL_TEST_DATA "/qwen2-f16 --hosts '%s/h.json' "
                              "--context 64", folder);
     char *quantized = mem_format("%s --quantize q8", words);

@@ -77,17 +77,18 @@ static void check_parameters(const char *config, uint64_t all, uint64_t active, 
  * 4,128,768; kv_b 128*256*512 = 16,777,216; output 7168*128*128 = 117,440,512; norms 1536 + 512 +
  * 2*7168 = 16,384; together 187,121,664; 61 of them 11,414,421,504.
  * Three dense layers: 3 * 3*18432*7168 = 1,189,085,184.
- * 58 layers of experts: 3*2048*7168 = 44,040,192 an expert, 257 with the shared one, router 256*7168
- * + 256: 11,320,164,608 a layer, 656,569,547,264 in all.
+ * 58 layers of experts: 3*2048*7168 = 44,040,192 an expert, 257 with the shared one, router
+ * 256*7168 + 256: 11,320,164,608 a layer, 656,569,547,264 in all.
  * Embedding and head 2*129280*7168, norm 7168: 1,853,365,248. Sum 671,026,419,200.
  * A token uses 8 of 256 experts and no embedding: less 58*248*44,040,192 = 633,474,121,728 and
  * 926,679,040: 36,625,618,432. KV: 61 * (512 + 64) * 2 bytes.
  *
- * DeepSeek LLM 67B: a layer 2*8192^2 + 2*1024*8192 + 3*22016*8192 + 2*8192 = 692,076,544, 95 of them
- * 65,747,271,680; 2*102400*8192 + 8192 more: 67,425,001,472; without the embedding 66,586,140,672. KV: 95 * 2*8*128 * 2.
+ * DeepSeek LLM 67B: a layer 2*8192^2 + 2*1024*8192 + 3*22016*8192 + 2*8192 = 692,076,544, 95 of
+ * them 65,747,271,680; 2*102400*8192 + 8192 more: 67,425,001,472; without the embedding
+ * 66,586,140,672. KV: 95 * 2*8*128 * 2.
  *
- * R1-Distill-Qwen-7B (7.62B): a layer 2*3584^2 + 2*512*3584 + 3584 + 2*512 + 3*18944*3584 + 2*3584 =
- * 233,057,792; 28 of them 6,525,618,176; 2*152064*3584 + 3584: 7,615,616,512. */
+ * R1-Distill-Qwen-7B (7.62B): a layer 2*3584^2 + 2*512*3584 + 3584 + 2*512 + 3*18944*3584 + 2*3584
+ * = 233,057,792; 28 of them 6,525,618,176; 2*152064*3584 + 3584: 7,615,616,512. */
 static void test_parameters_are_those_that_were_published(void **state)
 {
     (void)state;
@@ -104,11 +105,12 @@ static const char two_hosts_of_80_gib[] =
 
 /* FP8 rows are blocks of 128 values in 132 bytes; the planner adds an eighth to each part.
  * A layer on slice 0 of tp 8:
- *   whole:  q_a 1536*56*132 = 11,354,112; kv_a 576*56*132 = 4,257,792; in BF16 the norms 2*(1536 + 512 +
- *           2*7168) = 32,768 and the router 2*256*7168 = 3,670,016; correction 4*256 = 1,024;
+ *   whole:  q_a 1536*56*132 = 11,354,112; kv_a 576*56*132 = 4,257,792; in BF16 the norms
+ *           2*(1536 + 512 + 2*7168) = 32,768 and the router 2*256*7168 = 3,670,016; correction
+ *           4*256 = 1,024;
  *           together 19,315,712, with an eighth 21,730,176
- *   heads:  q_b 24576*12*132 = 38,928,384 and kv_b 32768*4*132 = 17,301,504: 56,229,888; with an eighth
- *           63,258,624; 16 of 128 heads: 7,907,328
+ *   heads:  q_b 24576*12*132 = 38,928,384 and kv_b 32768*4*132 = 17,301,504: 56,229,888;
+ *           with an eighth 63,258,624; 16 of 128 heads: 7,907,328
  *   output: 7168*128*132 = 121,110,528; with an eighth 136,249,344; of that an eighth: 17,031,168
  *   so attention takes 46,668,672.
  *   dense:  2*18432*56*132 + 7168*144*132 = 408,748,032; 459,841,536; 2304 of 18432: 57,480,192
@@ -118,8 +120,8 @@ static const char two_hosts_of_80_gib[] =
  * Stage 0 has 31 layers: 31*46,668,672 + 3*57,480,192 + 28*(1,634,992,128 + 12,773,376) =
  * 47,756,603,520, and the embedding 129280*7168*2 = 1,853,358,080: 49,609,961,600 bytes.
  * Work space: 512 rows of 5*7168 + 2*192*(16 + 1) + 3*2304 + 16*(2*512 + 64) + 1536 + 512 + 64 +
- * 2*7168*9 + 256 + 3*512*8 + 3*512 = 211,904 F32 values: 433,979,392; on the last stage logits of 64
- * rows of 16384 + 129280 values, 37,289,984 more; 64 MiB of process.
+ * 2*7168*9 + 256 + 3*512*8 + 3*512 = 211,904 F32 values: 433,979,392; on the last stage logits of
+ * 64 rows of 16384 + 129280 values, 37,289,984 more; 64 MiB of process.
  * Stage 1 has 30 layers with experts: 30*46,668,672 + 30*1,647,765,504 = 50,833,025,280; the head's
  * 1,853,372,416 * 9/8 * 16384/129280 = 264,243,196: 51,097,268,476 bytes.
  * KV: 1,152 bytes a layer and token. 85,899,345,920 - 51,097,268,476 - 538,378,240 = 34,263,699,204
@@ -151,8 +153,9 @@ static void test_deepseek_v3_fits_two_hosts_of_eight_with_80_gib_each(void **sta
     case_free(c);
 }
 
-/* The shape that is chosen uses all devices, and a stage does not reach across hosts. One host alone
- * is too small: 671 GB of weights, 780 GB with the planner's eighth, beside 640 GiB = 687 GB. */
+/* The shape that is chosen uses all devices, and a stage does not reach across hosts. One host
+ * alone is too small: 671 GB of weights, 780 GB with the planner's eighth, beside 640 GiB = 687
+ * GB. */
 static void test_deepseek_v3_is_cut_between_the_hosts_and_does_not_fit_one(void **state)
 {
     (void)state;
@@ -180,7 +183,8 @@ static void test_deepseek_v3_is_cut_between_the_hosts_and_does_not_fit_one(void 
     assert_int_equal(forecast_make(&c->question, &c->hosts, &c->forecast), STATUS_INVALID);
     case_free(c);
 
-    static const char one[] = "{\"hosts\": [{\"devices\": [{\"name\": \"H100-80\", \"count\": 8}]}]}";
+    static const char one[] =
+        "{\"hosts\": [{\"devices\": [{\"name\": \"H100-80\", \"count\": 8}]}]}";
     forecast_advice_t advice;
     c = case_new(PLAN_CONFIG_DEEPSEEK_V3, one, QTYPE_F32, 8192);
     make(c);
@@ -195,17 +199,17 @@ static void test_deepseek_v3_is_cut_between_the_hosts_and_does_not_fit_one(void 
 /* --- DeepSeek LLM 67B on eight A100 --- */
 
 /* tp 8: 8 heads and 1 key/value head, 2752 of 22016 FFN values, 13312 of 102400 tokens on slice 0.
- * A layer in BF16: (2*8192^2 + 2*1024*8192 + 3*22016*8192) * 2 = 1,384,120,320, an eighth of which is
- * 173,015,040, and norms 32,768; with the planner's eighth 194,641,920 + 36,864 = 194,678,784. Head
- * (1,677,721,600 + 16,384) * 9/8 * 0.13 = 245,369,180.2, rounded up; embedding 1,677,721,600.
+ * A layer in BF16: (2*8192^2 + 2*1024*8192 + 3*22016*8192) * 2 = 1,384,120,320, an eighth of which
+ * is 173,015,040, and norms 32,768; with the planner's eighth 194,641,920 + 36,864 = 194,678,784.
+ * Head (1,677,721,600 + 16,384) * 9/8 * 0.13 = 245,369,180.2, rounded up; embedding 1,677,721,600.
  *
- * One sequence at 4,096 positions. Memory: 95*173,047,808 = 16,439,541,760; head 1,677,737,984*0.13 =
- * 218,105,937.92; one embedded row 16,384; KV 95 * 4096 * 2*128*2 = 199,229,440: 16,856,893,521.92 bytes
- * at 2039 GB/s: 8.267236 ms. Compute: as many flops for weights as bytes of them (two flops and two
- * bytes a value), and scores 95 * 4*8*128*4096 = 1,593,835,520: 18,251,483,217.92 at 312 TFLOPS:
- * 0.058498 ms. Links: two exchanges a layer of 7 parts of 8192*4 bytes at 300 GB/s and 5 us:
- * 190 * (229,376/300e9 + 5e-6) = 1.095271 ms; logits (102400 - 13312)*4 bytes: 0.006188 ms. Together
- * 8.267236 + 1.101459 = 9.368695 ms: 106.738 tokens/s. */
+ * One sequence at 4,096 positions. Memory: 95*173,047,808 = 16,439,541,760; head 1,677,737,984*0.13
+ * = 218,105,937.92; one embedded row 16,384; KV 95 * 4096 * 2*128*2 = 199,229,440:
+ * 16,856,893,521.92 bytes at 2039 GB/s: 8.267236 ms. Compute: as many flops for weights as bytes of
+ * them (two flops and two bytes a value), and scores 95 * 4*8*128*4096 = 1,593,835,520:
+ * 18,251,483,217.92 at 312 TFLOPS: 0.058498 ms. Links: two exchanges a layer of 7 parts of 8192*4
+ * bytes at 300 GB/s and 5 us: 190 * (229,376/300e9 + 5e-6) = 1.095271 ms; logits (102400 - 13312)*4
+ * bytes: 0.006188 ms. Together 8.267236 + 1.101459 = 9.368695 ms: 106.738 tokens/s. */
 static void test_67b_on_eight_a100(void **state)
 {
     (void)state;
@@ -251,18 +255,19 @@ typedef struct {
     } as[3]; /* BF16, q8, q4 */
 } row_t;
 
-/* Of a dense layer, hidden h, q = heads*128, k = kv heads*128, ffn f, in bytes a value b (2; q8 34/32;
- * q4 18/32): norms 4h, (q h + 2 k h + h q + 3 f h) * b, and in Qwen biases 2 (q + 2k). With an eighth:
+/* Of a dense layer, hidden h, q = heads*128, k = kv heads*128, ffn f, in bytes a value b (2; q8
+ * 34/32; q4 18/32): norms 4h, (q h + 2 k h + h q + 3 f h) * b, and in Qwen biases 2 (q + 2k). With
+ * an eighth:
  *   7B  (3584, 3584, 512, 18944):  524,380,032 | 278,589,312 | 147,500,928, 28 layers
  *   8B  (4096, 4096, 1024, 14336): 490,752,000 | 260,720,640 | 138,037,248, 32 layers
  *   14B (5120, 5120, 1024, 13824): 619,354,368 | 329,050,368 | 174,221,568, 48 layers
  *   32B (5120, 5120, 1024, 27648): 1,097,111,808 | 582,859,008 | 308,590,848, 64 layers
- * The embedding stays BF16: 2 V h; so does the head, (2 V h + 2 h) * 9/8; V 152064 (8B: 128256). 7B in
- * BF16: 28*524,380,032 + 1,089,994,752 + 1,226,252,160 = 16,998,887,808.
+ * The embedding stays BF16: 2 V h; so does the head, (2 V h + 2 h) * 9/8; V 152064 (8B: 128256). 7B
+ * in BF16: 28*524,380,032 + 1,089,994,752 + 1,226,252,160 = 16,998,887,808.
  * Work space: 512 rows * 4 * (5h + 2*128*(heads + kv heads) + 3f) + 64*4*2V + 64 MiB.
- * Devices: 12288, 24564 and 46068 MiB, less 1 GiB. Tokens: what is left, over KV bytes, in whole tiles
- * of 64; two sequences of 8,192 must fit. 8B in q8 on 12 GB has room for 7,232 tokens; 32B in q4 on
- * 24 GB for 4,672. */
+ * Devices: 12288, 24564 and 46068 MiB, less 1 GiB. Tokens: what is left, over KV bytes, in whole
+ * tiles of 64; two sequences of 8,192 must fit. 8B in q8 on 12 GB has room for 7,232 tokens; 32B in
+ * q4 on 24 GB for 4,672. */
 static const row_t rows[] = {
     {"7B", PLAN_CONFIG_QWEN_7B, 57344,
      {{16998887808, 314834944, {0, 128512, 521728}},
@@ -312,9 +317,9 @@ static void test_7b_to_32b_on_12_24_and_48_gb(void **state)
                 check_row(&rows[i], as, on);
 }
 
-/* 32B in q4 on 24 GB: room for 4,672 tokens, 73 tiles; two sequences of 36 tiles, 2,304 positions, but
- * not of 37. A device needs 23,058,738,432 + 392,429,568 + 16,384*262,144 + 1 GiB. On two devices at tp
- * 2 each has half of nearly everything. */
+/* 32B in q4 on 24 GB: room for 4,672 tokens, 73 tiles; two sequences of 36 tiles, 2,304 positions,
+ * but not of 37. A device needs 23,058,738,432 + 392,429,568 + 16,384*262,144 + 1 GiB. On two
+ * devices at tp 2 each has half of nearly everything. */
 static void test_what_would_fit_is_said_with_numbers(void **state)
 {
     (void)state;

@@ -22,9 +22,11 @@ static void test_known_devices_have_defaults_and_what_is_given_wins(void **state
 {
     (void)state;
     static const char text[] =
-        "{\"hosts\": [{\"name\": \"n\", \"count\": 2, \"link_gb_s\": 50, \"link_us\": 3, \"devices\": ["
+        "{\"hosts\": [{\"name\": \"n\", \"count\": 2, \"link_gb_s\": 50, \"link_us\": 3, "
+        "\"devices\": ["
         "{\"name\": \"a100-80\", \"count\": 3},"
-        "{\"name\": \"A100-80\", \"memory_gib\": 40, \"reserve_gib\": 2, \"tflops\": {\"int8\": 7}}]}]}";
+        "{\"name\": \"A100-80\", \"memory_gib\": 40, \"reserve_gib\": 2, "
+        "\"tflops\": {\"int8\": 7}}]}]}";
     hosts_file_t hosts;
     assert_int_equal(hosts_file_parse("f", text, strlen(text), &hosts), STATUS_OK);
     assert_int_equal(hosts.n_hosts, 2);
@@ -62,15 +64,17 @@ static void test_what_is_wrong_is_named(void **state)
                 "\"memory_gib\" is -1");
     check_wrong("{\"hosts\": [{\"devices\": [{\"name\": \"H100-80\", \"reserve_gib\": 80}]}]}",
                 "reserve_gib leaves nothing");
-    check_wrong("{\"hosts\": [{\"devices\": [{\"name\": \"H100-80\", \"count\": 5000}]}]}", "count");
+    check_wrong("{\"hosts\": [{\"devices\": [{\"name\": \"H100-80\", \"count\": 5000}]}]}",
+                "count");
     check_wrong("{\"hosts\": [{\"count\": 1000, \"link_gb_s\": 1, \"devices\": [{\"name\": "
                 "\"H100-80\", \"count\": 8}]}]}", "more than 4096 devices");
     check_wrong("{\"hosts\": [{\"count\": 2, \"devices\": [{\"name\": \"H100-80\"}]}]}",
                 "host host-0: link_gb_s, the bandwidth to the other hosts, is missing");
-    check_wrong("{\"hosts\": [{\"devices\": [{\"memory_gib\": 1, \"bandwidth_gb_s\": 1, \"tflops\": "
-                "{\"bf16\": 1}, \"count\": 2}]}]}", "link_gb_s of its devices is missing");
-    check_wrong("{\"hosts\": [{\"devices\": [{\"memory_gib\": 1, \"bandwidth_gb_s\": 1, \"tflops\": "
-                "{\"bf17\": 1}}]}]}", "tflops: \"bf17\" is not known here");
+    check_wrong("{\"hosts\": [{\"devices\": [{\"memory_gib\": 1, \"bandwidth_gb_s\": 1, "
+                "\"tflops\": {\"bf16\": 1}, \"count\": 2}]}]}",
+                "link_gb_s of its devices is missing");
+    check_wrong("{\"hosts\": [{\"devices\": [{\"memory_gib\": 1, \"bandwidth_gb_s\": 1, "
+                "\"tflops\": {\"bf17\": 1}}]}]}", "tflops: \"bf17\" is not known here");
 }
 
 static void test_more_of_the_same_are_grouped_as_they_were(void **state)

@@ -80,7 +80,8 @@ static void check_same_config(const model_config_t *a, const model_config_t *b)
     }
 }
 
-/* Types of vectors are left out: publishers keep norms in BF16 or F32 and config.json does not say. */
+/* Types of vectors are left out: publishers keep norms in BF16 or F32 and config.json does not
+ * say. */
 static void check_model(const char *name)
 {
     char *path = mem_format("%s/%s", SHOAL_TEST_DATA, name);
@@ -120,9 +121,55 @@ static void test_config_json_alone_tells_every_tensor_of_every_recorded_director
         check_model(names[i]);
 }
 
+/* --- configurations that say too little, or what nobody has --- */
+
+static void check_wrong(const char *config, status_t status, const char *words)
+{
+    model_t *model;
+    if (model_outline_open_bytes("m/config.json", config, strlen(config), &model) != status ||
+        strstr(status_text(), words) == NULL)
+        fail_msg("%s: \"%s\" does not say \"%s\"", config, status_text(), words);
+}
+
+#define LLAMA(more)                                                                                \
+    "{\"model_type\": \"llama\", \"hidden_size\": 64, \"intermediate_size\": 96, "                 \
+    "\"max_position_embeddings\": 64, \"num_attention_heads\": 4, \"num_hidden_layers\": 2, "      \
+    "\"rms_norm_eps\": 1e-6, " more "}"
+
+static void test_what_a_configuration_lacks_is_named(void **state)
+{
+    (void)state;
+    check_wrong("", STATUS_INVALID, "m/config.json");
+    check_wrong("{}", STATUS_INVALID, "\"model_type\"");
+    check_wrong("{\"model_type\": \"mamba9\"}", STATUS_UNSUPPORTED,
+                "m/config.json: model_type \"mamba9\" is not supported");
+    check_wrong("{\"model_type\": \"llama\"}", STATUS_INVALID,
+                "m/config.json: \"num_hidden_layers\" is missing");
+    check_wrong(LLAMA("\"vocab_size\": 0"), STATUS_INVALID, "\"vocab_size\" is 0");
+    check_wrong(LLAMA("\"vocab_size\": 64, \"torch_dtype\": \"int3\""), STATUS_UNSUPPORTED,
+                "m/config.json: \"torch_dtype\" is \"int3\"");
+    check_wrong(LLAMA("\"vocab_size\": 64, \"quantization_config\": {\"quant_method\": \"hqq\"}"),
+                STATUS_UNSUPPORTED, "m/config.json: quantization_config: the method \"hqq\"");
+    /* Online quantization takes the matrices, and nothing that is quantized. */
+    model_t *model;
+    static const char good[] = LLAMA("\"vocab_size\": 64");
+    assert_int_equal(model_outline_open_bytes("x/m.json", good, sizeof good - 1, &model),
+                     STATUS_OK);
+    assert_string_equal(model_name(model), "m");
+    assert_int_equal(model_outline_quantize(model, QTYPE_Q8_0), STATUS_OK);
+    assert_int_equal(model_tensor(model, MODEL_FFN_UP, 1)->type, QTYPE_Q8_0);
+    assert_int_equal(model_tensor(model, MODEL_FFN_UP, 1)->bytes, 96 * 2 * 34);
+    assert_int_equal(model_tensor(model, MODEL_TOKEN_EMBD, 0)->type, QTYPE_BF16);
+    assert_int_equal(model_tensor(model, MODEL_ATTN_NORM, 0)->type, QTYPE_BF16);
+    assert_int_equal(model_outline_quantize(model, QTYPE_Q8_0), STATUS_UNSUPPORTED);
+    assert_non_null(strstr(status_text(), "m: no matrix of F32, F16 or BF16"));
+    model_close(model);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_what_a_configuration_lacks_is_named),
         cmocka_unit_test(test_config_json_alone_tells_every_tensor_of_every_recorded_directory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -19,8 +19,8 @@ static void assert_near(double value, double wanted)
         fail_msg("%.12g is not %.12g", value, wanted);
 }
 
-/* 256 experts of which a token uses 8: two tokens use 256 * (1 - (248/256)^2) = 15.75 on average, 64
- * tokens 256 * (1 - (31/32)^64) = 222.4. */
+/* 256 experts of which a token uses 8: two tokens use 256 * (1 - (248/256)^2) = 15.75 on average,
+ * 64 tokens 256 * (1 - (31/32)^64) = 222.4. */
 static void test_a_batch_reads_the_experts_that_some_token_uses(void **state)
 {
     (void)state;
@@ -31,10 +31,10 @@ static void test_a_batch_reads_the_experts_that_some_token_uses(void **state)
     assert_true(roofline_experts_touched(0, 0, 5) == 0);
 }
 
-/* Grouped: 2 key/value heads of 64, K and V, 2 bytes: 512 bytes a key, all keys or the window. Latent:
- * (512 + 64) * 2 = 1,152 bytes a key; with an indexer of 128 wide that keeps 2,048, those alone and
- * 256 bytes of each key. Compressed: 128 keys of the window and 8,192/128 entries of 512 values;
- * with an indexer 8,192/4 = 2,048 entries are looked at, 512 chosen. */
+/* Grouped: 2 key/value heads of 64, K and V, 2 bytes: 512 bytes a key, all keys or the window.
+ * Latent: (512 + 64) * 2 = 1,152 bytes a key; with an indexer of 128 wide that keeps 2,048, those
+ * alone and 256 bytes of each key. Compressed: 128 keys of the window and 8,192/128 entries of 512
+ * values; with an indexer 8,192/4 = 2,048 entries are looked at, 512 chosen. */
 static void test_each_kind_of_cache_is_read_as_far_as_it_is_seen(void **state)
 {
     (void)state;
@@ -87,9 +87,10 @@ static void test_attention_costs_by_the_keys_that_are_seen(void **state)
     free(config);
 }
 
-/* One dense layer and one with 8 experts, 2 used; 16 heads, 4 for keys and values. Bytes are two a value.
- * On slice 0 of tp 2 of the only stage, 8 heads, 2 of 4 kv heads, 256 of 512 of the FFN; experts: both
- * slices share each, half of its 256; half of the shared one; half of a vocabulary of 2,048. */
+/* One dense layer and one with 8 experts, 2 used; 16 heads, 4 for keys and values. Bytes are two a
+ * value. On slice 0 of tp 2 of the only stage, 8 heads, 2 of 4 kv heads, 256 of 512 of the FFN;
+ * experts: both slices share each, half of its 256; half of the shared one; half of a vocabulary of
+ * 2,048. */
 static plan_sizes_t *small_sizes(void)
 {
     plan_sizes_t *sizes = MEM_NEW(plan_sizes_t);
@@ -115,12 +116,13 @@ static plan_sizes_t *small_sizes(void)
     return sizes;
 }
 
-/* Three rows that decode at 10 keys. A layer's attention: 200 + 500 + 250 + 500 = 1,450 values. Dense:
- * 3,000. Experts: a row multiplies 2/8 of 8,000 = 2,000 and 1,000 of the shared one. Head: half of 2,048
- * rows. Values a row: 2*1,450 + 3,000 + 3,000 + 102,400 = 111,300; flops 2*3*111,300, and scores
- * 3 * 2 layers * 4*8*8*10 = 15,360.
- * Bytes: 2*(2,900 + 3,000 + 1,000 + 102,400) = 218,600; experts: 8*(1 - (6/8)^3) = 4.625 of 8 are read:
- * 16,000 * 4.625/8 = 9,250; three embedded rows 600. KV: 3 * 2 layers * 10 keys * 2*2*8*2 = 3,840. */
+/* Three rows that decode at 10 keys. A layer's attention: 200 + 500 + 250 + 500 = 1,450 values.
+ * Dense: 3,000. Experts: a row multiplies 2/8 of 8,000 = 2,000 and 1,000 of the shared one. Head:
+ * half of 2,048 rows. Values a row: 2*1,450 + 3,000 + 3,000 + 102,400 = 111,300; flops 2*3*111,300,
+ * and scores 3 * 2 layers * 4*8*8*10 = 15,360.
+ * Bytes: 2*(2,900 + 3,000 + 1,000 + 102,400) = 218,600; experts: 8*(1 - (6/8)^3) = 4.625 of 8 are
+ * read: 16,000 * 4.625/8 = 9,250; three embedded rows 600. KV: 3 * 2 layers * 10 keys * 2*2*8*2 =
+ * 3,840. */
 static void test_a_rank_multiplies_and_reads_its_part(void **state)
 {
     (void)state;
@@ -143,9 +145,9 @@ static void test_a_rank_multiplies_and_reads_its_part(void **state)
     free(sizes);
 }
 
-/* Of 16 heads tp 2 takes two nodes of the tree, one each; tp 3 takes leaves 0-4, 5-9 and 10-15, which
- * are covered by the nodes 0-3 4 | 5 6-7 8-9 | 10-11 12-15. An F32 value of 100 a row and node; where
- * there are experts exact sums of 8 bytes, once. */
+/* Of 16 heads tp 2 takes two nodes of the tree, one each; tp 3 takes leaves 0-4, 5-9 and 10-15,
+ * which are covered by the nodes 0-3 4 | 5 6-7 8-9 | 10-11 12-15. An F32 value of 100 a row and
+ * node; where there are experts exact sums of 8 bytes, once. */
 static void test_partial_sums_are_counted_by_the_nodes_of_the_tree(void **state)
 {
     (void)state;
@@ -166,14 +168,14 @@ static void test_partial_sums_are_counted_by_the_nodes_of_the_tree(void **state)
 
 /* Devices of 1 GB/s that multiply without end, links of 1 MB/s and 1 ms.
  * tp 2 in one host, one row: attention twice and the FFN give parts of 400 bytes, the experts' 800:
- * 400 + 400 + 400 + 800 = 2,000 bytes, 2 ms, and four times 1 ms; logits of 1,024 tokens 4,096 bytes,
- * 4.096 ms + 1 ms. Between hosts with links of 0.5 MB/s and 2 ms: twice that.
+ * 400 + 400 + 400 + 800 = 2,000 bytes, 2 ms, and four times 1 ms; logits of 1,024 tokens 4,096
+ * bytes, 4.096 ms + 1 ms. Between hosts with links of 0.5 MB/s and 2 ms: twice that.
  * Two stages of tp 1: no exchange; 400 bytes pass on: 0.4 ms + 1 ms. */
 static void test_links_carry_exchanges_logits_and_rows(void **state)
 {
     (void)state;
 #define DEVICE(n)                                                                                  \
-    "\"devices\": [{\"memory_gib\": 1, \"bandwidth_gb_s\": 1, \"tflops\": {\"f32\": 1000000},"        \
+    "\"devices\": [{\"memory_gib\": 1, \"bandwidth_gb_s\": 1, \"tflops\": {\"f32\": 1000000},"     \
     " \"link_gb_s\": 0.001, \"link_us\": 1000, \"count\": " n "}]"
     static const char together[] = "{\"hosts\": [{" DEVICE("2") "}]}";
     static const char apart[] = "{\"hosts\": [{\"count\": 2, \"link_gb_s\": 0.0005, \"link_us\": "
