@@ -30,7 +30,7 @@ typedef struct {
     const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *quantize, *shapes, *format;
     int64_t replicas, tp, stages, coordinators, context_max, threads, wait_ms;
     bool detach, json;
-    char *data_dir, *bin_dir, *etcd_url, *redis_url;
+    char *data_dir, *bin_dir, *etcd_url, *redis_url, *model_path;
     int ports[PORTS_MAX]; /* free ports, taken at start and kept over restarts of the programs */
 } up_t;
 
@@ -402,12 +402,21 @@ static status_t check_model(up_t *up)
     if (real == NULL)
         return fail(STATUS_NOT_FOUND, "--model: %s: %s; `deploy/fetch-model` fetches a small one",
                     up->model, strerror(errno));
-    up->model = real; /* lives as long as the process */
+    up->model = up->model_path = real;
     status_t status = model_open_quantized(real, up->quantize, &model);
     if (status != STATUS_OK)
         return fail_in(status, "--model");
     model_close(model);
     return STATUS_OK;
+}
+
+static void release(up_t *up)
+{
+    free(up->data_dir);
+    free(up->bin_dir);
+    free(up->etcd_url);
+    free(up->redis_url);
+    free(up->model_path);
 }
 
 status_t command_up(int argc, char **argv)
@@ -456,16 +465,16 @@ status_t command_up(int argc, char **argv)
         TRY(up_detach_start(&detach, up.data_dir, &parent));
         if (parent) {
             char line[STATUS_TEXT_MAX];
-            TRY(up_detach_wait(&detach, line));
-            return print_ready(up.data_dir, line, up.json);
+            status_t status = up_detach_wait(&detach, line);
+            if (status == STATUS_OK)
+                status = print_ready(up.data_dir, line, up.json);
+            release(&up);
+            return status;
         }
     }
     status_t status = run_cluster(&up, &detach);
     if (status != STATUS_OK)
         up_detach_ready(&detach, status, status_text());
-    free(up.data_dir);
-    free(up.bin_dir);
-    free(up.etcd_url);
-    free(up.redis_url);
+    release(&up);
     return status;
 }

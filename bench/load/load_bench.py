@@ -28,7 +28,7 @@ import time
 
 SAMPLE_S = 0.02
 # What a rank needs besides weights, whatever the model: code, libraries, threads, the fabric's buffers.
-PROCESS_BYTES = 24 << 20
+PROCESS_BYTES = 20 << 20
 
 
 def bf16_block(n_bytes):
@@ -125,7 +125,7 @@ def load(args, model, cache, out):
     """Seconds of the whole program, and the sums over all ranks at their peak."""
     words = [args.worker, "offline", "eval", "--model", model, "--ids", out + "/ids.json", "--out",
              out + "/out.safetensors", "--tp", str(args.ranks), "--threads", "1", "--last", "-o", "json",
-             "--pack-cache", cache, "--chunk", str(args.chunk)]
+             "--pack-cache", cache, "--chunk", str(args.chunk), "--activations", args.activations]
     begun = time.monotonic()
     peak = {"rss": 0, "anon": 0, "file": 0, "pss": 0}
     with subprocess.Popen(words, stdout=subprocess.DEVNULL) as child:
@@ -138,6 +138,15 @@ def load(args, model, cache, out):
     if child.returncode != 0:
         sys.exit(f"load_bench: {args.worker} ended with {child.returncode}")
     return time.monotonic() - begun, peak
+
+
+def forget(folder):
+    """Takes the files of a folder out of the page cache: what follows comes from the disk."""
+    for name in os.listdir(folder):
+        file = os.open(os.path.join(folder, name), os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
 
 
 def cat(path):
@@ -162,8 +171,12 @@ def rounds(args, model, room):
     load(args, model, cache, room)  # the digest of the model, which is kept, and warm page cache
     for _ in range(args.rounds):
         shutil.rmtree(os.path.join(cache, "packed"))
+        if args.cold:
+            forget(model)
         rows["cat"].append(cat(os.path.join(model, "model.safetensors")))
         for kind in ("packing", "kept"):
+            if args.cold:
+                forget(model if kind == "packing" else os.path.join(cache, "packed"))
             seconds, peak = load(args, model, cache, room)
             rows[kind].append(seconds)
             peaks[kind].append(peak)
@@ -172,7 +185,7 @@ def rounds(args, model, room):
 
 def report(args, n_bytes, rows, peaks):
     print(f"model {n_bytes / 1e6:.0f} MB, {args.ranks} ranks of one thread, steps of {args.chunk} rows, "
-          f"{args.rounds} rounds")
+          f"{args.activations}, {'from the disk' if args.cold else 'from the page cache'}, {args.rounds} rounds")
     print(f"cat      {spread(rows['cat'])}")
     worst = 0
     for kind in ("packing", "kept"):
@@ -194,6 +207,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--chunk", type=int, default=64,
                         help="rows of a step: its scratch is no part of loading, but of the peak")
+    parser.add_argument("--activations", default="native", help="native or f32")
+    parser.add_argument("--cold", action="store_true",
+                        help="from the disk: nothing of the files is in the page cache before")
     parser.add_argument("--directory", help="where the model is written (needs 2.2 times its bytes)")
     parser.add_argument("--rss-max", type=float, default=0,
                         help="fail when the peak is above this many times the model's bytes")

@@ -115,6 +115,8 @@ status_t source_open(const char *path, source_t **own_out)
     source->is_mapped = true;
     status_t status = source->is_directory ? source_open_directory(source)
                                            : gguf_open(path, &source->gguf);
+    if (status == STATUS_OK)
+        source_fetch_around(source, false);
     return finish(source, status, own_out);
 }
 

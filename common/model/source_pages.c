@@ -6,6 +6,10 @@
 
 #include "common/model/source_internal.h"
 
+/* A wish for more than the system fetches at once is cut short by it; this is what every system
+ * fetches. */
+enum { WANT_BYTES = 128 << 10 };
+
 /* Whole pages around the bytes. A page that a neighbour still reads comes back from the page cache
  * when it is touched; the mapping is shared and read-only, so no change can be lost. */
 static void advise(const uint8_t *data, uint64_t n, int advice)
@@ -15,8 +19,12 @@ static void advise(const uint8_t *data, uint64_t n, int advice)
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     uintptr_t first = (uintptr_t)data / page * page;
     uintptr_t end = ((uintptr_t)data + n + page - 1) / page * page;
-    /* A refusal costs memory or time, nothing else. */
-    (void)madvise((void *)first, end - first, advice);
+    uintptr_t step = advice == MADV_WILLNEED ? WANT_BYTES : end - first;
+    for (; first < end; first += step) {
+        size_t bytes = end - first < step ? end - first : step;
+        /* A refusal costs memory or time, nothing else. */
+        (void)madvise((void *)first, bytes, advice);
+    }
 }
 
 static void advise_part(const safetensors_tensor_t *part, int advice)
@@ -43,6 +51,18 @@ static void advise_rows(const source_tensor_t *tensor, uint64_t first, uint64_t 
     advise_part(parts->scale, advice);
     advise_part(parts->zero, advice);
     advise_part(parts->group_of, advice);
+}
+
+void source_fetch_around(const source_t *source, bool around)
+{
+    int advice = around ? MADV_NORMAL : MADV_RANDOM;
+    if (!source->is_mapped)
+        return;
+    if (source->gguf != NULL)
+        advise(gguf_bytes(source->gguf), gguf_file_bytes(source->gguf), advice);
+    for (size_t i = 0; i < source->n_shards; i++)
+        advise(safetensors_bytes(source->shards[i]), safetensors_file_bytes(source->shards[i]),
+               advice);
 }
 
 void source_want_rows(const source_t *source, const source_tensor_t *tensor, uint64_t row_first,

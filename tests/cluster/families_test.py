@@ -13,7 +13,7 @@ from harness import Cluster, ROOT, SLOWLY, alive, read_results, wait_for
 GOLDEN = os.path.join(ROOT, "tests/golden")
 FAMILIES = ["qwen3-moe", "deepseek-v3-fp8", "gpt-oss-mxfp4", "gemma3-text", "gguf-deepseek2-lite-f16", "deepseek-v4"]
 N_PROMPTS = 3
-SHAPE = ("--tp", 2, "--stages", 2, "--activations", "f32", "--context-max", 256)
+SHAPE = ("--tp", 2, "--stages", 2, "--activations", "f32", "--context-max", 128)
 
 
 def model_of(family):

@@ -14,10 +14,6 @@ import unittest
 from harness import BIN, MODEL, SLOWLY, read_results, texts, wait_for, write_jobs
 
 
-# SHOAL_MODEL tells the tests where the model is; to the commands it would be their --model.
-ENV = {name: value for name, value in os.environ.items() if name != "SHOAL_MODEL"}
-
-
 def run(*command, check=True):
     return subprocess.run(command, check=check, capture_output=True, text=True)
 
@@ -29,7 +25,7 @@ class Lab:
         self.tag = f"sh{os.getpid() % 100000}"
         self.dir = tempfile.mkdtemp(prefix="shoal-hosts-")
         self.processes = {}
-        self.env = dict(ENV, SHOAL_FAILPOINTS="file:" + os.path.join(self.dir, "failpoints"))
+        self.env = dict(os.environ, SHOAL_FAILPOINTS="file:" + os.path.join(self.dir, "failpoints"))
         self.arm("")
         self.addresses = {"c": "10.97.0.1", "a": "10.97.0.2", "b": "10.97.0.3"}
 
@@ -105,7 +101,7 @@ class Lab:
     def shoal(self, *args, check=True, timeout=180):
         command = ["ip", "netns", "exec", self.ns("c"), f"{BIN}/shoal", *map(str, args), "--endpoint",
                    "10.97.0.1:7001,10.97.0.1:7002"]
-        done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
         if check and done.returncode != 0:
             raise AssertionError(f"{' '.join(command)} gave {done.returncode}:\n{done.stdout}{done.stderr}")
         return done
@@ -151,7 +147,7 @@ class TwoHosts(unittest.TestCase):
         command = ["ip", "netns", "exec", lab.ns("c"), f"{BIN}/shoal", "submit", jobs, "--out", jobs + ".cut",
                    "--endpoint", "10.97.0.1:7001,10.97.0.1:7002"]
         lab.arm(SLOWLY)  # so that the job lasts until the link is cut
-        process = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         wait_for(lambda: sum(r["running"] for r in lab.json("replicas")) >= 4, 60, "sequences to run")
         lab.cut(True)
         cut_at = time.monotonic()

@@ -372,7 +372,7 @@ struct sim {
     sim_client_t clients[SIM_CLIENTS];
     sim_expected_job_t expected[SIM_JOBS];
     bool disturbed; /* something happened that may rightly lose an interactive request */
-    uint32_t n_deaths_untold; /* crashes whose record etcd took late or, with its host dead, never */
+    uint32_t n_deaths_untold; /* crashes whose record etcd took late or never: its host died */
     uint64_t n_events;
 };
 

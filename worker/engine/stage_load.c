@@ -99,6 +99,7 @@ static status_t load_embedding(stage_t *stage)
     TRY(stage_verify(stage, table, 0, table->rows));
     if (rows == NULL) {
         stage->embedding_rows = mem_new(table->bytes, 1);
+        stage_rows_wanted(stage, table, 0, table->rows);
         TRY(stage_read_rows(stage, table, 0, table->rows, stage->embedding_rows));
         rows = stage->embedding_rows;
     }

@@ -117,11 +117,12 @@ static status_t load_gate_up_bias(stage_t *stage, uint32_t layer, stage_layer_t 
     return status;
 }
 
-/* It enters once: with leaf 0. */
+/* It enters once: with element 0 of K. Leaf 0 would not do, which is empty where K is small, and a
+ * slice of nothing but empty leaves runs no experts. */
 static status_t load_down_bias(stage_t *stage, uint32_t layer, stage_layer_t *out)
 {
     size_t n = stage->shape->hidden;
-    if (stage->slice.expert_leaves.first != 0)
+    if (stage->slice.expert_ffn.first != 0)
         return STATUS_OK;
     float *values = MEM_NEW_ARRAY(float, out->n_experts * n + 1);
     status_t status = STATUS_OK;

@@ -18,6 +18,7 @@ status_t stage_verify(const stage_t *stage, const model_tensor_t *tensor, uint64
 
 status_t stage_read_f32(const stage_t *stage, const model_tensor_t *tensor, float *out)
 {
+    stage_rows_wanted(stage, tensor, 0, tensor->rows);
     TRY(stage_verify(stage, tensor, 0, tensor->rows));
     status_t status = model_read_f32(tensor, out);
     stage_rows_done(stage, tensor, 0, tensor->rows);

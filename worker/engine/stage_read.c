@@ -107,6 +107,9 @@ status_t stage_read_begin(stage_t *stage)
 {
     stage->load_told_ms = clock_ms();
     open_cache(stage);
+    /* Checking against a seal reads more than this rank's rows. */
+    if (stage->manifest)
+        source_fetch_around(model_source(stage->model), true);
     return pool_open(stage->config.threads, NULL, &stage->readers);
 }
 
@@ -163,7 +166,7 @@ static void read_thread(void *argument, uint32_t thread, uint32_t n_threads)
 status_t stage_read_rows(stage_t *stage, const model_tensor_t *tensor, uint64_t first,
                          uint64_t count, uint8_t *out)
 {
-    if (stage->readers == NULL || count * tensor->row_bytes < READ_ALONE_BYTES)
+    if (count * tensor->row_bytes < READ_ALONE_BYTES)
         return model_read_rows(tensor, first, count, out);
     read_job_t job = {.tensor = tensor, .first = first, .count = count, .out = out};
     pool_run(stage->readers, read_thread, &job);

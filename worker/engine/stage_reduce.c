@@ -51,6 +51,19 @@ static status_t exchange_partials(void *arg)
     return exchange(call, "exchange of partials", call->stage->partials, bytes, offsets);
 }
 
+/* The same where no leaf of this slice has an element of K. Its sums are +0, as in a slice that has
+ * them beside leaves with elements; no matmul writes them, and the buffer is used again. */
+static status_t exchange_empty_partials(void *arg)
+{
+    const stage_call_t *call = arg;
+    stage_t *stage = call->stage;
+    uint32_t me = stage->config.slice;
+    size_t one = partial_bytes(stage);
+    uint8_t *all = stage->ops->buffer_host(stage->partials);
+    memset(all + call->cut->n_partials_before[me] * one, 0, call->cut->n_partials[me] * one);
+    return exchange_partials(arg);
+}
+
 static status_t exchange_sums(void *arg)
 {
     const stage_call_t *call = arg;
@@ -77,7 +90,8 @@ status_t stage_reduce(stage_t *stage, const kweight_t *weight, const stage_cut_t
                         partials[stage->config.slice]));
     call->cut = cut;
     if (tp > 1)
-        TRY(ops->host_call(stage->queue, exchange_partials, call));
+        TRY(ops->host_call(stage->queue, weight ? exchange_partials : exchange_empty_partials,
+                           call));
     ktree_add_t add = {.n_leaves = cut->n_leaves,
                        .runs = cut->runs,
                        .partials = partials,

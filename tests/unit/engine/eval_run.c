@@ -250,6 +250,10 @@ static void read_lines(const char *dir, eval_result_t *out)
     while (fgets(line, sizeof line, file)) {
         json_t *row = json_loads(line, 0, NULL);
         assert_non_null(row);
+        if (!json_object_get(row, "prompt")) { /* what quantization costs, the last line */
+            json_decref(row);
+            continue;
+        }
         size_t i = (size_t)json_integer_value(json_object_get(row, "prompt"));
         assert_true(i < out->n_prompts);
         out->prompts[i].sum_logprob = json_number_value(json_object_get(row, "sum_logprob"));

@@ -159,6 +159,7 @@ static double share_in_memory(uint64_t first, uint64_t end)
     int fd = open(weights_path, O_RDONLY);
     struct stat info;
     assert_int_equal(fstat(fd, &info), 0);
+    assert_true(end <= (uint64_t)info.st_size);
     size_t n_pages = ((size_t)info.st_size + PAGE - 1) / PAGE;
     unsigned char *there = mem_new(n_pages, 1);
     void *map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
@@ -191,8 +192,10 @@ static double rows_in_memory(const source_t *source, const char *name, uint64_t 
 static void test_a_rank_fetches_its_slice_of_the_file_and_no_more(void **state)
 {
     (void)state;
+    struct stat info;
+    assert_int_equal(stat(weights_path, &info), 0);
     drop_file_pages();
-    if (share_in_memory(0, (uint64_t)40 << 20) > 0.01) {
+    if (share_in_memory(0, (uint64_t)info.st_size) > 0.01) {
         print_message("this file system keeps its pages: not shown here\n");
         skip();
     }
@@ -203,15 +206,14 @@ static void test_a_rank_fetches_its_slice_of_the_file_and_no_more(void **state)
     assert_int_equal(source_open(room, &source), STATUS_OK);
     const char *up = "model.layers.2.mlp.up_proj.weight";
     const char *down = "model.layers.2.mlp.down_proj.weight";
-    assert_true(rows_in_memory(source, up, FFN / 4, FFN / 2) > 0.99);
-    /* The system fetches some pages around those that are asked for. */
-    assert_true(rows_in_memory(source, up, FFN * 3 / 4, FFN) < 0.3);
-    assert_true(rows_in_memory(source, "lm_head.weight", VOCAB / 4, VOCAB / 2) > 0.99);
-    assert_true(rows_in_memory(source, "lm_head.weight", VOCAB * 5 / 8, VOCAB) < 0.1);
-    assert_true(rows_in_memory(source, "model.embed_tokens.weight", VOCAB / 8, VOCAB / 2) < 0.01);
-    assert_true(rows_in_memory(source, down, 0, HIDDEN) > 0.99); /* a piece of every row */
+    double own = rows_in_memory(source, up, FFN / 4, FFN / 2);
+    double others = rows_in_memory(source, up, FFN / 2, FFN);
+    double down_share = rows_in_memory(source, down, 0, HIDDEN);
     source_close(source);
     rank_close(rank);
+    assert_true(own > 0.99);
+    assert_true(others < 0.05);
+    assert_true(down_share > 0.99); /* a piece of every row */
 }
 
 /* ---- what is kept ---- */
@@ -362,6 +364,63 @@ static void test_a_row_that_cannot_be_made_is_named_whatever_thread_found_it(voi
     close(fd);
 }
 
+/* ---- images ---- */
+
+static bool fill_from(void *argument, size_t index, void *piece_out, size_t n)
+{
+    memcpy(piece_out, (const uint8_t *)argument + index * KIMAGE_PIECE, n);
+    return true;
+}
+
+static bool fill_none(void *argument, size_t index, void *piece_out, size_t n)
+{
+    (void)argument, (void)index;
+    memset(piece_out, 0, n);
+    return index != 1;
+}
+
+static void test_a_weight_is_its_specification_and_its_image(void **state)
+{
+    (void)state;
+    const kernel_ops_t *ops = kernels_cpu();
+    kdevice_t *device;
+    const kdevice_options_t options = {.threads = 3};
+    assert_int_equal(ops->device_open(&options, &device), STATUS_OK);
+    enum { K = 256, ROWS = 4100 };
+    uint16_t *rows = mem_new(ROWS, K * sizeof *rows);
+    for (size_t i = 0; i < (size_t)ROWS * K; i++)
+        rows[i] = (uint16_t)(0x3c00 + i % 251);
+    const uint32_t edges[] = {0, K};
+    kweight_part_t part = {.qtype = QTYPE_BF16, .rows = rows, .bytes = (size_t)ROWS * K * 2,
+                           .n_rows = ROWS};
+    const kweight_spec_t spec = {.name = "w", .parts = &part, .n_parts = 1, .k_total = K,
+                                 .leaf_edges = edges, .n_leaves = 1, .leaf_end = 1};
+    kweight_t *packed, *opened = NULL;
+    assert_int_equal(ops->weight_pack(device, &spec, &packed), STATUS_OK);
+    size_t bytes = ops->weight_info(packed).packed_bytes;
+    uint8_t *image = mem_new(bytes, 1);
+    memcpy(image, ops->weight_image(packed), bytes);
+    part.rows = NULL; /* not read */
+    assert_int_equal(ops->weight_open_image(device, &spec, bytes, fill_from, image, &opened),
+                     STATUS_OK);
+    assert_memory_equal(ops->weight_image(opened), image, bytes);
+    kweight_info_t info = ops->weight_info(opened), wanted = ops->weight_info(packed);
+    assert_int_equal(info.n, wanted.n);
+    assert_int_equal(info.k, wanted.k);
+    assert_int_equal(info.input_row_bytes, wanted.input_row_bytes);
+    ops->weight_release(opened);
+    const size_t wrong[] = {0, 1, bytes - 1, bytes + 1, 2 * bytes};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        assert_int_equal(ops->weight_open_image(device, &spec, wrong[i], fill_from, image, &opened),
+                         STATUS_INVALID);
+    assert_int_equal(ops->weight_open_image(device, &spec, bytes, fill_none, NULL, &opened),
+                     STATUS_INVALID);
+    ops->weight_release(packed);
+    ops->device_close(device);
+    free(image);
+    free(rows);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -371,6 +430,7 @@ int main(void)
         cmocka_unit_test(test_bytes_in_the_callers_memory_are_never_dropped),
         cmocka_unit_test(test_several_threads_make_the_rows_that_one_makes),
         cmocka_unit_test(test_a_row_that_cannot_be_made_is_named_whatever_thread_found_it),
+        cmocka_unit_test(test_a_weight_is_its_specification_and_its_image),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

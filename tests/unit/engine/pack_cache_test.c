@@ -332,6 +332,21 @@ static void test_a_weight_that_the_file_lacks_makes_a_new_file(void **state)
     free(path);
 }
 
+static void test_another_weight_of_the_same_size_is_not_taken(void **state)
+{
+    (void)state;
+    uint8_t *other = mem_new(sizes[0], 1); /* all zeros, with digests that are right */
+    pack_file_image_t one = {.image = other, .bytes = sizes[0]};
+    memset(one.id, 'f', PACK_FILE_DIGITS);
+    assert_int_equal(start(KEY, NO_LIMIT), 0);
+    char *path = only_file();
+    assert_true(pack_file_write(path, KEY, &one, 1));
+    assert_int_equal(start(KEY, NO_LIMIT), 0);
+    assert_int_equal(start(KEY, NO_LIMIT), N);
+    free(path);
+    free(other);
+}
+
 static void test_the_limit_holds_and_the_oldest_goes_first(void **state)
 {
     (void)state;
@@ -466,6 +481,7 @@ int main(void)
         TEST(a_file_cut_short_or_grown_is_replaced),
         TEST(numbers_that_cannot_be_are_refused_with_right_digests),
         TEST(a_weight_that_the_file_lacks_makes_a_new_file),
+        TEST(another_weight_of_the_same_size_is_not_taken),
         TEST(the_limit_holds_and_the_oldest_goes_first),
         TEST(what_a_dead_writer_left_is_removed_after_a_while),
         TEST(a_link_or_folder_in_its_place_is_not_followed),
