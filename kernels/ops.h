@@ -275,8 +275,8 @@ typedef struct {
  * queue fail: later ops are skipped and event_wait returns that status with these words. */
 typedef status_t (*khost_fn)(void *arg);
 
-/* Writes bytes [index * KIMAGE_PIECE, + n) of an image to `piece_out`; n is KIMAGE_PIECE but for the
- * last. False: they are not to be had. Any thread, several at once. */
+/* Writes bytes [index * KIMAGE_PIECE, + n) of an image to `piece_out`; n is KIMAGE_PIECE but for
+ * the last. False: they are not to be had. Any thread, several at once. */
 typedef bool (*kimage_fn)(void *arg, size_t index, void *piece_out, size_t n);
 
 typedef struct {
@@ -321,11 +321,11 @@ typedef struct {
     status_t (*weight_pack)(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out);
     /* Packed weights as bytes, so that they can be kept on disk. weight_layout names how this
      * device packs: images of another name must not be opened. weight_image: the
-     * weight_info.packed_bytes bytes of a weight, borrowed; NULL where the host cannot see them, and
-     * of an empty weight. weight_open_image makes the weight of the same specification from them:
-     * `fill` is asked for each piece once, on all threads of the device, and the parts' rows are not
-     * read, so those pointers may be NULL. INVALID when `bytes` are not those of the specification
-     * or a piece was not to be had. */
+     * weight_info.packed_bytes bytes of a weight, borrowed; NULL where the host cannot see them,
+     * and of an empty weight. weight_open_image makes the weight of the same specification from
+     * them: `fill` is asked for each piece once, on all threads of the device, and the parts'
+     * rows are not read, so those pointers may be NULL. INVALID when `bytes` are not those of
+     * the specification or a piece was not to be had. */
     const char *(*weight_layout)(const kdevice_t *device);
     const void *(*weight_image)(const kweight_t *weight);
     status_t (*weight_open_image)(kdevice_t *device, const kweight_spec_t *spec, size_t bytes,

@@ -4,8 +4,9 @@ the same file with cat.
 
 Writes a Llama-shaped directory of BF16 weights (a block of random values, repeated: packing does not
 look at values), loads it with `shoal-worker offline eval` on one prompt of two tokens, and watches the
-processes. Time and memory are taken in rounds, interleaved: cat, a load that packs, a load that finds
-its packed weights. Peaks are sampled every 20 ms from smaps_rollup, at the moment when the sum of the
+processes. Time and memory are taken in rounds, interleaved: cat, a load that packs, one that packs and
+writes the packed weights to disk (for which the program waits before it ends; a serving rank does not),
+and one that finds them there. Peaks are sampled every 20 ms from smaps_rollup, at the moment when the sum of the
 ranks is largest:
 
   RssAnon  memory that is the ranks' own: packed weights, scratch, KV
@@ -121,14 +122,16 @@ def memory_of(pid):
     return {"rss": rollup["Rss"], "anon": anon, "file": rollup["Rss"] - anon, "pss": rollup["Pss"]}
 
 
-def load(args, model, cache, out):
+def load(args, model, cache, out, room_for_weights=1 << 40):
     """Seconds of the whole program, and the sums over all ranks at their peak."""
     words = [args.worker, "offline", "eval", "--model", model, "--ids", out + "/ids.json", "--out",
              out + "/out.safetensors", "--tp", str(args.ranks), "--threads", "1", "--last", "-o", "json",
-             "--pack-cache", cache, "--chunk", str(args.chunk), "--activations", args.activations]
+             "--pack-cache", cache, "--chunk", str(args.chunk), "--activations", args.activations,
+             "--pack-cache-max", str(room_for_weights)]
     begun = time.monotonic()
     peak = {"rss": 0, "anon": 0, "file": 0, "pss": 0}
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL) as child:
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL,
+                          env=dict(os.environ, SHOAL_LOG="error")) as child:
         while child.poll() is None:
             samples = [memory_of(pid) for pid in family(child.pid)]
             total = {name: sum(one[name] for one in samples if one) for name in peak}
@@ -164,8 +167,8 @@ def spread(values):
 
 
 def rounds(args, model, room):
-    rows = {"cat": [], "packing": [], "kept": []}
-    peaks = {"packing": [], "kept": []}
+    rows = {"cat": [], "packing": [], "keeping": [], "kept": []}
+    peaks = {"packing": [], "keeping": [], "kept": []}
     cache = os.path.join(room, "cache")
     os.mkdir(cache)
     load(args, model, cache, room)  # the digest of the model, which is kept, and warm page cache
@@ -174,10 +177,10 @@ def rounds(args, model, room):
         if args.cold:
             forget(model)
         rows["cat"].append(cat(os.path.join(model, "model.safetensors")))
-        for kind in ("packing", "kept"):
+        for kind in peaks:
             if args.cold:
-                forget(model if kind == "packing" else os.path.join(cache, "packed"))
-            seconds, peak = load(args, model, cache, room)
+                forget(os.path.join(cache, "packed") if kind == "kept" else model)
+            seconds, peak = load(args, model, cache, room, 1 if kind == "packing" else 1 << 40)
             rows[kind].append(seconds)
             peaks[kind].append(peak)
     return rows, peaks
@@ -188,7 +191,7 @@ def report(args, n_bytes, rows, peaks):
           f"{args.activations}, {'from the disk' if args.cold else 'from the page cache'}, {args.rounds} rounds")
     print(f"cat      {spread(rows['cat'])}")
     worst = 0
-    for kind in ("packing", "kept"):
+    for kind in peaks:
         ratios = [mine / cats for mine, cats in zip(rows[kind], rows["cat"])]
         peak = max(peaks[kind], key=lambda one: one["rss"])
         worst = max(worst, peak["rss"])

@@ -163,6 +163,7 @@ typedef struct {
     uint32_t index;        /* of config->ropes */
     const char *base_key;  /* of config.json; NULL: "rope_theta" */
     bool unscaled;         /* what the files say of scaling is not about this one */
+    bool dim_given;        /* by a member of its own: partial_rotary_factor is not applied to it */
     bool untruncated; /* yarn: the edges of its ramp are not rounded */
     bool no_magnitude; /* yarn: cosines and sines keep their size */
 } arch_rope_t;
@@ -182,9 +183,13 @@ typedef struct {
     /* Fills all of the config but architecture and vocab. */
     status_t (*read)(arch_reader_t *r);
     const arch_group_t *groups[ARCH_GROUPS_MAX];
-    /* A tensor that is there and is not used: layers for drafting. May be NULL. */
-    bool (*ignores)(const model_config_t *config, const char *name);
+    /* A tensor that is there and is not used: the n_draft layers for drafting behind the last one.
+     * May be NULL. */
+    bool (*ignores)(uint32_t n_layers, uint32_t n_draft, const char *name);
 } arch_t;
+
+/* Whether the layer whose number begins `digits` is one of the n_draft behind the last one. */
+bool arch_is_draft(const char *digits, uint32_t n_layers, uint32_t n_draft);
 
 /* NULL when Shoal has no such architecture. */
 const arch_t *arch_find_gguf(gguf_text_t name);

@@ -6,10 +6,9 @@
  * GGUF files hold all of them as `deepseek2`, the up-projection of the latent in one tensor
  * (attn_kv_b) or, turned for absorption, in two; what is there says which. */
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "common/base/log.h"
 #include "common/model/arch.h"
 
 /* Of the norms inside attention, whatever rms_norm_eps says: the models' own code gives none. */
@@ -55,23 +54,42 @@ static status_t read_latent(arch_reader_t *r)
     config->n_kv_heads = 1;
     latent->norm_eps = INNER_EPS;
     arch_rope_t rope = {.dim = latent->rope_dim, .dim_max = latent->rope_dim,
-                        .pairs = MODEL_ROPE_PAIRS_ADJACENT};
+                        .pairs = MODEL_ROPE_PAIRS_ADJACENT, .dim_given = true};
     TRY(arch_read_rope(r, &rope));
     TRY(arch_latent_mscale(r, &mscale));
     config->attention_scale = mscale / sqrtf((float)config->head_dim);
     return STATUS_OK;
 }
 
+/* The published GGUF files of V2, V3 and R1 were written before there were keys for groups. Their
+ * models choose in groups nevertheless; the number of experts and the score tell which they are. */
+static void default_groups(const arch_reader_t *r)
+{
+    model_experts_t *experts = &r->out->experts;
+    bool v3 = experts->n == 256 && experts->score == MODEL_SCORE_SIGMOID;
+    bool v2 = experts->n == 160 && experts->score == MODEL_SCORE_SOFTMAX;
+    if (r->gguf == NULL || (!v3 && !v2))
+        return;
+    experts->n_groups = 8;
+    experts->groups_kept = v3 ? 4 : 3;
+    log_info("%s: key %s.expert_group_count is missing; %u experts are chosen from %u of %u groups, "
+             "as DeepSeek %s does", r->where, r->prefix, experts->n, experts->groups_kept,
+             experts->n_groups, v3 ? "V3" : "V2");
+}
+
 static status_t read_groups(arch_reader_t *r)
 {
     model_experts_t *experts = &r->out->experts;
     TRY(arch_u32_or(r, "expert_group_count", "n_group", 1, experts->n, &experts->n_groups));
+    if (experts->n_groups == 0)
+        default_groups(r);
     if (experts->n_groups <= 1) {
         experts->n_groups = 0;
         return STATUS_OK;
     }
-    TRY(arch_u32(r, "expert_group_used_count", "topk_group", 1, experts->n_groups,
-                 &experts->groups_kept));
+    if (experts->groups_kept == 0)
+        TRY(arch_u32(r, "expert_group_used_count", "topk_group", 1, experts->n_groups,
+                     &experts->groups_kept));
     uint32_t in_group = experts->n / experts->n_groups;
     if (experts->n % experts->n_groups != 0 || in_group * experts->groups_kept < experts->n_used ||
         (experts->group_by_sum && in_group < 2))
@@ -93,7 +111,7 @@ static status_t read_routing(arch_reader_t *r, model_score_t score)
     experts->group_by_sum = experts->score == MODEL_SCORE_SIGMOID;
     TRY(arch_f32_or(r, "expert_weights_scale", "routed_scaling_factor", 0, 1e6f,
                     &experts->factor));
-    /* V2's own code norms or scales, and no published model asks for the norm. */
+    /* transformers' DeepseekV2 never reads "norm_topk_prob"; no published V2 asks for the norm. */
     if (r->gguf != NULL || score == MODEL_SCORE_SIGMOID)
         TRY(arch_bool_or(r, "expert_weights_norm", "norm_topk_prob", &experts->normalized));
     return read_groups(r);
@@ -105,6 +123,7 @@ static status_t read_deepseek(arch_reader_t *r, model_score_t score)
     model_config_t *config = r->out;
     const arch_basics_t basics = {0};
     uint32_t n_dense = score == MODEL_SCORE_SIGMOID && r->gguf == NULL ? 3 : 0;
+    TRY(arch_refuse(r, NULL, "attention_bias"));
     TRY(arch_read_basics(r, &basics));
     TRY(read_latent(r));
     TRY(read_routing(r, score));
@@ -159,13 +178,13 @@ static status_t read_v32(arch_reader_t *r)
 }
 
 /* Layers behind the last one draft tokens; plain decoding leaves them out. */
-static bool ignores(const model_config_t *config, const char *name)
+static bool ignores(uint32_t n_layers, uint32_t n_draft, const char *name)
 {
     static const char *const prefixes[] = {"model.layers.", "blk."};
     for (size_t i = 0; i < 2; i++) {
         size_t n = strlen(prefixes[i]);
         if (strncmp(name, prefixes[i], n) == 0 && name[n] >= '0' && name[n] <= '9')
-            return strtoul(name + n, NULL, 10) >= config->n_layers;
+            return arch_is_draft(name + n, n_layers, n_draft);
     }
     return false;
 }

@@ -4,7 +4,6 @@
  * weights (hyper-connections). The experts of the first layers stand in a table of token ids. Layers
  * for drafting are left out. */
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "common/model/arch.h"
@@ -93,10 +92,12 @@ static status_t read_attention(arch_reader_t *r)
     config->n_kv_heads = 1;
     config->attention_scale = 1.0f / sqrtf((float)config->head_dim);
     arch_rope_t rope = {.dim = compressed->rope_dim, .dim_max = compressed->rope_dim,
-                        .pairs = MODEL_ROPE_PAIRS_ADJACENT, .unscaled = true};
+                        .pairs = MODEL_ROPE_PAIRS_ADJACENT, .unscaled = true,
+                        .dim_given = true};
     TRY(arch_read_rope(r, &rope));
     rope = (arch_rope_t){.dim = compressed->rope_dim, .dim_max = compressed->rope_dim,
                          .pairs = MODEL_ROPE_PAIRS_ADJACENT, .index = 1, .no_magnitude = true,
+                         .dim_given = true,
                          .base_key = "compress_rope_theta", .base_default = 160000};
     TRY(arch_read_rope(r, &rope));
     TRY(read_rates(r));
@@ -149,10 +150,10 @@ static status_t read_v4(arch_reader_t *r)
     return arch_text_is(r, "hidden_act", silu);
 }
 
-static bool ignores(const model_config_t *config, const char *name)
+static bool ignores(uint32_t n_layers, uint32_t n_draft, const char *name)
 {
     if (strncmp(name, "layers.", 7) == 0 && name[7] >= '0' && name[7] <= '9')
-        return strtoul(name + 7, NULL, 10) >= config->n_layers;
+        return arch_is_draft(name + 7, n_layers, n_draft);
     return strncmp(name, "mtp.", 4) == 0;
 }
 

@@ -6,7 +6,7 @@
 
 #include "common/model/arch.h"
 
-enum { GEMMA2_27B_LAYERS = 46, GEMMA3_PATTERN = 6 };
+enum { GEMMA2_27B_LAYERS = 46, GEMMA3_27B_LAYERS = 62, GEMMA3_PATTERN = 6 };
 
 static status_t read_shape(arch_reader_t *r)
 {
@@ -24,7 +24,17 @@ static status_t read_shape(arch_reader_t *r)
     if (scalar != 0)
         config->attention_scale = 1.0f / sqrtf(scalar);
     TRY(arch_refuse(r, "attention.scale", NULL));
+    TRY(arch_refuse(r, NULL, "attention_bias"));
     return arch_text_is(r, "hidden_activation", gelu);
+}
+
+/* The 27B models scale by hidden / heads in place of the size of a head. GGUF files have no key for
+ * it; the number of layers tells. */
+static void scale_27b(arch_reader_t *r, uint32_t n_layers)
+{
+    model_config_t *config = r->out;
+    if (r->gguf != NULL && config->n_layers == n_layers)
+        config->attention_scale = 1.0f / sqrtf((float)config->hidden / (float)config->n_heads);
 }
 
 /* Whether the files leave a value to its default. */
@@ -43,9 +53,7 @@ static status_t read_gemma2(arch_reader_t *r)
 {
     model_config_t *config = r->out;
     TRY(read_shape(r));
-    /* The key does not exist in GGUF files; the largest model is the one that needs it. */
-    if (r->gguf != NULL && config->n_layers == GEMMA2_27B_LAYERS)
-        config->attention_scale = 1.0f / sqrtf((float)config->hidden / (float)config->n_heads);
+    scale_27b(r, GEMMA2_27B_LAYERS);
     arch_rope_t rope = {.dim = config->head_dim, .dim_max = config->head_dim,
                         .pairs = MODEL_ROPE_PAIRS_HALVES};
     TRY(arch_read_rope(r, &rope));
@@ -72,6 +80,7 @@ static status_t read_gemma3(arch_reader_t *r)
     uint32_t window = 4096, pattern = GEMMA3_PATTERN;
     float local_base = 10000;
     TRY(read_shape(r));
+    scale_27b(r, GEMMA3_27B_LAYERS);
     arch_rope_t rope = {.dim = config->head_dim, .dim_max = config->head_dim,
                         .pairs = MODEL_ROPE_PAIRS_HALVES, .base_default = 1000000};
     TRY(arch_read_rope(r, &rope));

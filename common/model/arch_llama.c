@@ -6,6 +6,8 @@
  * tensor rope_freqs in a GGUF, one factor a pair, and rope_scaling in a directory. Whatever else the
  * GGUF name `llama` has come to cover (sliding windows, scales of single models) is refused by its
  * key. */
+#include <string.h>
+
 #include "common/model/arch.h"
 
 /* Values that change the arithmetic in a way that Shoal does not have. Zero means "off" in all. */
@@ -40,8 +42,13 @@ static status_t read_shape(arch_reader_t *r)
         .pairs = r->gguf != NULL ? MODEL_ROPE_PAIRS_ADJACENT : MODEL_ROPE_PAIRS_HALVES,
     };
     TRY(arch_read_rope(r, &rope));
+    /* Mistral and Mixtral have windows; transformers' llama reads no such member. */
+    const char *type = NULL;
     uint32_t window = 0;
-    TRY(arch_u32_or(r, NULL, "sliding_window", 1, UINT32_MAX, &window));
+    if (r->gguf == NULL)
+        TRY(json_may_text(r->config, r->where, "model_type", &type, NULL));
+    if (type != NULL && strcmp(type, "llama") != 0)
+        TRY(arch_u32_or(r, NULL, "sliding_window", 1, UINT32_MAX, &window));
     TRY(arch_read_windows(r, window, all_slide));
     return refuse_features(r);
 }

@@ -1,5 +1,6 @@
 /* What most architectures read alike: sizes, heads, windows, experts. See arch.h. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/model/arch.h"
@@ -99,6 +100,12 @@ status_t arch_read_windows(arch_reader_t *r, uint32_t window,
         if (slides(r->out, i))
             r->out->layers[i].window = window;
     return STATUS_OK;
+}
+
+bool arch_is_draft(const char *digits, uint32_t n_layers, uint32_t n_draft)
+{
+    unsigned long layer = strtoul(digits, NULL, 10);
+    return layer >= n_layers && layer - n_layers < n_draft;
 }
 
 status_t arch_read_experts(arch_reader_t *r)

@@ -30,6 +30,36 @@ static status_t read_number(const json_t *object, const char *where, const char 
     return STATUS_OK;
 }
 
+/* A member that nothing here reads could change the frequencies. "attn_factor" and "finetuned" are
+ * in published models, and transformers, whose arithmetic this is, reads neither. */
+static status_t refuse_unknown(const json_t *object, const char *where, const char *type,
+                               const char *base_key)
+{
+    static const char *const kinds[] = {"none", "default", "linear", "llama3", "yarn"};
+    static const char *const keys[] = {
+        "type", "rope_type", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
+        "low_freq_factor", "high_freq_factor", "attention_factor", "attn_factor", "mscale",
+        "mscale_all_dim", "truncate", "finetuned", "rope_theta",
+    };
+    const char *key;
+    json_t *value;
+    bool kind_known = false;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        kind_known = kind_known || strcmp(type, kinds[i]) == 0;
+    if (!kind_known)
+        return STATUS_OK; /* the kind itself is refused where it is applied */
+    json_object_foreach((json_t *)(uintptr_t)object, key, value)
+    {
+        bool known = strcmp(key, base_key) == 0;
+        for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+            known = known || strcmp(key, keys[i]) == 0;
+        if (!known && !json_is_null(value))
+            return fail(STATUS_UNSUPPORTED, "%s: \"%.64s\" is no member that Shoal reads; leaving "
+                        "it out could change the text", where, key);
+    }
+    return STATUS_OK;
+}
+
 static status_t read_directory(const arch_reader_t *r, const char *base_key, scaling_t *out,
                                float *base)
 {
@@ -37,17 +67,22 @@ static status_t read_directory(const arch_reader_t *r, const char *base_key, sca
     const char *type = NULL;
     char where[256];
     TRY(json_may_object(r->config, r->where, "rope_scaling", &object));
-    if (object == NULL)
+    bool parameters = object == NULL;
+    if (parameters)
         TRY(json_may_object(r->config, r->where, "rope_parameters", &object));
     TRY(read_number(r->config, r->where, base_key, 1, 1e12f, base));
     if (object == NULL)
         return STATUS_OK;
-    snprintf(where, sizeof where, "%s: rope_scaling", r->where);
+    snprintf(where, sizeof where, "%s: %s", r->where,
+             parameters ? "rope_parameters" : "rope_scaling");
     TRY(json_may_text(object, where, "type", &type, NULL));
     TRY(json_may_text(object, where, "rope_type", &type, NULL));
+    if (type == NULL && parameters && json_object_get(object, "factor") == NULL)
+        type = "default";
     if (type == NULL)
         return fail(STATUS_INVALID, "%s: neither \"rope_type\" nor \"type\" is given", where);
     snprintf(out->type, sizeof out->type, "%s", type);
+    TRY(refuse_unknown(object, where, type, base_key));
     TRY(read_number(object, where, base_key, 1, 1e12f, base));
     TRY(read_number(object, where, "factor", 1e-3f, 1e6f, &out->factor));
     TRY(read_number(object, where, "original_max_position_embeddings", 1, 1e9f, &out->original));
@@ -231,7 +266,8 @@ status_t arch_read_rope(arch_reader_t *r, const arch_rope_t *what)
     *rope = (model_rope_t){.dim = what->dim, .pairs = what->pairs, .scale = 1, .magnitude = 1,
                            .base = what->base_default != 0 ? what->base_default : 10000};
     float part = 1;
-    TRY(arch_f32_or(r, NULL, "partial_rotary_factor", 1e-3f, 1, &part));
+    if (!what->dim_given)
+        TRY(arch_f32_or(r, NULL, "partial_rotary_factor", 1e-3f, 1, &part));
     rope->dim = (uint32_t)((float)rope->dim * part);
     TRY(arch_u32_or(r, "rope.dimension_count", NULL, 2, what->dim_max, &rope->dim));
     if (rope->dim % 2 != 0 || rope->dim == 0)

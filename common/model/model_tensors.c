@@ -12,6 +12,7 @@ typedef struct {
     model_t *model;
     bool *used; /* by place in the source's list */
     bool gguf;
+    bool biased; /* the configuration says that attention has biases */
 } finder_t;
 
 typedef struct {
@@ -130,7 +131,10 @@ static status_t find_tensor(finder_t *finder, const arch_tensor_t *wanted, uint3
     name_tensor(finder->gguf ? wanted->gguf : wanted->hf, layer, expert, name, sizeof name);
     const source_tensor_t *found = source_tensor(model->source, name);
     wanted_shape_t shape = shape_of(finder, wanted);
-    if (found == NULL && wanted->optional)
+    bool attention_bias =
+        wanted->role == MODEL_ATTN_Q_BIAS || wanted->role == MODEL_ATTN_K_BIAS ||
+        wanted->role == MODEL_ATTN_V_BIAS || wanted->role == MODEL_ATTN_OUTPUT_BIAS;
+    if (found == NULL && wanted->optional && !(attention_bias && finder->biased))
         return STATUS_OK;
     if (found == NULL)
         return fail(STATUS_INVALID, "%s: tensor %s [%llu, %llu] is missing; the configuration says "
@@ -163,13 +167,45 @@ static status_t find_in_layers(finder_t *finder, const arch_tensor_t *wanted)
     return STATUS_OK;
 }
 
+/* The architectures whose code reads "attention_bias"; the others have biases or have none. */
+static bool says_biased(const model_t *model)
+{
+    const json_t *config = source_config(model->source);
+    const char *type = json_string_value(json_object_get(config, "model_type"));
+    return type != NULL && json_is_true(json_object_get(config, "attention_bias")) &&
+           (strcmp(type, "llama") == 0 || strncmp(type, "qwen3", 5) == 0);
+}
+
+static status_t read_n_draft(const model_t *model, uint32_t *out)
+{
+    arch_reader_t reader = {
+        .source = model->source, .gguf = source_gguf(model->source),
+        .config = source_config(model->source), .prefix = model->arch->gguf,
+        .where = source_path(model->source),
+    };
+    *out = 0;
+    return arch_u32_or(&reader, "nextn_predict_layers", "num_nextn_predict_layers", 0,
+                       MODEL_LAYERS_MAX, out);
+}
+
+/* Frequencies that old versions of transformers stored; they follow from the configuration. */
+static bool is_inv_freq(const char *name)
+{
+    static const char end[] = ".rotary_emb.inv_freq";
+    size_t n = strlen(name);
+    return n >= sizeof end - 1 && strcmp(name + n - (sizeof end - 1), end) == 0;
+}
+
 static status_t refuse_unused(const finder_t *finder)
 {
     const model_t *model = finder->model;
     const arch_t *arch = model->arch;
+    uint32_t n_draft;
+    TRY(read_n_draft(model, &n_draft));
     for (size_t i = 0; i < source_n_tensors(model->source); i++) {
         const char *name = source_tensor_at(model->source, i)->name;
-        if (finder->used[i] || (arch->ignores != NULL && arch->ignores(&model->config, name)))
+        if (finder->used[i] || is_inv_freq(name) ||
+            (arch->ignores != NULL && arch->ignores(model->config.n_layers, n_draft, name)))
             continue;
         return fail(STATUS_UNSUPPORTED, "%s: tensor %s is no part of architecture %s with %u "
                     "layers; leaving it out would change the text", source_path(model->source),
@@ -197,7 +233,8 @@ static status_t tie_embeddings(const finder_t *finder)
 
 status_t model_find_tensors(model_t *model)
 {
-    finder_t finder = {.model = model, .gguf = source_gguf(model->source) != NULL};
+    finder_t finder = {.model = model, .gguf = source_gguf(model->source) != NULL,
+                       .biased = says_biased(model)};
     const model_config_t *config = &model->config;
     /* Layers are bounded by MODEL_LAYERS_MAX and experts by MODEL_EXPERTS_MAX, not by the files:
      * three megabytes here, and 33 for the experts of a directory, at most. */

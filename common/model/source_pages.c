@@ -1,6 +1,6 @@
-/* What the pages of mapped weight files cost this process. The kernel keeps every page that was once
- * touched in the process's account until memory is short; a loader that has copied what it read says
- * so here, and a model is never counted twice. */
+/* What the pages of mapped weight files cost this process. The kernel keeps every page that was
+ * once touched in the process's account until memory is short; a loader that has copied what it
+ * read says so here, and a model is never counted twice. */
 #include <sys/mman.h>
 #include <unistd.h>
 

@@ -1,6 +1,6 @@
-/* Packed weights as bytes: the panels alone. All else about a weight follows from its specification
- * and is made anew, so an image decides values and nothing besides: no offset, size or index is ever
- * read from one. */
+/* Packed weights as bytes: the panels alone. All else about a weight follows from its
+ * specification and is made anew, so an image decides values and nothing besides: no offset,
+ * size or index is ever read from one. */
 #include <stdatomic.h>
 
 #include "kernels/cpu/internal.h"

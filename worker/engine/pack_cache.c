@@ -2,6 +2,7 @@
 #include "worker/engine/pack_cache.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -62,14 +63,27 @@ pack_cache_t *pack_cache_open(const pack_cache_config_t *config)
     return cache;
 }
 
+/* In pieces, because the system cuts larger wishes short. */
+static void fetch(const pack_cache_t *cache, const pack_file_entry_t *entry)
+{
+    enum { WANT_BYTES = 128 << 10 };
+    for (uint64_t at = 0; at < entry->bytes; at += WANT_BYTES)
+        posix_fadvise(cache->fd, (off_t)(entry->offset + at), WANT_BYTES, POSIX_FADV_WILLNEED);
+}
+
 size_t pack_cache_find(pack_cache_t *cache, const char *id)
 {
     if (cache->fd < 0)
         return 0;
     const pack_file_entry_t *entries = (const pack_file_entry_t *)(const void *)cache->table;
     cache->found = cache->next < cache->head.n_entries ? &entries[cache->next++] : NULL;
-    if (cache->found != NULL && memcmp(cache->found->id, id, PACK_FILE_DIGITS) == 0)
+    if (cache->found != NULL && memcmp(cache->found->id, id, PACK_FILE_DIGITS) == 0) {
+        if (cache->next == 1)
+            fetch(cache, cache->found);
+        if (cache->next < cache->head.n_entries) /* while this one is being read */
+            fetch(cache, &entries[cache->next]);
         return (size_t)cache->found->bytes;
+    }
     pack_cache_spoiled(cache);
     return 0;
 }

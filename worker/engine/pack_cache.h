@@ -1,11 +1,12 @@
 /* The packed weights of a rank, kept on disk so that the next start of the same rank reads them
  * instead of making them again. One file a rank and form, named after its key: everything that
- * decides what the bytes are. A file that is damaged, cut short, of another key or of another layout
- * is not believed: it costs the time of packing, never the answer, and a new one takes its place.
+ * decides what the bytes are. A file that is damaged, cut short, of another key or of another
+ * layout is not believed: it costs the time of packing, never the answer, and a new one takes
+ * its place.
  *
  * Written whole and put in place by renaming; several ranks may write the same file at once, and
- * the last one stays. All files of a directory together have a size limit, under which those that
- * were not used for the longest time go first.
+ * the last one stays. All files of a directory together have a size limit, under which those
+ * that were not used for the longest time go first.
  *
  * Used by one thread; pack_cache_read by any. Never fails: what is wrong is logged. */
 #ifndef SHOAL_WORKER_ENGINE_PACK_CACHE_H
@@ -36,8 +37,8 @@ pack_cache_t *pack_cache_open(const pack_cache_config_t *config);
 /* The image of the weight `id` (a digest of what it is made from): its bytes, or 0 when there is
  * none. After the first miss there are no more: such a file is not what this program wrote. */
 size_t pack_cache_find(pack_cache_t *cache, const char *id);
-/* A kimage_fn (kernels/ops.h) of the image found last; `cache` is the argument. False when the piece
- * cannot be read or is not what was written. */
+/* A kimage_fn (kernels/ops.h) of the image found last; `cache` is the argument. False when the
+ * piece cannot be read or is not what was written. */
 bool pack_cache_read(void *cache, size_t index, void *piece_out, size_t n);
 /* The image found last could not be used: the file is given up and will be written anew. */
 void pack_cache_spoiled(pack_cache_t *cache);

@@ -146,8 +146,8 @@ uint64_t pack_file_size(const pack_file_image_t *images, size_t n)
     return size;
 }
 
-/* Digests one image's pieces behind each other. The bytes that are digested are those in memory: what
- * the disk makes of them shows when they are read. */
+/* Digests one image's pieces behind each other. The bytes that are digested are those in memory:
+ * what the disk makes of them shows when they are read. */
 static void digest_pieces(const pack_file_image_t *image, uint8_t *digits_out)
 {
     for (size_t at = 0; at < image->bytes; at += KIMAGE_PIECE, digits_out += PACK_FILE_DIGITS) {
@@ -185,8 +185,8 @@ static bool write_images(int fd, pack_file_head_t *head, const pack_file_image_t
     return good;
 }
 
-/* No fsync: a file that a power failure tears is seen by its digests, and waiting for the disk would
- * cost every first start. */
+/* No fsync: a file that a power failure tears is seen by its digests, and waiting for the disk
+ * would cost every first start. */
 bool pack_file_write(const char *path, const char *key, const pack_file_image_t *images, size_t n)
 {
     char *fresh = mem_format("%s.XXXXXX.new", path);

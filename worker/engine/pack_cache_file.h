@@ -1,10 +1,10 @@
-/* The layout of a file of packed weights and what belongs to a directory of them; only pack_cache*.c
- * include it.
+/* The layout of a file of packed weights and what belongs to a directory of them; only
+ * pack_cache*.c include it.
  *
- * A head of one page; the images, each from a multiple of a page on; the table: an entry for each
- * image in the order of loading, then a digest for each of their pieces (KIMAGE_PIECE bytes). The
- * head holds the whole key and digests of itself and of the table, so nothing is believed that was
- * not checked. Numbers are little-endian, as the machines are. */
+ * A head of one page; the images, each from a multiple of a page on; the table: an entry for
+ * each image in the order of loading, then a digest for each of their pieces (KIMAGE_PIECE
+ * bytes). The head holds the whole key and digests of itself and of the table, so nothing is
+ * believed that was not checked. Numbers are little-endian, as the machines are. */
 #ifndef SHOAL_WORKER_ENGINE_PACK_CACHE_FILE_H
 #define SHOAL_WORKER_ENGINE_PACK_CACHE_FILE_H
 
@@ -44,8 +44,9 @@ static inline uint64_t pack_file_pieces(uint64_t bytes)
 
 void pack_file_digest(const void *bytes, size_t n, char digits_out[PACK_FILE_DIGITS]);
 
-/* A good file of that key: its descriptor, with the table in *own_table_out (entries, then digests).
- * -1 when there is none; *why_out then says what is wrong with the one there is, or is NULL. */
+/* A good file of that key: its descriptor, with the table in *own_table_out (entries, then
+ * digests). -1 when there is none; *why_out then says what is wrong with the one there is, or is
+ * NULL. */
 int pack_file_open(const char *path, const char *key, pack_file_head_t *head_out,
                    uint8_t **own_table_out, const char **why_out);
 
@@ -60,9 +61,9 @@ uint64_t pack_file_size(const pack_file_image_t *images, size_t n);
 /* Writes it beside `path` and puts it there. False, with errno, when it could not. */
 bool pack_file_write(const char *path, const char *key, const pack_file_image_t *images, size_t n);
 
-/* Makes room for `bytes` more under bytes_max in all: removes what was not used for the longest time,
- * and what writers that died left behind. `path` does not count, it will be replaced. False when
- * there can be no room. */
+/* Makes room for `bytes` more under bytes_max in all: removes what was not used for the longest
+ * time, and what writers that died left behind. `path` does not count, it will be replaced.
+ * False when there can be no room. */
 bool pack_file_make_room(const char *dir, const char *path, uint64_t bytes, uint64_t bytes_max);
 
 #endif

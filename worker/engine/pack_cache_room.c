@@ -11,7 +11,7 @@
 #include "worker/engine/pack_cache_file.h"
 
 enum {
-    LEFTOVER_S = 3600, /* a file in the making that nobody wrote to for so long has lost its writer */
+    LEFTOVER_S = 3600, /* what nobody wrote to for so long has lost its writer */
     FREE_PERCENT = 5,  /* of the file system that stay free: others live there too */
 };
 

@@ -1,5 +1,5 @@
-/* Weights of a layer of experts: the router, whole on every rank and in F32; of each expert that the
- * slice has, its rows of gate and up and its leaves of down; and the same of the shared expert. */
+/* Weights of a layer of experts: the router, whole on every rank and in F32; of each expert that
+ * the slice has, its rows of gate and up and its leaves of down; and the same of the shared one. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -141,6 +141,29 @@ static kref_t ref_of(kbuffer_t *buffer)
     return (kref_t){buffer, 0};
 }
 
+/* Names the first tensor that is stored in another type than the same tensor of this rank's first
+ * expert. The kernels, which need one kind of input for all, know experts by number alone. */
+static status_t name_odd_expert(const stage_t *stage, uint32_t layer)
+{
+    static const model_role_t apart[] = {MODEL_EXPERT_GATE, MODEL_EXPERT_UP, MODEL_EXPERT_DOWN};
+    static const model_role_t turns[] = {MODEL_EXPERT_GATE_UP, MODEL_EXPERT_DOWN};
+    bool interleaved = stage->shape->experts.interleaved;
+    const model_role_t *roles = interleaved ? turns : apart;
+    plan_run_t run = stage->slice.experts;
+    for (uint32_t i = 1; i < run.count; i++)
+        for (size_t k = 0; k < (interleaved ? 2 : 3); k++) {
+            model_tensor_t first, found;
+            CHECK(model_expert(stage->model, roles[k], layer, run.first, &first));
+            CHECK(model_expert(stage->model, roles[k], layer, run.first + i, &found));
+            if (found.type != first.type)
+                return fail_in(STATUS_UNSUPPORTED, "%s: tensor %s is %s, and %s is %s",
+                               model_path(stage->model), found.name,
+                               qtype_name((uint32_t)found.type), first.name,
+                               qtype_name((uint32_t)first.type));
+        }
+    return fail_in(STATUS_UNSUPPORTED, "%s: layer %u", model_path(stage->model), layer);
+}
+
 static status_t load_routed(stage_t *stage, uint32_t layer, stage_layer_t *out)
 {
     plan_run_t run = stage->slice.experts;
@@ -175,8 +198,11 @@ static status_t load_routed(stage_t *stage, uint32_t layer, stage_layer_t *out)
         .top_k_max = stage->shape->experts.n_used,
     };
     spec.activate.interleaved = stage->shape->experts.interleaved;
-    if (status == STATUS_OK)
+    if (status == STATUS_OK) {
         status = stage->ops->experts_open(stage->device, &spec, &out->experts);
+        if (status == STATUS_UNSUPPORTED)
+            status = name_odd_expert(stage, layer);
+    }
     free(ids);
     return status;
 }
@@ -198,7 +224,8 @@ static status_t load_shared(stage_t *stage, uint32_t layer, stage_layer_t *out)
     plan_leaf_edges_expert(stage->shape->experts.shared_ffn, &leaves);
     TRY(stage_pack(stage, &down_rows, 1, &leaves, stage->slice.shared_leaves, true,
                    &out->shared_down));
-    const kweight_t *const gate_ups[1] = {out->shared_gate_up}, *const downs[1] = {out->shared_down};
+    const kweight_t *const gate_ups[1] = {out->shared_gate_up};
+    const kweight_t *const downs[1] = {out->shared_down};
     kexperts_spec_t spec = {
         .hidden = stage->shape->hidden,
         .n = run.count,

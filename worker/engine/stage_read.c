@@ -15,15 +15,15 @@
 
 enum {
     PROGRESS_MS = 2000,
-    READ_ROWS = 32,           /* a thread takes whole multiples: turned matrices are read faster so */
+    READ_ROWS = 32,           /* a thread takes multiples: turned matrices are read faster so */
     READ_ALONE_BYTES = 65536, /* what one thread has read before another has begun */
 };
 
 /* ---- the cache of packed weights ---- */
 
 /* Everything that decides the bytes: what the model is, how it is quantized, the slice and the
- * layers, and how the device packs. A model that was sealed since, or sealed anew, is read again, so
- * that its rows are checked against that seal. */
+ * layers, and how the device packs. A model that was sealed since, or sealed anew, is read
+ * again, so that its rows are checked against that seal. */
 static char *cache_key(const stage_t *stage)
 {
     const rank_config_t *config = &stage->config;

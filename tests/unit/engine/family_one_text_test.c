@@ -3,7 +3,7 @@
  * covering of all values for one model of each family. Families with experts also run on 5 slices
  * (each holds whole experts) and 8 (two groups that share experts by leaves).
  *
- * Arguments name models; none runs all. */
+ * Arguments name models, or empty-leaves; none runs all. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -205,9 +205,130 @@ static void check_family(void **state)
     check_mode(*state, false);
 }
 
+/* ---- a K of the FFN that is too small for its leaves ---- */
+
+enum { NARROW = 21, TENSOR_BYTES_MAX = 1 << 20 };
+
+/* The side of a tensor that the FFN's size is, and how many times. */
+static const struct {
+    const char *ending;
+    uint32_t side, times;
+} ffn_sides[] = {
+    {".mlp.gate_proj.weight", 0, 1},      {".mlp.up_proj.weight", 0, 1},
+    {".mlp.down_proj.weight", 1, 1},      {".experts.down_proj", 1, 1},
+    {".experts.gate_up_proj", 2, 2},      {".experts.gate_up_proj_bias", 1, 2},
+};
+
+/* Gives a tensor its narrow shape; returns its bytes, all being BF16. */
+static size_t narrow_shape(const char *name, json_t *shape)
+{
+    size_t bytes = 2, length = strlen(name);
+    for (size_t i = 0; i < sizeof ffn_sides / sizeof *ffn_sides; i++) {
+        size_t n = strlen(ffn_sides[i].ending);
+        if (length > n && strcmp(name + length - n, ffn_sides[i].ending) == 0)
+            json_array_set_new(shape, ffn_sides[i].side,
+                               json_integer(ffn_sides[i].times * NARROW));
+    }
+    for (size_t i = 0; i < json_array_size(shape); i++)
+        bytes *= (size_t)json_integer_value(json_array_get(shape, i));
+    assert_true(bytes <= TENSOR_BYTES_MAX);
+    return bytes;
+}
+
+/* Each tensor begins with the bytes that it began with, at its new shape. */
+static void write_narrow(const char *from, const char *to)
+{
+    static char values[TENSOR_BYTES_MAX];
+    const char *name;
+    json_t *tensor;
+    uint64_t n, at = 0;
+    FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
+    assert_true(in != NULL && out != NULL);
+    assert_int_equal(fread(&n, 1, sizeof n, in), sizeof n);
+    char *text = calloc(1, n);
+    assert_true(text != NULL && fread(text, 1, n, in) == n);
+    json_t *old = json_loadb(text, n, 0, NULL), *header = json_deep_copy(old);
+    free(text);
+    json_object_del(header, "__metadata__");
+    json_object_foreach(header, name, tensor) {
+        uint64_t bytes = narrow_shape(name, json_object_get(tensor, "shape"));
+        json_object_set_new(tensor, "data_offsets", json_pack("[II]", at, at + bytes));
+        at += bytes;
+    }
+    text = json_dumps(header, JSON_COMPACT);
+    uint64_t length = strlen(text);
+    assert_int_equal(fwrite(&length, 1, sizeof length, out), sizeof length);
+    assert_int_equal(fwrite(text, 1, length, out), length);
+    json_object_foreach(header, name, tensor) {
+        json_t *was = json_object_get(json_object_get(old, name), "data_offsets");
+        json_t *is = json_object_get(tensor, "data_offsets");
+        size_t bytes = (size_t)(json_integer_value(json_array_get(is, 1)) -
+                                json_integer_value(json_array_get(is, 0)));
+        long first = (long)json_integer_value(json_array_get(was, 0));
+        assert_int_equal(fseek(in, (long)(sizeof n + n) + first, SEEK_SET), 0);
+        assert_int_equal(fread(values, 1, bytes, in), bytes);
+        assert_int_equal(fwrite(values, 1, bytes, out), bytes);
+    }
+    free(text);
+    json_decref(old);
+    json_decref(header);
+    fclose(in);
+    assert_int_equal(fclose(out), 0);
+}
+
+static void narrow_model(const char *name, const char *dir)
+{
+    char from[512], to[64];
+    char *model = eval_golden(name);
+    snprintf(from, sizeof from, "%s/config.json", model);
+    snprintf(to, sizeof to, "%s/config.json", dir);
+    json_t *config = json_load_file(from, 0, NULL);
+    json_object_set_new(config, "intermediate_size", json_integer(NARROW));
+    assert_int_equal(json_dump_file(config, to, 0), 0);
+    json_decref(config);
+    snprintf(from, sizeof from, "%s/model.safetensors", model);
+    snprintf(to, sizeof to, "%s/model.safetensors", dir);
+    write_narrow(from, to);
+    free(model);
+}
+
+/* A slice of nothing but empty leaves runs no matmul: its sums are 0 all the same, and what enters
+ * once, as a bias, still enters. */
+static void check_empty_leaves(void **state)
+{
+    static const char *const models[] = {"llama-gqa-bf16", "gpt-oss-bf16"};
+    static const uint32_t tps[] = {1, 2, 3, 4, 7};
+    (void)state;
+    json_t *ids = make_prompts(320);
+    for (size_t m = 0; m < 2; m++) {
+        char dir[] = "/tmp/shoal-narrow-XXXXXX", path[64];
+        uint64_t rows = 0;
+        assert_non_null(mkdtemp(dir));
+        narrow_model(models[m], dir);
+        for (size_t i = 0; i < sizeof tps / sizeof *tps; i++) {
+            eval_args_t args = {.model = dir, .ids = ids, .threads = 1, .tp = tps[i],
+                                .no_prefix_cache = true};
+            eval_result_t result;
+            eval_run(&args, &result);
+            uint64_t found = eval_hash_rows(&result);
+            assert_true(result.prompts[0].logits[0] == result.prompts[0].logits[0]);
+            eval_release(&result);
+            rows = i == 0 ? found : rows;
+            if (found != rows)
+                fail_msg("%s with an FFN of %d differs on %u slices", models[m], NARROW, tps[i]);
+        }
+        for (int i = 0; i < 2; i++) {
+            snprintf(path, sizeof path, "%s/%s", dir, i ? "config.json" : "model.safetensors");
+            assert_int_equal(unlink(path), 0);
+        }
+        assert_int_equal(rmdir(dir), 0);
+    }
+    json_decref(ids);
+}
+
 int main(int argc, char **argv)
 {
-    struct CMUnitTest tests[N_FAMILIES];
+    struct CMUnitTest tests[N_FAMILIES + 1];
     size_t n = 0;
     n_values[ISA] = kernels_cpu_levels(isa_names);
     for (size_t i = 0; i < N_FAMILIES; i++) {
@@ -219,5 +340,10 @@ int main(int argc, char **argv)
                                              .test_func = check_family,
                                              .initial_state = (void *)(uintptr_t)&families[i]};
     }
+    bool narrow = argc < 2;
+    for (int k = 1; k < argc; k++)
+        narrow = narrow || strcmp(argv[k], "empty-leaves") == 0;
+    if (narrow)
+        tests[n++] = (struct CMUnitTest)cmocka_unit_test(check_empty_leaves);
     return n > 0 ? _cmocka_run_group_tests("families", tests, n, NULL, NULL) : 2;
 }

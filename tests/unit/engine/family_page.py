@@ -32,7 +32,13 @@ NAMES = {
 MISSING = """## What does not run, and why
 - GGUF files of Gemma 2, Gemma 3, gpt-oss and Qwen2-MoE are read by the names and keys of llama.cpp's converter. No file of that
   converter was at hand: `engine_family_twin_test` writes such files from the recorded directories and gets equal bytes.
-- Rope scaling `longrope`, `dynamic`, `mrope`; layers without rope; fused `qkv` tensors: refused by name.
+- Rope scaling `longrope`, `dynamic`, `mrope`; layers without rope; fused `qkv` tensors: refused by name. A member of
+  `rope_scaling` that is not known is refused by name; `attn_factor` beside yarn is ignored, as transformers ignores it (it
+  reads `attention_factor`), and so is `norm_topk_prob` of DeepSeek V2.
+- GGUF files split into several (`-00001-of-00002.gguf`): they must be merged first.
+- Gemma 3 directories with a `text_config` (`model_type` `gemma3`, the multimodal ones), and `rope_parameters` given for each
+  type of layer; Gemma 3 as `gemma3_text` and as GGUF runs.
+- FP8 and W8A8 with static scales of activations (`input_scale`), and scales of the cache (`k_scale`, `v_scale`).
 - Vision and audio parts: a directory whose `model_type` is not in the table is refused by name.
 - A window does not shorten the cache: its keys are kept for the whole sequence.
 - Gemma's embedding scale is the root of the width in F32, as in the references; transformers in BF16 rounds it to BF16."""

@@ -1,5 +1,6 @@
-/* A second start from kept weights computes what the first did, to the bit, whatever the weights are
- * stored as and however the model is cut; and it does come from them. Damaged ones change nothing. */
+/* A second start from kept weights computes what the first did, to the bit, whatever the weights
+ * are stored as and however the model is cut; and it does come from them. Damaged ones change
+ * nothing. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
-/* What loading reads and keeps: a rank fetches its slice of the file and no more, gives the pages of
- * what it has packed back, and makes rows on several threads as one would. */
+/* What loading reads and keeps: a rank fetches its slice of the file and no more, gives the
+ * pages of what it has packed back, and makes rows on several threads as one would. */
 #include <fcntl.h>
 #include <jansson.h>
 #include <math.h>

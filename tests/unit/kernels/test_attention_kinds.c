@@ -282,10 +282,11 @@ static void test_every_kind_is_its_softmax_beyond_position_8192(void **state)
     const char *levels[3];
     uint32_t n_levels = kernels_cpu_levels(levels);
     for (uint32_t i = 0; i < 2 * N_KINDS; i++) {
-        const kind_t *kind = &KINDS[i / 2];
+        kind_t few = KINDS[i / 2];
+        const kind_t *kind = &few;
         kmode_t mode = i % 2 ? KMODE_F32 : KMODE_NATIVE;
-        if (kind->key_dim > 500)
-            continue;
+        if (few.key_dim > 500)
+            few.heads = 2; /* so long a sequence of the largest heads takes its time to make */
         sequence_t s = make_sequence(kind, N, 200 + i);
         float *wanted = run("ref", 2, mode, &s, FROM, 1000);
         assert_exact(&s, mode, FROM, 1, wanted);

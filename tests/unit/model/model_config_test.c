@@ -6,10 +6,15 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "common/model/arch.h"
 #include "common/model/model.h"
+#include "common/model/source.h"
 #include "tests/unit/model/gguf_cases.h"
 #include "tests/unit/model/gguf_draft.h"
 
@@ -188,6 +193,7 @@ static void test_an_own_head_linear_scaling_and_rope_factors_are_read(void **sta
     draft_t *draft = draft_llama();
     draft_add_tensor(draft, "output.weight", QTYPE_Q8_0, 32, 8);
     draft_add_tensor(draft, "rope_freqs.weight", QTYPE_F32, 8, 1);
+    draft_add_tensor(draft, "blk.0.rotary_emb.inv_freq", QTYPE_F32, 8, 1); /* left out */
     draft_set_text(draft, "llama.rope.scaling.type", "linear");
     draft_set_f32(draft, "llama.rope.scaling.factor", 4);
     draft_set_u32(draft, "tokenizer.ggml.eot_token_id", 5);
@@ -205,12 +211,106 @@ static void test_an_own_head_linear_scaling_and_rope_factors_are_read(void **sta
     buffer_release(&bytes);
 }
 
+/* The sizes that a model of some architecture says it has, without its tensors. */
+typedef struct {
+    const char *key;
+    uint32_t value;
+} size_key_t;
+
+static void read_sizes(const char *name, const size_key_t *keys, model_config_t *out)
+{
+    draft_t *draft = draft_new();
+    buffer_t bytes = {0};
+    source_t *source;
+    char key[96];
+    draft_set_text(draft, "general.architecture", name);
+    snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", name);
+    draft_set_f32(draft, key, 1e-6f);
+    for (; keys->key != NULL; keys++) {
+        snprintf(key, sizeof key, "%s.%s", name, keys->key);
+        draft_set_u32(draft, key, keys->value);
+    }
+    draft_add_tensor(draft, "token_embd.weight", QTYPE_F32, 32, 1);
+    draft_write(draft, &bytes);
+    draft_free(draft);
+    if (source_open_gguf_bytes("/models/sizes.gguf", bytes.data, bytes.size, &source) != STATUS_OK)
+        fail_msg("%s", status_text());
+    *out = (model_config_t){0};
+    arch_reader_t reader = {.source = source, .gguf = source_gguf(source), .prefix = name,
+                            .where = "/models/sizes.gguf", .out = out};
+    if (arch_find_gguf((gguf_text_t){name, strlen(name)})->read(&reader) != STATUS_OK)
+        fail_msg("%s", status_text());
+    for (size_t i = 0; i < MODEL_ROPES_MAX; i++)
+        free(reader.factors[i]);
+    source_close(source);
+    buffer_release(&bytes);
+}
+
+static void test_the_27b_gemmas_scale_by_hidden_over_heads(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        uint32_t layers, hidden, heads, head_dim, square; /* 1 / scale^2 */
+    } models[] = {
+        {"gemma3", 62, 5376, 32, 128, 168}, {"gemma3", 48, 3840, 16, 256, 256},
+        {"gemma2", 46, 4608, 32, 128, 144}, {"gemma2", 42, 3584, 16, 256, 256},
+    };
+    static model_config_t config;
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        const size_key_t keys[] = {
+            {"block_count", models[i].layers}, {"embedding_length", models[i].hidden},
+            {"feed_forward_length", 4096}, {"context_length", 8192},
+            {"attention.head_count", models[i].heads}, {"attention.head_count_kv", 8},
+            {"attention.key_length", models[i].head_dim},
+            {"attention.value_length", models[i].head_dim}, {NULL, 0},
+        };
+        read_sizes(models[i].name, keys, &config);
+        double scale = (double)config.attention_scale;
+        assert_true(fabs(1 / (scale * scale) - models[i].square) < 1e-3);
+    }
+}
+
+static void test_deepseek_files_without_group_keys_choose_in_groups(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t n, gating, n_groups_said, n_groups, kept;
+        bool by_sum;
+    } models[] = {
+        {256, 2, 0, 8, 4, true},  /* V3 and R1 */
+        {160, 1, 0, 8, 3, false}, /* V2 */
+        {64, 1, 0, 0, 0, false},  /* V2-Lite */
+        {256, 1, 0, 0, 0, false}, {160, 2, 0, 0, 0, true},
+        {256, 2, 1, 0, 0, true}, /* what the file says is believed */
+    };
+    static model_config_t config;
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        const size_key_t keys[] = {
+            {"block_count", 4}, {"embedding_length", 512}, {"feed_forward_length", 512},
+            {"context_length", 4096}, {"attention.head_count", 16},
+            {"attention.kv_lora_rank", 512}, {"rope.dimension_count", 64},
+            {"attention.key_length", 192}, {"attention.value_length", 128},
+            {"expert_used_count", 6}, {"expert_feed_forward_length", 64},
+            {"expert_count", models[i].n}, {"expert_gating_func", models[i].gating},
+            {models[i].n_groups_said ? "expert_group_count" : NULL, models[i].n_groups_said},
+            {NULL, 0},
+        };
+        read_sizes("deepseek2", keys, &config);
+        assert_int_equal(config.experts.n_groups, models[i].n_groups);
+        assert_int_equal(config.experts.groups_kept, models[i].kept);
+        assert_int_equal(config.experts.group_by_sum, models[i].by_sum);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_each_configuration_that_contradicts_itself_is_refused),
         cmocka_unit_test(test_a_right_model_gives_its_configuration_and_tensors),
         cmocka_unit_test(test_an_own_head_linear_scaling_and_rope_factors_are_read),
+        cmocka_unit_test(test_the_27b_gemmas_scale_by_hidden_over_heads),
+        cmocka_unit_test(test_deepseek_files_without_group_keys_choose_in_groups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

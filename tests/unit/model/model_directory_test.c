@@ -53,6 +53,12 @@ static const wrong_t cases[] = {
     {"rope_scaling", "{\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 4}",
      "low_freq_factor 4 is not below"},
     {"rope_scaling", "[1]", "rope_scaling"},
+    {"rope_scaling", "{\"type\": \"yarn\", \"factor\": 2, \"ramp\": 1}",
+     "rope_scaling: \"ramp\" is no member that Shoal reads", STATUS_UNSUPPORTED},
+    {"rope_parameters", "{\"full_attention\": {\"rope_theta\": 5000}}",
+     "rope_parameters: \"full_attention\" is no member", STATUS_UNSUPPORTED},
+    {"rope_parameters", "{\"factor\": 2}", "neither \"rope_type\" nor \"type\""},
+    {"attention_bias", "true", "tensor model.layers.0.self_attn.q_proj.bias [64, 1] is missing"},
     {"hidden_act", "\"gelu\"", "\"hidden_act\" is \"gelu\"; \"silu\" is", STATUS_UNSUPPORTED},
     {"tie_word_embeddings", "false", "lm_head.weight is missing"},
     {"tie_word_embeddings", "1", "tie_word_embeddings"},
@@ -143,6 +149,79 @@ static model_t *open_golden(const char *name)
     return model;
 }
 
+static model_t *open_changed(const char *key, const char *value)
+{
+    model_t *model;
+    write_config(key, value);
+    if (model_open(dir, &model) != STATUS_OK)
+        fail_msg("%s = %s: %s", key, value, status_text());
+    return model;
+}
+
+static void test_members_that_transformers_does_not_read_change_nothing(void **state)
+{
+    (void)state;
+    model_t *model = open_changed("rope_parameters", "{\"rope_theta\": 5000}");
+    assert_true(model_config(model)->ropes[0].base == 5000 && !model_config(model)->ropes[0].factors);
+    model_close(model);
+    model = open_changed("sliding_window", "4");
+    assert_int_equal(model_config(model)->layers[0].window, 0);
+    model_close(model);
+    model = open_changed("rope_scaling", "{\"type\": \"yarn\", \"factor\": 4}");
+    float magnitude = model_config(model)->ropes[0].magnitude;
+    model_close(model);
+    model = open_changed("rope_scaling",
+                         "{\"type\": \"yarn\", \"factor\": 4, \"attn_factor\": 0.5}");
+    assert_true(magnitude > 1 && model_config(model)->ropes[0].magnitude == magnitude);
+    model_close(model);
+}
+
+/* deepseek-v3 has 4 layers and one that drafts, and the size of what turns in a member of its own. */
+static void test_only_as_many_layers_draft_as_the_configuration_says(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *key;
+        int value;
+        const char *text; /* NULL: it opens */
+    } changes[] = {
+        {"num_nextn_predict_layers", 1, NULL},
+        {"num_nextn_predict_layers", 0, "tensor model.layers.4."},
+        {"num_hidden_layers", 3, "tensor model.layers.4."},
+        {"partial_rotary_factor", 0, NULL}, /* a half */
+        {"attention_bias", 1, "\"attention_bias\" is 1"},
+    };
+    char folder[] = "/tmp/shoal-drafts-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    char *config_file = mem_format("%s/config.json", folder);
+    char *weights = mem_format("%s/model.safetensors", folder);
+    assert_int_equal(symlink(SHOAL_TEST_DATA "/deepseek-v3/model.safetensors", weights), 0);
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        json_t *config = json_load_file(SHOAL_TEST_DATA "/deepseek-v3/config.json", 0, NULL);
+        bool half = strcmp(changes[i].key, "partial_rotary_factor") == 0;
+        json_object_set_new(config, changes[i].key,
+                            half ? json_real(0.5) : json_integer(changes[i].value));
+        assert_int_equal(json_dump_file(config, config_file, 0), 0);
+        json_decref(config);
+        model_t *model = NULL;
+        status_t status = model_open(folder, &model);
+        if (changes[i].text == NULL && status != STATUS_OK)
+            fail_msg("%s: %s", changes[i].key, status_text());
+        if (changes[i].text == NULL) {
+            assert_int_equal(model_config(model)->ropes[0].dim, 8);
+            model_close(model);
+        } else {
+            assert_int_equal(status, STATUS_UNSUPPORTED);
+            assert_non_null(strstr(status_text(), changes[i].text));
+        }
+    }
+    unlink(config_file);
+    unlink(weights);
+    free(config_file);
+    free(weights);
+    rmdir(folder);
+}
+
 static void test_a_directory_says_what_its_layers_are(void **state)
 {
     (void)state;
@@ -210,6 +289,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_each_configuration_that_cannot_be_right_is_refused),
+        cmocka_unit_test(test_members_that_transformers_does_not_read_change_nothing),
+        cmocka_unit_test(test_only_as_many_layers_draft_as_the_configuration_says),
         cmocka_unit_test(test_a_directory_says_what_its_layers_are),
         cmocka_unit_test(test_experts_in_one_tensor_are_found_one_by_one),
         cmocka_unit_test(test_special_ids_come_from_both_configurations),
