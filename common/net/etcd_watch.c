@@ -28,6 +28,7 @@ struct etcd_watch {
     bool synced;           /* some list was delivered */
     bool listing;
     bool regressed;        /* the list under way is after a store that went back */
+    unsigned regressions;  /* of the store, at the last list */
     bool must_list;        /* the revision to go on from is gone */
     etcd_stream_t *stream;
     buffer_t held;         /* a message that came during a list */
@@ -194,7 +195,11 @@ static void listed(void *context, const etcd_result_t *result)
     }
     watch->attempt = 0;
     watch->must_list = false;
-    if (watch->next_revision && result->revision < watch->next_revision - 1) {
+    /* A store that went back may have come as far again as this watch had seen it: then another
+     * answer, or this one, has told. */
+    unsigned regressions = etcd_regressions(watch->etcd);
+    if (watch->next_revision && (result->revision < watch->next_revision - 1 ||
+                                 regressions != watch->regressions)) {
         watch->regressed = true;
         etcd_stream_drop(watch->stream); /* it waits for revisions of a store that is no more */
         watch->stream = NULL;
@@ -205,6 +210,7 @@ static void listed(void *context, const etcd_result_t *result)
     }
     tell_list(watch, result);
     watch->regressed = false;
+    watch->regressions = regressions;
     watch->synced = true;
     watch->floor = result->revision;
     watch->next_revision = result->revision + 1;
