@@ -380,7 +380,9 @@ static uint32_t hold_back_ms(agent_core_t *core, uint32_t slot)
 {
     const agent_replica_t *replica = &core->replicas[slot];
     const agent_rank_t *leader = agent_rank_of(core, slot, 0);
-    bool follows = replica->state == REPLICA_ACTIVE && leader && leader->state == RANK_READY;
+    bool waits = replica->state == REPLICA_ACTIVE ||
+                 (replica->state == REPLICA_FAILED && replica->failure_waits);
+    bool follows = waits && leader && leader->state == RANK_READY;
     return follows ? AGENT_HOLD_BACK_MS : 0;
 }
 
@@ -392,10 +394,13 @@ void agent_core_died(agent_core_t *core, uint64_t rank_id, const agent_death_t *
         return;
     uint32_t slot = rank->replica;
     agent_replica_t *replica = &core->replicas[slot];
-    bool meant = rank->state == RANK_STOPPING || (rank->state == RANK_DYING && rank->for_plan);
-    agent_failure_t failure = {.rank = rank->start.rank, .crashed = death->crashed};
-    failure.n_sessions =
-        death->n_sessions < CONTROL_SESSIONS_MAX ? death->n_sessions : CONTROL_SESSIONS_MAX;
+    bool late = agent_is_late(core, rank);
+    bool meant = rank->state == RANK_STOPPING || (rank->state == RANK_DYING && rank->for_plan) ||
+                 (late && agent_forget_address(core, rank));
+    agent_failure_t failure = {.rank = rank->start.rank, .crashed = death->crashed && !late};
+    if (!late)
+        failure.n_sessions = death->n_sessions < CONTROL_SESSIONS_MAX ? death->n_sessions
+                                                                      : CONTROL_SESSIONS_MAX;
     if (failure.n_sessions > 0)
         memcpy(failure.sessions, death->sessions, failure.n_sessions * CONTROL_SESSION_BYTES);
     snprintf(failure.host, sizeof failure.host, "%s", core->config.host);

@@ -30,6 +30,8 @@ static void fill_start(const agent_core_t *core, const agent_plan_t *plan, uint3
     out->stages = plan->stages;
     out->stage = place->stage;
     out->slice = place->slice;
+    out->expert_groups = plan->expert_groups;
+    out->attention_slices = plan->attention_slices;
     out->layer_first = place->layer_first;
     out->layer_count = place->layer_count;
     uint32_t n_local = 0;
@@ -71,6 +73,8 @@ static agent_rank_t *spawn(agent_core_t *core, uint32_t replica, const rank_star
         rank->id = ++core->next_rank_id;
         rank->replica = replica;
         rank->start = *start;
+        rank->born_incarnation = core->replicas[replica].plan.incarnation;
+        rank->born_epoch = core->replicas[replica].plan.epoch;
         rank->since_ms = now_ms;
         agent_action_t *action = agent_act(core, AGENT_SPAWN);
         action->replica = replica;
@@ -170,6 +174,26 @@ void agent_form(agent_core_t *core, uint32_t slot, uint64_t now_ms)
         action->epoch = plan->epoch;
     }
     replica->state = REPLICA_SENT;
+}
+
+bool agent_is_late(const agent_core_t *core, const agent_rank_t *rank)
+{
+    const agent_replica_t *replica = &core->replicas[rank->replica];
+    return replica->state == REPLICA_FORMING &&
+           (rank->born_epoch != replica->plan.epoch ||
+            rank->born_incarnation != replica->plan.incarnation);
+}
+
+bool agent_forget_address(agent_core_t *core, const agent_rank_t *rank)
+{
+    agent_replica_t *replica = &core->replicas[rank->replica];
+    for (uint32_t i = 0; i < replica->plan.n_ranks; i++) {
+        if (!agent_is_local(core, &replica->plan, i))
+            return false;
+    }
+    if (rank->start.rank < replica->plan.n_ranks)
+        replica->peers[rank->start.rank].known = false;
+    return true;
 }
 
 void agent_end_epoch(agent_core_t *core, uint32_t slot, const char *why)

@@ -26,6 +26,7 @@ typedef struct {
     int64_t pid;
     bool said_hello, beaten;
     bool for_plan; /* killed because the plan wants its place */
+    uint64_t born_incarnation, born_epoch; /* of the plan that it was started for */
     uint32_t sequences;     /* of a leader: running and waiting, as it said last */
     uint32_t idle_beats;    /* beats in a row without any */
     uint32_t address_bytes;
@@ -89,6 +90,12 @@ void agent_form(agent_core_t *core, uint32_t replica, uint64_t now_ms);
 /* The epoch is over for this reason; `wait_ms` holds the word back for a better account. */
 void agent_fail(agent_core_t *core, uint32_t replica, const agent_failure_t *failure,
                 uint32_t wait_ms, uint64_t now_ms);
+/* Whether a dead rank belongs to an epoch that is over: several ranks that crash in one step die some
+ * milliseconds apart, and the next epoch may be forming when the last of them goes. */
+bool agent_is_late(const agent_core_t *core, const agent_rank_t *rank);
+/* So that another process may take the place of this one in the forming epoch. False when another
+ * host may use its address already. */
+bool agent_forget_address(agent_core_t *core, const agent_rank_t *rank);
 void agent_epoch_tick(agent_core_t *core, uint32_t replica, uint64_t now_ms);
 void agent_take_active(agent_core_t *core, uint32_t replica, const control_active_t *active);
 void agent_take_failed(agent_core_t *core, agent_rank_t *rank, const control_failed_t *failed,

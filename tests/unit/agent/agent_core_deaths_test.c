@@ -215,6 +215,79 @@ static void test_ranks_that_crash_together_are_told_as_one_with_the_leaders_sess
     agent_core_free(world.core);
 }
 
+static void test_a_second_crash_does_not_end_the_wait_for_the_leaders_account(void **state)
+{
+    (void)state;
+    world_t world = world_new(0);
+    assign(&world, 10, 1, 3, "aaa");
+    for (uint64_t id = 1; id <= 3; id++)
+        hello(&world, id, "address");
+    active(&world, 1, 10);
+    skip_to(&world, AGENT_PUBLISH_ACTIVE);
+    died(&world, 2, true, "killed by signal 6");
+    skip_to(&world, AGENT_END);
+    died(&world, 3, true, "killed by signal 6");
+    expect(&world, AGENT_RELEASE);
+    expect_nothing(&world); /* the leader lives as far as is known, or its death is on its way */
+    const agent_death_t death = {true, "killed by signal 6", 2, flying};
+    agent_core_died(world.core, 1, &death, world.now);
+    skip_to(&world, AGENT_PUBLISH_FAILED);
+    assert_int_equal(world.action.failed->n_sessions, 2);
+    expect_nothing(&world);
+    agent_core_free(world.core);
+}
+
+static void test_a_crash_that_is_reported_after_the_next_epoch_began_to_form_is_not_of_that_epoch(
+    void **state)
+{
+    (void)state;
+    world_t world = active_world();
+    died(&world, 2, true, "killed by signal 6");
+    failed(&world, 1, 10, STATUS_PEER_LOST, 1, false, "0123456789abcdef0123456789abcdef");
+    skip_to(&world, AGENT_PUBLISH_FAILED);
+    assign(&world, 20, 2, 1, "aa");
+    skip_to(&world, AGENT_SPAWN);
+    assert_int_equal(world.action.rank, 1);
+    const agent_death_t death = {true, "killed by signal 6", 2, flying};
+    agent_core_died(world.core, 1, &death, world.now); /* of the same step */
+    skip_to(&world, AGENT_SPAWN);
+    assert_int_equal(world.action.rank, 0);
+    expect_nothing(&world);
+    hello(&world, 3, "third");
+    expect(&world, AGENT_PUBLISH_RANK);
+    expect_nothing(&world); /* waits for the address of the new leader */
+    hello(&world, 4, "fourth");
+    skip_to(&world, AGENT_SEND_EPOCH);
+    died(&world, 4, true, "killed by signal 6"); /* this one is of epoch 20 */
+    skip_to(&world, AGENT_END);
+    tick(&world, 3);
+    skip_to(&world, AGENT_PUBLISH_FAILED);
+    assert_int_equal(world.action.epoch, 20);
+    assert_true(world.action.failed->crashed);
+    agent_core_free(world.core);
+}
+
+static void test_a_late_crash_ends_a_formation_over_hosts_and_blames_nobody(void **state)
+{
+    (void)state;
+    world_t world = world_new(0);
+    assign(&world, 10, 1, 2, "ab");
+    skip_to(&world, AGENT_SPAWN);
+    hello(&world, 1, "mine");
+    agent_core_peer(world.core, "smol", 0, 10, 1, (const uint8_t *)"peer", 4, world.now);
+    active(&world, 1, 10);
+    skip_to(&world, AGENT_PUBLISH_ACTIVE);
+    assign(&world, 20, 1, 2, "ab");
+    skip_to(&world, AGENT_PUBLISH_RANK);
+    const agent_death_t death = {true, "killed by signal 6", 2, flying};
+    agent_core_died(world.core, 1, &death, world.now);
+    skip_to(&world, AGENT_PUBLISH_FAILED); /* the other host may have its address */
+    assert_int_equal(world.action.epoch, 20);
+    assert_false(world.action.failed->crashed);
+    assert_int_equal(world.action.failed->n_sessions, 0);
+    agent_core_free(world.core);
+}
+
 static void test_a_rank_that_cannot_do_its_work_is_told_with_its_own_words(void **state)
 {
     (void)state;
@@ -245,6 +318,10 @@ int main(void)
         cmocka_unit_test(test_a_rank_that_is_idle_is_not_stuck_for_as_long_as_it_likes),
         cmocka_unit_test(test_a_leaders_crash_is_told_at_once_with_the_sessions_of_its_last_step),
         cmocka_unit_test(test_ranks_that_crash_together_are_told_as_one_with_the_leaders_sessions),
+        cmocka_unit_test(test_a_second_crash_does_not_end_the_wait_for_the_leaders_account),
+        cmocka_unit_test(
+            test_a_crash_that_is_reported_after_the_next_epoch_began_to_form_is_not_of_that_epoch),
+        cmocka_unit_test(test_a_late_crash_ends_a_formation_over_hosts_and_blames_nobody),
         cmocka_unit_test(test_a_rank_that_cannot_do_its_work_is_told_with_its_own_words),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
