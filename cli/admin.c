@@ -33,16 +33,21 @@ static bool is_reached(const Shoal__V1__Deployment *wanted, const Shoal__V1__Lis
     for (size_t i = 0; i < now->n_replicas; i++) {
         const Shoal__V1__Replica *replica = now->replicas[i];
         uint32_t tp = wanted->tp, stages = wanted->stages;
+        uint32_t groups = wanted->expert_groups, holders = wanted->attention_slices;
         for (size_t s = 0; s < wanted->n_shapes; s++)
             if (wanted->shapes[s]->ordinal == replica->ordinal) {
                 tp = wanted->shapes[s]->tp;
                 stages = wanted->shapes[s]->stages;
+                groups = holders = 0;
             }
-        bool shaped = (tp == 0 || replica->tp == tp) && (stages == 0 || replica->stages == stages);
+        bool shaped = (tp == 0 || replica->tp == tp) && (stages == 0 || replica->stages == stages) &&
+                      (groups == 0 || replica->expert_groups == groups) &&
+                      (holders == 0 || replica->attention_slices == holders);
         bool current = strcmp(replica->model_digest, wanted->model_digest) == 0 &&
                        strcmp(replica->activations, wanted->activations) == 0 &&
                        strcmp(replica->quantize, wanted->quantize) == 0 &&
-                       replica->context_max == wanted->context_max;
+                       replica->context_max == wanted->context_max &&
+                       replica->kv_tokens_wanted == wanted->kv_tokens_max;
         if (strcmp(replica->state, "active") == 0 && shaped && current &&
             replica->ordinal < wanted->replicas)
             active++;
@@ -172,13 +177,15 @@ status_t command_deploy(int argc, char **argv)
 {
     cluster_options_t where = {0};
     const char *model, *activations, *quantize, *shapes, *format, *words[1] = {NULL};
-    int64_t replicas, tp, stages, context_max, kv_tokens, timeout_ms;
+    int64_t replicas, tp, stages, groups, holders, context_max, kv_tokens, timeout_ms;
     bool wait = false, json = false, done = false;
     const option_t options[] = {
         {"model", OPTION_TEXT, &model, NULL, "PATH", "GGUF file or model directory, as the hosts see it under their --models"},
         {"replicas", OPTION_INTEGER, &replicas, "1", "R", "copies of the model", 0, 1024},
         {"tp", OPTION_INTEGER, &tp, "1", "T", "slices of each stage", 1, 64},
         {"stages", OPTION_INTEGER, &stages, "1", "S", "pipeline stages", 1, 64},
+        {"expert-groups", OPTION_INTEGER, &groups, "0", "G", "groups of slices, each with whole experts of its own; 0: the planner chooses", 0, 16},
+        {"attention-slices", OPTION_INTEGER, &holders, "0", "A", "slices that hold attention and its KV; 0: the planner chooses", 0, 16},
         {"context-max", OPTION_INTEGER, &context_max, "2048", "N", "tokens of prompt and answer", 16, 1048576},
         {"shapes", OPTION_TEXT, &shapes, NULL, "LIST", "other shapes for single replicas: 0=2x1,1=1x3 (slices x stages)"},
         {"kv-tokens-max", OPTION_INTEGER, &kv_tokens, "0", "N", "KV capacity of a replica; 0 takes what fits", 0, 1e12},
@@ -209,6 +216,8 @@ status_t command_deploy(int argc, char **argv)
     deployment.replicas = (uint32_t)replicas;
     deployment.tp = (uint32_t)tp;
     deployment.stages = (uint32_t)stages;
+    deployment.expert_groups = (uint32_t)groups;
+    deployment.attention_slices = (uint32_t)holders;
     deployment.context_max = (uint32_t)context_max;
     deployment.kv_tokens_max = (uint64_t)kv_tokens;
     deployment.activations = activations_text;

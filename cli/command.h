@@ -28,6 +28,7 @@ status_t command_detokenize(int argc, char **argv);
 status_t command_render(int argc, char **argv);
 status_t command_eval(int argc, char **argv);
 status_t command_bench(int argc, char **argv);
+status_t command_profile(int argc, char **argv);
 status_t command_inspect(int argc, char **argv);
 status_t command_plan(int argc, char **argv);
 status_t command_seal(int argc, char **argv);

@@ -34,6 +34,7 @@ static const command_t commands[] = {
     {"render", "messages to the text of a chat template", command_render},
     {"eval", "logits and log-probabilities of token ids, without a cluster", command_eval},
     {"bench", "measure tokens per second, without a cluster", command_bench},
+    {"profile", "show where a step's time goes, without a cluster", command_profile},
     {"inspect", "describe a model: parameters, bytes, KV cache, what is unsupported",
      command_inspect},
     {"plan", "whether a model fits on given hosts, in which shape, how fast at best", command_plan},

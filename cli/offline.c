@@ -1,6 +1,6 @@
-/* `shoal eval` and `shoal bench`: the worker's offline commands under the name that people type.
- * The worker beside this program takes over the process, so signals, output and exit code are its
- * own and neither program links the other's rooms. */
+/* `shoal eval`, `shoal bench` and `shoal profile`: the worker's offline commands under the names that
+ * people type. The worker beside this program takes over the process, so signals, output and exit
+ * code are its own and neither program links the other's rooms. */
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
@@ -44,4 +44,9 @@ status_t command_eval(int argc, char **argv)
 status_t command_bench(int argc, char **argv)
 {
     return become_worker("bench", argc, argv);
+}
+
+status_t command_profile(int argc, char **argv)
+{
+    return become_worker("profile", argc, argv);
 }

@@ -19,34 +19,17 @@ static const char note[] =
 
 typedef struct {
     const char *model_path, *hosts_path, *quantize, *activations, *prefer;
-    int64_t tp, stages, context, prompt, batch;
+    int64_t tp, stages, expert_groups, attention_slices, context, prompt, batch;
 } work_t;
 
 enum { CONTEXT_DEFAULT = 8192 };
-
-static status_t quantize_type(const char *name, qtype_t *out)
-{
-    static const struct {
-        const char *name;
-        qtype_t type;
-    } types[] = {{"q8", QTYPE_Q8_0}, {"q4", QTYPE_Q4_0}, {"fp8", QTYPE_F8S}};
-    for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-        if (strcmp(types[i].name, name) == 0) {
-            *out = types[i].type;
-            return STATUS_OK;
-        }
-    return fail(STATUS_INVALID, "--quantize: \"%s\" is none of q8, q4 and fp8", name);
-}
 
 /* `quantize` may be NULL. */
 static status_t open_model(const char *path, const char *quantize, model_t **own_out)
 {
     model_t *model;
-    qtype_t type;
     TRY(model_outline_only(path) ? model_outline_open(path, &model) : model_open(path, &model));
-    status_t status = quantize != NULL ? quantize_type(quantize, &type) : STATUS_OK;
-    if (status == STATUS_OK && quantize != NULL)
-        status = model_outline_quantize(model, type);
+    status_t status = quantize != NULL ? model_outline_quantize(model, quantize) : STATUS_OK;
     if (status != STATUS_OK) {
         model_close(model);
         return status;
@@ -86,6 +69,8 @@ static void ask(const work_t *work, const model_t *model, const plan_sizes_t *si
         .weights = main_type(model),
         .tp = (uint32_t)work->tp,
         .stages = (uint32_t)work->stages,
+        .expert_groups = (uint32_t)work->expert_groups,
+        .attention_slices = (uint32_t)work->attention_slices,
         .context = context,
         .prompt = smaller(work->prompt, context),
         .batch_max = (uint32_t)work->batch,
@@ -170,6 +155,9 @@ static status_t plan(const work_t *work, bool json)
     if (strcmp(work->activations, "native") != 0 && strcmp(work->activations, "f32") != 0)
         return fail(STATUS_INVALID, "--activations: \"%s\" is neither native nor f32",
                     work->activations);
+    if (work->tp == 0 && (work->expert_groups != 0 || work->attention_slices != 0))
+        return fail(STATUS_INVALID, "--expert-groups and --attention-slices are of one tp; give "
+                    "--tp too");
     TRY(hosts_file_read(work->hosts_path, &hosts));
     status_t status = open_model(work->model_path, work->quantize, &model);
     if (status == STATUS_OK) {
@@ -209,6 +197,10 @@ status_t command_plan(int argc, char **argv)
          NULL},
         {"stages", OPTION_INTEGER, &work.stages, "0", "N", "stages; 0 chooses", 0,
          PLAN_STAGES_MAX, NULL},
+        {"expert-groups", OPTION_INTEGER, &work.expert_groups, "0", "G",
+         "groups of slices, each with whole experts of its own; 0 chooses", 0, PLAN_TP_MAX, NULL},
+        {"attention-slices", OPTION_INTEGER, &work.attention_slices, "0", "A",
+         "slices that hold attention and its KV; 0: all", 0, PLAN_TP_MAX, NULL},
         {"context", OPTION_INTEGER, &work.context, "0", "N",
          "positions of a sequence; 0 takes 8192, or what the model was trained for", 0,
          MODEL_CONTEXT_MAX, NULL},

@@ -35,7 +35,8 @@ static json_t *rank_of(const forecast_question_t *question, const hosts_file_t *
     const hosts_host_t *host = &hosts->hosts[hosts->host_of[forecast->devices[rank]]];
     plan_slice_t slice;
     json_t *row = json_object();
-    CHECK(plan_slice(&question->sizes->config, shape->tp, rank % shape->tp, &slice) == STATUS_OK);
+    plan_cut_t cut = {shape->tp, shape->expert_groups, shape->attention_slices};
+    CHECK(plan_slice(&question->sizes->config, &cut, rank % shape->tp, &slice) == STATUS_OK);
     set_integer(row, "rank", rank);
     set_integer(row, "stage", rank / shape->tp);
     set_integer(row, "slice", rank % shape->tp);
@@ -81,6 +82,9 @@ void plan_report_forecast(json_t *report, const forecast_question_t *question,
     json_object_set_new(report, "fits", json_boolean(forecast->fits));
     set_integer(report, "tp", shape->tp);
     set_integer(report, "stages", shape->stages);
+    if (question->sizes->config.experts.n > 0)
+        set_integer(report, "expert_groups", shape->expert_groups);
+    set_integer(report, "attention_slices", shape->attention_slices);
     set_integer(report, "context", shape->context_max);
     set_integer(report, "devices", hosts->n_devices);
     set_integer(report, "hosts", hosts->n_hosts);
@@ -197,6 +201,15 @@ void plan_report_print(const json_t *report)
                   (unsigned long long)integer(report, "devices"),
                   (unsigned long long)integer(report, "hosts"),
                   (unsigned long long)integer(report, "replicas"));
+    if (json_object_get(report, "expert_groups") != NULL)
+        describe_line("experts", "%llu groups of %llu slices: whole experts between them, leaves "
+                      "of each inside", (unsigned long long)integer(report, "expert_groups"),
+                      (unsigned long long)(integer(report, "tp") /
+                                           integer(report, "expert_groups")));
+    if (integer(report, "attention_slices") < integer(report, "tp"))
+        describe_line("attention", "on %llu of %llu slices",
+                      (unsigned long long)integer(report, "attention_slices"),
+                      (unsigned long long)integer(report, "tp"));
     if (fits)
         print_speed(report);
     else

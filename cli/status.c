@@ -59,13 +59,17 @@ static json_t *replica_json(const Shoal__V1__Replica *replica)
         (json_int_t)replica->stages, "leader", replica->leader, "text_identity", replica->text_identity,
         "running", (json_int_t)replica->running, "waiting", (json_int_t)replica->waiting, "steps",
         (json_int_t)replica->steps, "kv_tokens_free", (json_int_t)replica->kv_tokens_free);
-    json_t *more = json_pack("{s:I,s:I,s:I,s:I,s:s,s:o}", "kv_tokens_total",
+    json_t *more = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:o}", "expert_groups",
+                             (json_int_t)replica->expert_groups, "attention_slices",
+                             (json_int_t)replica->attention_slices, "kv_tokens_total",
                              (json_int_t)replica->kv_tokens_total, "prefix_hit_tokens",
                              (json_int_t)replica->prefix_hit_tokens, "sequences_max_in_step",
                              (json_int_t)replica->sequences_max_in_step, "tokens_produced",
                              (json_int_t)replica->tokens_produced, "message", replica->message, "ranks", ranks);
     json_object_update(object, more);
     json_decref(more);
+    if (replica->loading)
+        json_object_set_new(object, "loaded_percent", json_integer(replica->loaded_percent));
     return object;
 }
 
@@ -107,11 +111,28 @@ static void print_deployments(const json_t *deployments)
     putchar('\n');
 }
 
+/* How far the weights are, behind the state of a replica whose hosts say so. */
+static void show_loading(json_t *replica)
+{
+    const json_t *percent = json_object_get(replica, "loaded_percent");
+    if (!percent)
+        return;
+    char *state = mem_format("%s, %lld %% loaded",
+                             json_string_value(json_object_get(replica, "state")),
+                             (long long)json_integer_value(percent));
+    json_object_set_new(replica, "state", json_string(state));
+    free(state);
+}
+
 static void print_replicas(const json_t *replicas)
 {
     static const char *const columns[] = {"replica", "state", "stages_x_tp", "epoch", "running", "waiting",
                                           "steps", "tokens_produced", "kv_tokens_free", "leader"};
-    output_table(columns, sizeof columns / sizeof *columns, replicas);
+    json_t *shown = json_deep_copy(replicas);
+    for (size_t i = 0; i < json_array_size(shown); i++)
+        show_loading(json_array_get(shown, i));
+    output_table(columns, sizeof columns / sizeof *columns, shown);
+    json_decref(shown);
     static const char *const places[] = {"replica", "rank", "stage", "layers", "slice", "host", "pid"};
     json_t *rows = json_array();
     for (size_t i = 0; i < json_array_size(replicas); i++)

@@ -22,13 +22,15 @@
 #include "common/base/clock.h"
 #include "common/base/memory.h"
 #include "common/model/model.h"
+#include "common/model/model_files.h"
 
 enum { PORTS_MAX = 12, COORDINATORS_MAX = 8, STOP_GRACE_MS = 15000,
        WAITING_GRACE_MS = 300, LINE_MAX_BYTES = 512 };
 
 typedef struct {
     const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *quantize, *shapes, *format;
-    int64_t replicas, tp, stages, coordinators, context_max, threads, wait_ms;
+    int64_t replicas, tp, stages, expert_groups, attention_slices;
+    int64_t coordinators, context_max, threads, wait_ms;
     bool detach, json;
     char *data_dir, *bin_dir, *etcd_url, *redis_url, *model_path;
     int ports[PORTS_MAX]; /* free ports, taken at start and kept over restarts of the programs */
@@ -201,6 +203,8 @@ static void add_deploy(up_t *up, supervisor_t *supervisor)
     child_arg(child, "--replicas=%lld", (long long)up->replicas);
     child_arg(child, "--tp=%lld", (long long)up->tp);
     child_arg(child, "--stages=%lld", (long long)up->stages);
+    child_arg(child, "--expert-groups=%lld", (long long)up->expert_groups);
+    child_arg(child, "--attention-slices=%lld", (long long)up->attention_slices);
     child_arg(child, "--context-max=%lld", (long long)up->context_max);
     child_arg(child, "--activations=%s", up->activations);
     child_arg(child, "--quantize=%s", up->quantize);
@@ -397,7 +401,7 @@ static status_t run_cluster(up_t *up, up_detach_t *detach)
 /* What cannot be served is said before anything is started. */
 static status_t check_model(up_t *up)
 {
-    char *real = realpath(up->model, NULL);
+    char *real = model_file_real(up->model);
     model_t *model;
     if (real == NULL)
         return fail(STATUS_NOT_FOUND, "--model: %s: %s; `deploy/fetch-model` fetches a small one",
@@ -428,6 +432,8 @@ status_t command_up(int argc, char **argv)
         {"replicas", OPTION_INTEGER, &up.replicas, "1", "R", "copies of the model", 0, 64},
         {"tp", OPTION_INTEGER, &up.tp, "2", "T", "slices of each stage", 1, 64},
         {"stages", OPTION_INTEGER, &up.stages, "2", "S", "pipeline stages", 1, 64},
+        {"expert-groups", OPTION_INTEGER, &up.expert_groups, "0", "G", "groups of slices, each with whole experts of its own; 0: the planner chooses", 0, 16},
+        {"attention-slices", OPTION_INTEGER, &up.attention_slices, "0", "A", "slices that hold attention and its KV; 0: the planner chooses", 0, 16},
         {"shapes", OPTION_TEXT, &up.shapes, NULL, "LIST", "other shapes for single replicas: 0=2x1,1=1x3 (slices x stages)"},
         {"context-max", OPTION_INTEGER, &up.context_max, "2048", "N", "tokens of prompt and answer", 16, 1048576},
         {"activations", OPTION_TEXT, &up.activations, "native", "native|f32", "how activations are kept"},

@@ -69,7 +69,7 @@ static status_t put_link(const char *folder, const char *path)
 
 status_t up_offer_model(const cluster_options_t *where, const char *path, char **own_path_out)
 {
-    char *folder = local_folder(where), *real = folder ? realpath(path, NULL) : NULL;
+    char *folder = local_folder(where), *real = folder ? model_file_real(path) : NULL;
     status_t status = STATUS_OK;
     /* What is not here, or no model, is the coordinator's to refuse: it may know it by another
      * name. */

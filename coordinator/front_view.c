@@ -22,6 +22,8 @@ Shoal__V1__Deployment *front_deployment(arena_t *arena, const record_t *record, 
     out->replicas = record->replicas;
     out->tp = record->tp;
     out->stages = record->stages;
+    out->expert_groups = record->expert_groups;
+    out->attention_slices = record->attention_slices;
     out->context_max = record->context_max;
     out->activations = copy_text(arena, record->activations);
     out->quantize = copy_text(arena, record->quantize);

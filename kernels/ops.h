@@ -28,6 +28,7 @@
 
 #include "common/base/status.h"
 #include "kernels/numerics.h"
+#include "kernels/trace.h"
 #include "kernels/tree.h"
 #include "kernels/weight.h"
 
@@ -214,7 +215,7 @@ typedef struct {
     const uint32_t *ids; /* [n_experts] global numbers, ascending; copied */
     const kweight_t *const *gate_up, *const *down; /* [n_experts], copied */
     kref_t gate_up_bias;                           /* F32 [n_experts][2n]; .buffer NULL: none */
-    kref_t down_bias; /* F32 [n_experts][hidden]: given by the owner of leaf 0 alone */
+    kref_t down_bias; /* F32 [n_experts][hidden]: given by the owner of k = 0 alone */
     kactivate_t activate;
     uint32_t rows_max;  /* rows of a batch */
     uint32_t top_k_max; /* experts of a row; expert_shared: 1 */
@@ -270,6 +271,11 @@ typedef struct {
     kref_t bias; /* F32 [n], .buffer NULL: none */
 } ktree_add_t;
 
+/* Billions a second of integer and of BF16 operations, and bytes read from memory. */
+typedef struct {
+    double int8_gops, bf16_gflops, read_gb;
+} kpeak_t;
+
 /* Runs on the host at its place in the queue, in the floating-point mode of the thread that works
  * on the queue. May read and write host-visible buffers. Another status than STATUS_OK makes the
  * queue fail: later ops are skipped and event_wait returns that status with these words. */
@@ -306,6 +312,12 @@ typedef struct {
     /* STATUS_OK, or the status of the first failure in the queue, which stays until queue_reset. */
     status_t (*event_wait)(kqueue_t *queue, kevent_t event);
     void (*queue_reset)(kqueue_t *queue); /* forgets a failure; drops what is still queued */
+    /* The ops that run from now on add themselves to `trace` (trace.h), which is borrowed; NULL
+     * stops it. A host call may set trace->label while it runs. */
+    void (*queue_trace)(kqueue_t *queue, trace_t *trace);
+    /* What the threads of a device reach at best, measured now: some tens of milliseconds. Zeros on
+     * a level without vectors. */
+    status_t (*device_peak)(kdevice_t *device, kpeak_t *out);
 
     status_t (*copy_in)(kqueue_t *queue, kref_t to, const void *from,
                         size_t bytes); /* copied now */

@@ -43,7 +43,7 @@ enum {
 
 /* What the input of a weight is turned into before the multiplication. */
 typedef enum {
-    KACTIVATION_INT8,    /* types with scales for 32 values: Q8_0, Q4_0, Q4_K, MXFP4, I8S … */
+    KACTIVATION_INT8,    /* types with scales for 32 values: Q8_0, Q4_0, Q4_K, MXFP4, I8S, Z4 … */
     KACTIVATION_BF16,    /* BF16 and F8S */
     KACTIVATION_F32,     /* F32 and F16, types without an integer form, and in f32 mode all */
     KACTIVATION_INT8_16, /* types with scales for 16 values: Q2_K, Q3_K, Q6_K */

@@ -71,9 +71,10 @@ static void spawn_rank(agent_t *agent, const agent_action_t *action)
     }
     agent->children[agent->n_children++] =
         (child_t){action->rank_id, action->replica, process};
-    log_info("%s: rank %u is process %d: stage %u, slice %u of %u, layers %u to %u",
-             action->start->replica, action->start->rank, (int)rank_process_pid(process),
-             action->start->stage, action->start->slice, action->start->tp,
+    log_info("%s: rank %u is process %d: stage %u, slice %u of %u (%u groups of experts, attention "
+             "on %u), layers %u to %u", action->start->replica, action->start->rank,
+             (int)rank_process_pid(process), action->start->stage, action->start->slice,
+             action->start->tp, action->start->expert_groups, action->start->attention_slices,
              action->start->layer_first,
              action->start->layer_first + action->start->layer_count - 1);
     agent_core_spawned(agent->core, action->rank_id, rank_process_pid(process), "", now);
@@ -136,6 +137,7 @@ static void end_epoch(agent_t *agent, const agent_action_t *action)
     const agent_plan_t *plan = agent_core_plan(agent->core, action->replica);
     fabric_shm_release(agent->shms[action->replica]);
     agent->shms[action->replica] = NULL;
+    agent_store_put_loading(agent->store, plan, 100);
     agent_store_unwatch_ranks(agent->store, plan->deployment, plan->ordinal);
 }
 
@@ -173,6 +175,9 @@ static void publish(agent_t *agent, const agent_action_t *action)
         for (uint32_t i = 0; i < plan->n_ranks; i++)
             pids[i] = agent_core_pid(agent->core, action->replica, i);
         agent_store_put_active(agent->store, plan, action->active, pids);
+        break;
+    case AGENT_PUBLISH_LOADING:
+        agent_store_put_loading(agent->store, plan, action->percent);
         break;
     default:
         log_warn("%s/%u: epoch %llu failed: %s%s", plan->deployment, plan->ordinal,
@@ -222,6 +227,7 @@ static void carry_out(agent_t *agent)
         case AGENT_PUBLISH_RANK:
         case AGENT_PUBLISH_ACTIVE:
         case AGENT_PUBLISH_FAILED:
+        case AGENT_PUBLISH_LOADING:
             publish(agent, &action);
             break;
         case AGENT_DRAINED:
@@ -405,6 +411,7 @@ static status_t prepare(agent_t *agent)
     agent_config_t config = {.cores = agent->host.cores,
                              .pack_cache_bytes = (uint64_t)options->pack_cache,
                              .step_timeout_ms = (uint32_t)options->step_timeout_ms,
+                             .load_stuck_ms = (uint32_t)options->load_stuck_ms,
                              .incarnation_begun = agent->incarnation_begun,
                              .epoch_begun = agent->epoch_begun};
     snprintf(config.host, sizeof config.host, "%s", agent->host.id);

@@ -8,11 +8,6 @@
 #include "common/base/memory.h"
 #include "worker/agent_core_internal.h"
 
-#define SILENT_TICKS (CONTROL_SILENCE_MS / AGENT_TICK_MS)
-#define STUCK_TICKS (AGENT_STUCK_MS / AGENT_TICK_MS)
-#define STUCK_IDLE_TICKS (AGENT_STUCK_IDLE_MS / AGENT_TICK_MS)
-/* Less than 2 % of a processor; beating alone takes about 0.1 %. */
-#define IDLE_CPU_MS (AGENT_STUCK_IDLE_MS / 50)
 #define FORMATION_DEFAULT_MS 60000u
 /* A draining leader that says so often in a row that it has no sequence is done. */
 #define DRAIN_IDLE_BEATS 3u
@@ -336,19 +331,6 @@ static void take_hello(agent_core_t *core, agent_rank_t *rank, const control_hel
     agent_form(core, rank->replica, now_ms);
 }
 
-static void take_beat(agent_rank_t *rank, const control_beat_t *beat)
-{
-    rank->beaten = true;
-    rank->cpu_ms = beat->cpu_ms;
-    if (!beat->busy || beat->progress != rank->progress) {
-        rank->ticks_stuck = 0;
-        rank->cpu_ms_then = beat->cpu_ms;
-    }
-    rank->progress = beat->progress;
-    rank->sequences = beat->sequences;
-    rank->idle_beats = rank->sequences == 0 ? rank->idle_beats + 1 : 0;
-}
-
 void agent_core_message(agent_core_t *core, uint64_t rank_id, const control_message_t *message,
                         uint64_t now_ms)
 {
@@ -361,7 +343,7 @@ void agent_core_message(agent_core_t *core, uint64_t rank_id, const control_mess
         take_hello(core, rank, &message->hello, now_ms);
         break;
     case CONTROL_BEAT:
-        take_beat(rank, &message->beat);
+        agent_take_beat(rank, &message->beat);
         break;
     case CONTROL_ACTIVE:
         if (rank->start.rank == 0)
@@ -382,8 +364,7 @@ static uint32_t hold_back_ms(agent_core_t *core, uint32_t slot)
     const agent_rank_t *leader = agent_rank_of(core, slot, 0);
     bool waits = replica->state == REPLICA_ACTIVE ||
                  (replica->state == REPLICA_FAILED && replica->failure_waits);
-    bool follows = waits && leader && leader->state == RANK_READY;
-    return follows ? AGENT_HOLD_BACK_MS : 0;
+    return waits && leader && leader->state == RANK_READY ? AGENT_HOLD_BACK_MS : 0;
 }
 
 void agent_core_died(agent_core_t *core, uint64_t rank_id, const agent_death_t *death,
@@ -398,9 +379,8 @@ void agent_core_died(agent_core_t *core, uint64_t rank_id, const agent_death_t *
     bool meant = rank->state == RANK_STOPPING || (rank->state == RANK_DYING && rank->for_plan) ||
                  (late && agent_forget_address(core, rank));
     agent_failure_t failure = {.rank = rank->start.rank, .crashed = death->crashed && !late};
-    if (!late)
-        failure.n_sessions = death->n_sessions < CONTROL_SESSIONS_MAX ? death->n_sessions
-                                                                      : CONTROL_SESSIONS_MAX;
+    uint32_t n = death->n_sessions;
+    failure.n_sessions = late ? 0 : n < CONTROL_SESSIONS_MAX ? n : CONTROL_SESSIONS_MAX;
     if (failure.n_sessions > 0)
         memcpy(failure.sessions, death->sessions, failure.n_sessions * CONTROL_SESSION_BYTES);
     snprintf(failure.host, sizeof failure.host, "%s", core->config.host);
@@ -426,31 +406,6 @@ void agent_core_died(agent_core_t *core, uint64_t rank_id, const agent_death_t *
 
 /* ---- time ---- */
 
-static void tick_rank(agent_core_t *core, agent_rank_t *rank, uint64_t now_ms)
-{
-    char why[96];
-    if (rank->state == RANK_NONE || rank->state == RANK_DYING)
-        return;
-    rank->ticks_silent++;
-    rank->ticks_stuck++;
-    bool idle = rank->cpu_ms - rank->cpu_ms_then < IDLE_CPU_MS;
-    if (rank->beaten && rank->ticks_silent > SILENT_TICKS) {
-        snprintf(why, sizeof why, "no progress beat for %u ms", CONTROL_SILENCE_MS);
-        agent_kill(core, rank, why, false, now_ms);
-    } else if (!rank->beaten && now_ms - rank->since_ms > AGENT_HELLO_MS) {
-        agent_kill(core, rank, "it did not say a word after its start", false, now_ms);
-    } else if (rank->state == RANK_STOPPING && now_ms - rank->since_ms > AGENT_STOP_MS) {
-        agent_kill(core, rank, "it did not stop when told to", true, now_ms);
-    } else if (rank->ticks_stuck > STUCK_IDLE_TICKS && idle && rank->beaten) {
-        snprintf(why, sizeof why, "busy without progress and without computing for %u ms",
-                 AGENT_STUCK_IDLE_MS);
-        agent_kill(core, rank, why, false, now_ms);
-    } else if (rank->ticks_stuck > STUCK_TICKS) {
-        snprintf(why, sizeof why, "busy without progress for %u ms", AGENT_STUCK_MS);
-        agent_kill(core, rank, why, false, now_ms);
-    }
-}
-
 static void tick_drain(agent_core_t *core, uint64_t now_ms)
 {
     bool empty = true;
@@ -474,9 +429,11 @@ static void tick_drain(agent_core_t *core, uint64_t now_ms)
 void agent_core_tick(agent_core_t *core, uint64_t now_ms)
 {
     for (uint32_t i = 0; i < AGENT_RANKS_MAX; i++)
-        tick_rank(core, &core->ranks[i], now_ms);
-    for (uint32_t i = 0; i < AGENT_REPLICAS_MAX; i++)
+        agent_watch_rank(core, &core->ranks[i], now_ms);
+    for (uint32_t i = 0; i < AGENT_REPLICAS_MAX; i++) {
         agent_epoch_tick(core, i, now_ms);
+        agent_show_loading(core, i, now_ms);
+    }
     if (core->draining)
         tick_drain(core, now_ms);
 }

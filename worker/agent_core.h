@@ -26,6 +26,10 @@
  * does not come. A plain C kernel at the largest step may take seconds for a layer, and many times
  * that on a machine with other work, but it uses what processor time it gets. */
 #define AGENT_STUCK_IDLE_MS 5000u
+/* The same while it loads, where a slow disk may hold a page back. */
+#define AGENT_STUCK_LOADING_MS 30000u
+#define AGENT_LOADING_SHOWN_MS 2000u /* loads that take longer are shown … */
+#define AGENT_LOADING_TELL_MS 1000u  /* … so often at most */
 #define AGENT_STOP_MS 5000u     /* from STOP to the end of the process */
 #define AGENT_NAME_BYTES 129
 
@@ -44,6 +48,7 @@ typedef struct {
     char model_digest[80];
     char model_path[1024]; /* of that digest on this host; "" when the host has no such model */
     uint32_t tp, stages, context_max;
+    uint32_t expert_groups, attention_slices; /* as rank_start_t */
     char activations[8];
     char quantize[8]; /* "" | "q8" | "q4" | "fp8" */
     uint64_t kv_tokens_max, prefill_tokens_max;
@@ -59,6 +64,7 @@ typedef struct {
     uint64_t pack_cache_bytes;
     uint32_t cores;
     uint32_t step_timeout_ms;
+    uint32_t load_stuck_ms; /* a rank that loads without progress is killed; 0: the default */
     /* Epochs up to this one were begun by an earlier process of this agent, whose ranks are
      * dead. */
     uint64_t incarnation_begun, epoch_begun;
@@ -79,6 +85,7 @@ typedef enum {
     AGENT_PUBLISH_RANK,   /* replica, epoch, rank, pid, address */
     AGENT_PUBLISH_ACTIVE, /* replica, epoch, active */
     AGENT_PUBLISH_FAILED, /* replica, epoch, failed */
+    AGENT_PUBLISH_LOADING, /* replica, epoch, percent; 100: none loads any more */
     AGENT_DRAINED,        /* after agent_core_drain: no rank is left */
 } agent_action_kind_t;
 
@@ -105,7 +112,7 @@ typedef struct {
     agent_action_kind_t kind;
     uint32_t replica; /* a slot of the core; agent_core_plan tells which replica it is */
     uint64_t epoch, rank_id;
-    uint32_t rank;
+    uint32_t rank, percent;
     int64_t pid;
     const rank_start_t *start;
     const control_active_t *active;

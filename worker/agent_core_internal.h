@@ -36,6 +36,8 @@ typedef struct {
     uint64_t progress;
     uint32_t ticks_stuck; /* since the last progress, or since it was last idle */
     uint64_t cpu_ms, cpu_ms_then; /* processor time now, and at the last progress */
+    bool loading;
+    uint8_t loaded_percent; /* while it loads */
     char kill_text[128]; /* why we killed it; "" when we did not */
     char last_words[STATUS_TEXT_MAX]; /* why it cannot do its work; "" when it did not say so */
 } agent_rank_t;
@@ -47,13 +49,16 @@ typedef enum {
     REPLICA_ACTIVE,  /* the leader, on this host, has reported active */
     REPLICA_FAILED,  /* the epoch is over; the next plan is waited for */
     REPLICA_LEAVING, /* the plan is gone; its ranks are ending */
-} replica_state_t;
+} agent_replica_state_t;
 
 typedef struct {
-    replica_state_t state;
+    agent_replica_state_t state;
     agent_plan_t plan;
     bool removed; /* while LEAVING: nothing follows */
     uint64_t deadline_ms; /* of the formation */
+    bool loading_begun, loading_shown;
+    uint32_t loading_percent;
+    uint64_t loading_told_ms;
     struct {
         bool known;
         uint32_t address_bytes;
@@ -78,6 +83,11 @@ struct agent_core {
 };
 
 agent_action_t *agent_act(agent_core_t *core, agent_action_kind_t kind);
+
+/* agent_core_watch.c */
+void agent_take_beat(agent_rank_t *rank, const control_beat_t *beat);
+void agent_watch_rank(agent_core_t *core, agent_rank_t *rank, uint64_t now_ms);
+void agent_show_loading(agent_core_t *core, uint32_t slot, uint64_t now_ms);
 /* The living process that holds a rank of the slot's plan; NULL when there is none. */
 agent_rank_t *agent_rank_of(agent_core_t *core, uint32_t replica, uint32_t rank);
 bool agent_is_local(const agent_core_t *core, const agent_plan_t *plan, uint32_t rank);

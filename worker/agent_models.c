@@ -1,5 +1,6 @@
 /* Looking for models: see agent_models.h. What is there is read only when two looks in a row found it
- * the same, because a model that is being copied is not one yet. */
+ * the same, because a model that is being copied is not one yet; or at once when none of its files
+ * has changed for a while, as behind a link that was just made. */
 #include "worker/agent_models.h"
 
 #include <dirent.h>
@@ -15,6 +16,7 @@
 
 #include "common/base/log.h"
 #include "common/base/memory.h"
+#include "common/model/gguf.h"
 #include "common/model/model.h"
 #include "common/model/model_files.h"
 
@@ -40,12 +42,26 @@ static bool is_gguf(const char *name)
 /* Told each candidate: a GGUF file, or the directory of one model. */
 typedef void (*visit_fn)(void *context, const char *path);
 
+/* A split model is offered once, by its first file. */
+static bool is_later_part(const char *path)
+{
+    gguf_part_name_t name;
+    if (!gguf_part_name(path, &name) || name.part == 1)
+        return false;
+    char *first = mem_format("%.*s-%05u-of-%05u.gguf", (int)name.stem, path, 1u, name.count);
+    bool later = access(first, F_OK) == 0;
+    free(first);
+    return later;
+}
+
 static bool is_candidate(const char *path, const char *name)
 {
     struct stat about;
     if (name[0] == '.' || stat(path, &about) != 0)
         return false;
-    return S_ISDIR(about.st_mode) ? model_files_are_in(path) : is_gguf(name);
+    if (S_ISDIR(about.st_mode))
+        return model_files_are_in(path);
+    return is_gguf(name) && !is_later_part(path);
 }
 
 static void visit_folder(const char *path, visit_fn visit, void *context)
@@ -72,11 +88,11 @@ static status_t visit_all(const char *list, visit_fn visit, void *context, bool 
     status_t status = STATUS_OK;
     for (char *word; (word = strsep(&rest, ","));) {
         struct stat about;
-        char path[4096];
         if (word[0] == 0)
             continue;
         /* Ranks are started elsewhere than where this was typed. */
-        if (!realpath(word, path) || stat(path, &about) != 0) {
+        char *path = model_file_real(word);
+        if (!path || stat(path, &about) != 0) {
             if (status == STATUS_OK)
                 status = fail(STATUS_INVALID, "--models: cannot read %s: %m", word);
         } else if (S_ISDIR(about.st_mode) && !model_files_are_in(path)) {
@@ -85,12 +101,21 @@ static status_t visit_all(const char *list, visit_fn visit, void *context, bool 
         } else {
             visit(context, path);
         }
+        free(path);
     }
     free(words);
     return status;
 }
 
 /* ---- looking ---- */
+
+/* Since a file was changed, renamed or given another time. */
+enum { SETTLED_S = 2 };
+
+typedef struct {
+    uint64_t sum;
+    int64_t youngest_s; /* when the last change of any file was */
+} look_t;
 
 static void mix(uint64_t *sum, const void *bytes, size_t n)
 {
@@ -99,44 +124,60 @@ static void mix(uint64_t *sum, const void *bytes, size_t n)
         *sum = (*sum ^ at[i]) * 0x100000001b3u; /* FNV-1a */
 }
 
-static void mix_file(uint64_t *sum, const char *path)
+static void later(look_t *look, int64_t s)
+{
+    look->youngest_s = s > look->youngest_s ? s : look->youngest_s;
+}
+
+static void mix_file(look_t *look, const char *path)
 {
     struct stat about;
+    uint64_t *sum = &look->sum;
     mix(sum, path, strlen(path) + 1);
     if (stat(path, &about) != 0)
         return;
     const int64_t facts[] = {(int64_t)about.st_dev, (int64_t)about.st_ino, about.st_size,
                              about.st_mtim.tv_sec, about.st_mtim.tv_nsec};
     mix(sum, facts, sizeof facts);
+    later(look, about.st_mtim.tv_sec);
+    later(look, about.st_ctim.tv_sec);
 }
 
 /* Of a directory every file that is not hidden, whether it is part of the model or not: which ones
  * are stands in an index that is too long to be read each second. */
 static void mix_model(void *context, const char *path)
 {
-    uint64_t *sum = context;
+    look_t *look = context;
     struct dirent **names;
     int n = model_files_are_in(path) ? scandir(path, &names, NULL, alphasort) : -1;
-    mix_file(sum, path);
+    mix_file(look, path);
+    for (uint32_t i = 1, n_parts = gguf_n_parts(path); n_parts > 1 && i <= n_parts; i++) {
+        char *part = gguf_part_path(path, i);
+        mix_file(look, part);
+        free(part);
+    }
     for (int i = 0; i < n; i++) {
         char file[4096];
         if (names[i]->d_name[0] != '.' &&
             snprintf(file, sizeof file, "%s/%s", path, names[i]->d_name) < (int)sizeof file)
-            mix_file(sum, file);
+            mix_file(look, file);
         free(names[i]);
     }
     if (n >= 0)
         free(names);
 }
 
-/* A number that changes when a model comes, goes or changes. */
-static uint64_t look(const agent_models_t *models)
+/* A number that changes when a model comes, goes or changes, and whether all have settled. */
+static uint64_t look(const agent_models_t *models, bool *settled_out)
 {
-    uint64_t sum = 0xcbf29ce484222325u;
+    look_t now = {.sum = 0xcbf29ce484222325u};
     bool has_folder;
-    if (visit_all(models->list, mix_model, &sum, &has_folder) != STATUS_OK)
-        mix(&sum, "-", 1);
-    return sum;
+    if (visit_all(models->list, mix_model, &now, &has_folder) != STATUS_OK)
+        mix(&now.sum, "-", 1);
+    struct timespec clock;
+    clock_gettime(CLOCK_REALTIME, &clock);
+    *settled_out = (int64_t)clock.tv_sec - now.youngest_s > SETTLED_S;
+    return now.sum;
 }
 
 /* ---- reading ---- */
@@ -152,7 +193,7 @@ static void add_model(void *context, const char *path)
     agent_host_t *host = reading->host;
     model_t *model;
     agent_model_t one = {0};
-    char real[4096];
+    char *real = NULL;
     if (host->n_models == AGENT_MODELS_MAX) {
         log_warn("more than %d models; %s is left out", AGENT_MODELS_MAX, path);
         return;
@@ -164,7 +205,8 @@ static void add_model(void *context, const char *path)
         one.bytes = source_bytes(model_source(model));
         model_close(model);
         /* A link is a name; the model, and a file's seal beside it, are where it leads. */
-        if (!realpath(path, real) || strlen(real) >= sizeof one.path)
+        real = model_file_real(path);
+        if (!real || strlen(real) >= sizeof one.path)
             status = fail(STATUS_INVALID, "its path cannot be resolved to less than %zu bytes",
                           sizeof one.path);
     }
@@ -172,9 +214,11 @@ static void add_model(void *context, const char *path)
         status = model_digest(real, reading->data_dir, one.digest);
     if (status != STATUS_OK) {
         log_warn("%s is left out: %s", path, status_text());
+        free(real);
         return;
     }
     snprintf(one.path, sizeof one.path, "%s", real);
+    free(real);
     host->models = mem_resize(host->models, host->n_models + 1, sizeof *host->models);
     host->models[host->n_models++] = one;
 }
@@ -226,8 +270,9 @@ static void *watch(void *argument)
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, NULL); /* signals are the main thread's */
     while (pause_a_while(models)) {
-        uint64_t now = look(models);
-        if (now == before && now != models->seen) {
+        bool settled;
+        uint64_t now = look(models, &settled);
+        if ((now == before || settled) && now != models->seen) {
             models->seen = now;
             read_again(models);
         }
@@ -252,7 +297,8 @@ status_t agent_models_open(const char *list, const char *data_dir, agent_host_t 
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     pthread_cond_init(&models->changed, &attributes);
     pthread_condattr_destroy(&attributes);
-    models->seen = look(models); /* before reading: what changes meanwhile is read again */
+    bool settled;
+    models->seen = look(models, &settled); /* before reading: what changes meanwhile is read again */
     status_t status = models->event < 0 ? fail(STATUS_INTERNAL, "cannot make an eventfd: %m")
                                         : read_models(models, host, &has_folder);
     if (status == STATUS_OK && host->n_models == 0 && !has_folder)

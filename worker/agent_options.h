@@ -9,7 +9,7 @@
 
 typedef struct {
     const char *host_id, *address, *models, *data, *etcd, *cluster;
-    int64_t threads, memory, pack_cache, store_wait_ms, drain_ms, step_timeout_ms;
+    int64_t threads, memory, pack_cache, store_wait_ms, drain_ms, step_timeout_ms, load_stuck_ms;
 } agent_options_t;
 
 /* Reads them, or prints the help (*help_out). The texts are those of argv. */

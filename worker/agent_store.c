@@ -195,6 +195,8 @@ static bool take_plan(const agent_store_t *store, const heard_t *heard, agent_pl
         to->epoch = (uint64_t)heard->mod_revision;
         to->tp = from->tp;
         to->stages = from->stages;
+        to->expert_groups = from->expert_groups;
+        to->attention_slices = from->attention_slices;
         to->context_max = from->context_max;
         to->kv_tokens_max = from->kv_tokens_max;
         to->prefill_tokens_max = from->prefill_tokens_max;

@@ -42,6 +42,8 @@ void agent_store_put_rank(agent_store_t *store, const agent_plan_t *plan, uint32
 /* pids[i] is rank i's process, 0 where another host runs it. */
 void agent_store_put_active(agent_store_t *store, const agent_plan_t *plan,
                             const control_active_t *active, const int64_t *pids);
+/* How far this host's ranks are with their weights, for `shoal status`; 100 takes it away. */
+void agent_store_put_loading(agent_store_t *store, const agent_plan_t *plan, uint32_t percent);
 void agent_store_put_failed(agent_store_t *store, const agent_plan_t *plan,
                             const agent_failure_t *failure);
 /* The host is leaving: drains/<host> under the lease, unless an operator set it already. */

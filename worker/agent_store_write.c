@@ -312,6 +312,36 @@ void agent_store_put_rank(agent_store_t *store, const agent_plan_t *plan, uint32
     free(key);
 }
 
+/* Takes a key away that is kept under the lease, if it was ever written. */
+static void take_away(agent_store_t *store, const char *key)
+{
+    write_t **at = &store->writes;
+    while (*at && strcmp((*at)->key, key) != 0)
+        at = &(*at)->next;
+    write_t *write = *at;
+    if (!write)
+        return;
+    etcd_delete(store->etcd, key, on_written, new_answer(store, write));
+    *at = write->next;
+    free_write(write);
+}
+
+void agent_store_put_loading(agent_store_t *store, const agent_plan_t *plan, uint32_t percent)
+{
+    Shoal__Cluster__V1__LoadingRecord record = SHOAL__CLUSTER__V1__LOADING_RECORD__INIT;
+    uint8_t packed[64];
+    char *key = mem_format("%sreplicas/%s/%u/loading/%s", store->prefix, plan->deployment,
+                           plan->ordinal, store->host->id);
+    record.epoch = plan->epoch;
+    record.percent = percent;
+    size_t n = shoal__cluster__v1__loading_record__pack(&record, packed);
+    if (percent < 100)
+        agent_store_write(store, key, packed, n, WRITE_LEASED, NULL, plan->epoch);
+    else
+        take_away(store, key);
+    free(key);
+}
+
 void agent_store_put_active(agent_store_t *store, const agent_plan_t *plan,
                             const control_active_t *active, const int64_t *pids)
 {

@@ -86,12 +86,13 @@ static bool is_text(const char *text, size_t n)
 static bool start_is_good(const rank_start_t *start)
 {
     return IS_TEXT(start->replica) && IS_TEXT(start->model_path) && IS_TEXT(start->model_digest) &&
-           IS_TEXT(start->activations) && IS_TEXT(start->quantize) &&
-           IS_TEXT(start->host) && IS_TEXT(start->address) &&
-           IS_TEXT(start->data_dir) && start->n_ranks > 0 && start->n_ranks <= FABRIC_RANKS_MAX &&
+           IS_TEXT(start->activations) && IS_TEXT(start->quantize) && IS_TEXT(start->host) &&
+           IS_TEXT(start->address) && IS_TEXT(start->data_dir) && IS_TEXT(start->trace_path) &&
+           start->n_ranks > 0 && start->n_ranks <= FABRIC_RANKS_MAX &&
            start->rank < start->n_ranks && start->tp > 0 && start->tp <= FABRIC_RANKS_MAX &&
            start->stages > 0 && start->tp * start->stages == start->n_ranks &&
            start->slice < start->tp && start->stage < start->stages &&
+           start->expert_groups <= start->tp && start->attention_slices <= start->tp &&
            start->rank == start->stage * start->tp + start->slice;
 }
 

@@ -52,6 +52,7 @@ typedef struct {
     uint32_t rank, n_ranks;  /* rank = stage * tp + slice */
     uint32_t tp, stages;
     uint32_t stage, slice;
+    uint32_t expert_groups, attention_slices; /* the plan's cut, as plan_cut() */
     uint32_t layer_first, layer_count;
     uint32_t threads;
     uint32_t context_max;
@@ -64,6 +65,7 @@ typedef struct {
     uint8_t serve;              /* rank 0 offers the Engine service (false in offline mode) */
     uint8_t prefix_cache_off;   /* offline mode only: no prefix reuse */
     uint8_t beyond_context;     /* offline mode only: context_max may pass the trained one */
+    char trace_path[512];       /* as rank_config_t's; "" for none */
 } rank_start_t;
 
 /* One formation. The shared memory's descriptor travels with the message. */
@@ -92,6 +94,8 @@ typedef struct {
     uint64_t cpu_ms;
     uint32_t sequences; /* of a leader: running and waiting */
     uint8_t busy;
+    uint8_t loading;        /* of a rank that has not said LOADED: `progress` counts pages as well */
+    uint8_t loaded_percent; /* while it loads */
 } control_beat_t;
 
 typedef struct {

@@ -32,13 +32,16 @@ int offline_main(int argc, char **argv)
         return finish("shoal eval", offline_eval(argc - 1, argv + 1));
     if (strcmp(command, "bench") == 0)
         return finish("shoal bench", offline_bench(argc - 1, argv + 1));
+    if (strcmp(command, "profile") == 0)
+        return finish("shoal profile", offline_profile(argc - 1, argv + 1));
     if (strcmp(command, "--help") == 0 || strcmp(command, "help") == 0) {
-        puts("usage: shoal-worker offline eval|bench [options]\n"
+        puts("usage: shoal-worker offline eval|bench|profile [options]\n"
              "\n"
-             "Runs a model without a cluster: `eval` writes logits, `bench` measures speed.\n"
+             "Runs a model without a cluster: `eval` writes logits, `bench` measures\n"
+             "speed, `profile` shows where a step's time goes.\n"
              "`shoal-worker offline eval --help` shows the options and an example.");
         return 0;
     }
-    (void)fail(STATUS_INVALID, "\"%s\" is no offline command; there are eval and bench", command);
+    (void)fail(STATUS_INVALID, "\"%s\" is no offline command; there are eval, bench and profile", command);
     return offline_failed("shoal-worker offline", STATUS_INVALID);
 }

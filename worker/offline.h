@@ -1,4 +1,4 @@
-/* `shoal-worker offline eval|bench`: a whole replica without a cluster, for checking numbers and
+/* `shoal-worker offline eval|bench|profile`: a whole replica without a cluster, for checking numbers and
  * measuring speed. Prints data on standard output and everything else on standard error. */
 #ifndef SHOAL_WORKER_OFFLINE_H
 #define SHOAL_WORKER_OFFLINE_H
@@ -9,7 +9,7 @@
 #include "common/base/status.h"
 #include "worker/engine/leader.h"
 
-/* argv[0] is "offline", argv[1] "eval" or "bench"; returns the exit code. Call from the main
+/* argv[0] is "offline", argv[1] "eval", "bench" or "profile"; returns the exit code. Call from the main
  * thread. */
 int offline_main(int argc, char **argv);
 
@@ -18,14 +18,17 @@ int offline_main(int argc, char **argv);
 typedef struct {
     const char *model_path;
     int64_t tp, stages, threads; /* threads 0: the cores shared out among the ranks */
+    int64_t expert_groups, attention_slices; /* as plan_cut(); 0: chosen */
     const char *activations;     /* "native" | "f32" */
     const char *quantize;        /* as model_open_quantized; "" is as stored */
     const char *pack_cache;      /* directory for packed weights; NULL: they are not kept */
     int64_t pack_cache_bytes;    /* that they may take there */
     int64_t batch, chunk;
+    int64_t speculate; /* guesses of a sequence in a step; 0: none */
     bool no_prefix_cache, late_queue;
     uint32_t context_max;
     uint64_t kv_tokens_max;
+    const char *trace_path; /* rank N writes its trace to trace_path.N; NULL: none */
     /* As rank_config_t's: the layers of the first stage. */
     void (*hidden)(void *context, uint32_t layer, uint32_t position, uint32_t n, const float *row);
     void *hidden_context;
@@ -36,7 +39,8 @@ typedef struct offline_client offline_client_t;
 void offline_admit(offline_client_t *client, const admission_t *admission);
 /* The next output, waiting for it; drawn_out as leader_take(). */
 void offline_next(offline_client_t *client, sequence_output_t *out);
-uint64_t offline_steps(offline_client_t *client);
+/* The scheduler's numbers now. */
+void offline_load(offline_client_t *client, scheduler_load_t *out);
 
 typedef struct {
     void *context;
@@ -48,6 +52,11 @@ typedef struct {
                    uint32_t n_rows, uint32_t vocab, const float *rows);
 } offline_work_t;
 
+/* Options of eval and bench that say how slices share a stage. */
+#define OFFLINE_EXPERT_GROUPS_HELP \
+    "groups of slices, each with whole experts of its own; 0 takes the planner's rule"
+#define OFFLINE_ATTENTION_SLICES_HELP "slices that hold attention and its KV; 0: all"
+
 /* Threads of each rank, as asked for or shared out. */
 uint32_t offline_threads(const offline_replica_t *replica);
 
@@ -56,6 +65,7 @@ status_t offline_run(const offline_replica_t *replica, const offline_work_t *wor
 
 int offline_eval(int argc, char **argv);
 int offline_bench(int argc, char **argv);
+int offline_profile(int argc, char **argv);
 /* Prints the last failure on standard error and returns its exit code. */
 int offline_failed(const char *program, status_t status);
 

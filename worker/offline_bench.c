@@ -1,4 +1,5 @@
 /* `shoal bench`: tokens per second of prefill and of decode, medians over repetitions. */
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,12 +18,16 @@ typedef struct {
     offline_replica_t replica;
     const char *batches, *output;
     int64_t prompt, gen, repeats;
+    int64_t period; /* prompts repeat their first ids; 0: they do not */
+    int64_t shared; /* percent of each prompt that is in the prefix cache; -1: there is none */
 
     uint32_t vocab;
     uint32_t cases[CASES_MAX];
     uint32_t n_cases;
     uint32_t batch;                                   /* of the case in work */
     double prefill[REPEATS_MAX], decode[REPEATS_MAX]; /* tokens/s */
+    double first_ms[REPEATS_MAX];                     /* until each had its first token */
+    scheduler_load_t load;                            /* of all repetitions */
 } bench_t;
 
 static status_t read_batches(bench_t *bench)
@@ -44,11 +49,18 @@ static status_t read_batches(bench_t *bench)
                           : fail(STATUS_INVALID, "--batch is empty; 1,8,16 would be right");
 }
 
-/* Ids without meaning, different in each sequence and repetition. */
+static uint32_t n_shared(const bench_t *bench)
+{
+    return bench->shared > 0 ? (uint32_t)(bench->prompt * bench->shared / 100) : 0;
+}
+
+/* Ids without meaning, different in each sequence and repetition but for what they share. */
 static void make_prompt(const bench_t *bench, uint32_t repeat, uint32_t index, uint32_t *ids)
 {
     for (uint32_t i = 0; i < (uint32_t)bench->prompt; i++) {
-        uint32_t counter[4] = {i, index, repeat, 0}, random[4];
+        bool own = i >= n_shared(bench);
+        uint32_t at = bench->period > 0 ? i % (uint32_t)bench->period : i;
+        uint32_t counter[4] = {at, own ? index : 0, own ? repeat : 0, !own}, random[4];
         philox4x32(counter, 1, random);
         ids[i] = random[0] % bench->vocab;
     }
@@ -93,16 +105,42 @@ static status_t repeat_once(bench_t *bench, offline_client_t *client, uint32_t r
             produced_at_start = produced;
         }
     }
+    bench->first_ms[repeat] = (double)(started_ns - begin_ns) / 1e6;
     bench->prefill[repeat] = per_second((uint64_t)bench->batch * n_prompt, begin_ns, started_ns);
     bench->decode[repeat] = per_second(produced - produced_at_start, started_ns, clock_ns());
     return STATUS_OK;
 }
 
+/* One prompt before all others, whose beginning they find in the prefix cache. */
+static status_t warm_up(const bench_t *bench, offline_client_t *client)
+{
+    uint32_t *ids = MEM_NEW_ARRAY(uint32_t, (size_t)bench->prompt);
+    make_prompt(bench, UINT32_MAX, 0, ids);
+    admission_t admission = {.session = "warm",
+                             .owner = 1,
+                             .prompt = ids,
+                             .n_prompt = (uint32_t)bench->prompt,
+                             .sampling = sampling_default,
+                             .max_tokens = 1,
+                             .logits_from = LOGITS_NONE};
+    offline_admit(client, &admission);
+    free(ids);
+    sequence_output_t out;
+    do
+        offline_next(client, &out);
+    while (out.end == END_NONE);
+    return out.end == END_FINISHED ? STATUS_OK
+                                   : fail(STATUS_REPLICA_LOST, "warming up: %s", out.error);
+}
+
 static status_t drive(void *context, offline_client_t *client)
 {
     bench_t *bench = context;
+    if (n_shared(bench) > 0)
+        TRY(warm_up(bench, client));
     for (uint32_t i = 0; i < (uint32_t)bench->repeats; i++)
         TRY(repeat_once(bench, client, i));
+    offline_load(client, &bench->load);
     return STATUS_OK;
 }
 
@@ -125,21 +163,32 @@ static status_t run_case(bench_t *bench, uint32_t batch)
     bench->replica.batch = batch;
     bench->replica.context_max = (uint32_t)tokens;
     bench->replica.kv_tokens_max =
-        (tokens + 2 * KV_BLOCK_TOKENS) * batch * (uint64_t)bench->replica.stages +
+        (tokens + 2 * KV_BLOCK_TOKENS) * (batch * (uint64_t)bench->replica.stages + 1) +
         64u * KV_BLOCK_TOKENS;
     offline_work_t work = {.context = bench, .drive = drive};
     TRY(offline_run(&bench->replica, &work));
     double prefill = median(bench->prefill, (size_t)bench->repeats);
     double decode = median(bench->decode, (size_t)bench->repeats);
+    double first_ms = median(bench->first_ms, (size_t)bench->repeats);
     const offline_replica_t *r = &bench->replica;
+    const scheduler_load_t *load = &bench->load;
     if (strcmp(bench->output, "json") == 0)
         printf("{\"batch\":%u,\"threads\":%lld,\"tp\":%lld,\"stages\":%lld,"
-               "\"prefill_tokens_per_s\":%.2f,\"decode_tokens_per_s\":%.2f}\n",
+               "\"prefill_tokens_per_s\":%.2f,\"decode_tokens_per_s\":%.2f,"
+               "\"first_token_ms\":%.3f,\"steps\":%" PRIu64 ",\"guessed\":%" PRIu64
+               ",\"guessed_right\":%" PRIu64 "}\n",
                batch, (long long)offline_threads(r), (long long)r->tp, (long long)r->stages,
-               prefill, decode);
+               prefill, decode, first_ms, load->steps, load->drafted_tokens,
+               load->accepted_tokens);
     else
         printf("%5u %7lld %3lld %6lld %16.1f %15.1f\n", batch, (long long)offline_threads(r),
                (long long)r->tp, (long long)r->stages, prefill, decode);
+    if (strcmp(bench->output, "json") != 0 && bench->shared >= 0)
+        printf("%5s first token after %.2f ms\n", "", first_ms);
+    if (strcmp(bench->output, "json") != 0 && r->speculate > 0)
+        printf("%5s %" PRIu64 " tokens guessed, %" PRIu64 " right; %" PRIu64 " steps for %" PRIu64
+               " tokens\n",
+               "", load->drafted_tokens, load->accepted_tokens, load->steps, load->tokens_produced);
     fflush(stdout);
     return STATUS_OK;
 }
@@ -151,8 +200,8 @@ static status_t run(bench_t *bench)
     TRY(model_open(bench->replica.model_path, &model));
     bench->vocab = model_config(model)->vocab;
     model_close(model);
-    /* Equal prompts must not be found in the cache: what is measured is the computing. */
-    bench->replica.no_prefix_cache = true;
+    /* Equal prompts must not be found in the cache, unless it is what is measured. */
+    bench->replica.no_prefix_cache = bench->shared < 0;
     if (strcmp(bench->output, "json") != 0)
         printf("BATCH THREADS  TP STAGES  PREFILL_TOKENS/S DECODE_TOKENS/S\n");
     for (uint32_t i = 0; i < bench->n_cases; i++)
@@ -174,11 +223,21 @@ int offline_bench(int argc, char **argv)
         {"repeats", OPTION_INTEGER, &bench.repeats, "3", "R", "repetitions that the median is of",
          1, REPEATS_MAX, NULL},
         {"tp", OPTION_INTEGER, &r->tp, "1", "T", "slices of each stage", 1, 16, NULL},
+        {"expert-groups", OPTION_INTEGER, &r->expert_groups, "0", "G", OFFLINE_EXPERT_GROUPS_HELP,
+         0, 16, NULL},
+        {"attention-slices", OPTION_INTEGER, &r->attention_slices, "0", "A",
+         OFFLINE_ATTENTION_SLICES_HELP, 0, 16, NULL},
         {"stages", OPTION_INTEGER, &r->stages, "1", "S", "pipeline stages", 1, 64, NULL},
         {"threads", OPTION_INTEGER, &r->threads, "0", "N",
          "threads of each rank; 0 shares the cores out", 0, 1024, NULL},
         {"chunk", OPTION_INTEGER, &r->chunk, "512", "C", "tokens in one step at most", 1, 8192,
          NULL},
+        {"speculate", OPTION_INTEGER, &r->speculate, "0", "N",
+         "tokens guessed ahead for each sequence, at most", 0, 16, NULL},
+        {"period", OPTION_INTEGER, &bench.period, "0", "P",
+         "prompts repeat their first P tokens; 0: they do not", 0, 1e6, NULL},
+        {"shared", OPTION_INTEGER, &bench.shared, "-1", "S",
+         "percent of each prompt that the prefix cache has; -1 is without the cache", -1, 100, NULL},
         {"activations", OPTION_TEXT, &r->activations, "native", "MODE", "native or f32", 0, 0,
          NULL},
         {"quantize", OPTION_TEXT, &r->quantize, "", "q8|q4|fp8",

@@ -30,7 +30,8 @@ typedef struct {
 typedef struct {
     offline_replica_t replica;
     const char *ids_path, *out_path, *output;
-    int64_t greedy, passes;
+    int64_t greedy, passes, seed;
+    double temperature; /* of the continuation */
     bool last, no_sums, hidden;
 
     uint32_t n_layers, n_hidden;
@@ -39,6 +40,7 @@ typedef struct {
     prompt_t *prompts;
     uint32_t n_prompts;
     safetensors_t *file;
+    scheduler_load_t load; /* when everything has ended */
     bool writing;    /* the last pass: the others only warm the prefix cache */
     uint64_t stored_bytes, bytes; /* of the weights, as stored and as quantized */
     double stored_sum;            /* of log-probabilities with the weights as they are stored */
@@ -206,6 +208,8 @@ static void admit(eval_t *eval, offline_client_t *client, uint32_t index, uint64
         .max_tokens = eval->greedy > 0 ? (uint32_t)eval->greedy : 1,
         .logits_from = eval->no_sums ? prompt->n - 1 : 0,
     };
+    admission.sampling.temperature = (float)eval->temperature;
+    admission.sampling.seed = (uint64_t)eval->seed;
     snprintf(admission.session, sizeof admission.session, "%u", index);
     if (!eval->writing && !eval->no_sums)
         admission.logits_from = LOGITS_NONE;
@@ -244,6 +248,7 @@ static status_t drive(void *context, offline_client_t *client)
             ended += out.end != END_NONE;
         }
     }
+    offline_load(client, &eval->load);
     return STATUS_OK;
 }
 
@@ -266,6 +271,18 @@ static void print_results(const eval_t *eval)
         else
             printf("%-7u %8u %8u %20.6f\n", i, prompt->n, prompt->cached, prompt->sum_logprob);
     }
+}
+
+/* How often guesses were right. */
+static void print_guesses(const eval_t *eval)
+{
+    const scheduler_load_t *load = &eval->load;
+    if (strcmp(eval->output, "json") == 0)
+        printf("{\"guessed\":%" PRIu64 ",\"guessed_right\":%" PRIu64 "}\n", load->drafted_tokens,
+               load->accepted_tokens);
+    else
+        printf("\n%" PRIu64 " tokens guessed, %" PRIu64 " right; %" PRIu64 " steps\n",
+               load->drafted_tokens, load->accepted_tokens, load->steps);
 }
 
 static status_t run_once(eval_t *eval)
@@ -355,11 +372,19 @@ int offline_eval(int argc, char **argv)
         {"out", OPTION_TEXT, &eval.out_path, NULL, "FILE", "safetensors file to write", 0, 0, NULL},
         {"greedy", OPTION_INTEGER, &eval.greedy, "0", "N",
          "also N tokens of greedy continuation each", 0, 1e6, NULL},
+        {"temperature", OPTION_REAL, &eval.temperature, "0", "T", "of the continuation", 0, 10, NULL},
+        {"seed", OPTION_INTEGER, &eval.seed, "0", "N", "of the continuation", 0, 1e15, NULL},
+        {"speculate", OPTION_INTEGER, &r->speculate, "0", "N",
+         "tokens guessed ahead for each prompt's continuation, at most", 0, 16, NULL},
         {"last", OPTION_FLAG, &eval.last, NULL, NULL, "write only the last row of each prompt", 0,
          0, NULL},
         {"no-sums", OPTION_FLAG, &eval.no_sums, NULL, NULL,
          "with --last: compute only the last row, print no sums", 0, 0, NULL},
         {"tp", OPTION_INTEGER, &r->tp, "1", "T", "slices of each stage", 1, 16, NULL},
+        {"expert-groups", OPTION_INTEGER, &r->expert_groups, "0", "G", OFFLINE_EXPERT_GROUPS_HELP,
+         0, 16, NULL},
+        {"attention-slices", OPTION_INTEGER, &r->attention_slices, "0", "A",
+         OFFLINE_ATTENTION_SLICES_HELP, 0, 16, NULL},
         {"stages", OPTION_INTEGER, &r->stages, "1", "S", "pipeline stages", 1, 64, NULL},
         {"threads", OPTION_INTEGER, &r->threads, "0", "N",
          "threads of each rank; 0 shares the cores out", 0, 1024, NULL},
@@ -419,6 +444,8 @@ int offline_eval(int argc, char **argv)
         print_results(&eval);
     if (status == STATUS_OK && r->quantize[0] != 0)
         print_quantization(&eval);
+    if (status == STATUS_OK && r->speculate > 0)
+        print_guesses(&eval);
     safetensors_drop(eval.file);
     for (uint32_t i = 0; i < eval.n_prompts; i++)
         free(eval.prompts[i].ids);

@@ -1,13 +1,14 @@
 /* A replica for the offline commands: this process is rank 0 and leader, its children are the
  * others. */
 #include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "common/base/pool.h"
 #include "common/model/model.h"
+#include "common/model/model_files.h"
 #include "common/model/plan.h"
 #include "worker/engine/rank.h"
 #include "worker/offline.h"
@@ -62,11 +63,9 @@ void offline_next(offline_client_t *client, sequence_output_t *out)
     }
 }
 
-uint64_t offline_steps(offline_client_t *client)
+void offline_load(offline_client_t *client, scheduler_load_t *out)
 {
-    scheduler_load_t load;
-    leader_load(client->leader, &load);
-    return load.steps;
+    leader_load(client->leader, out);
 }
 
 /* ---- the driver ---- */
@@ -110,17 +109,9 @@ static void on_logits(void *context, const char *session, uint32_t choice, uint3
 
 /* ---- forming ---- */
 
-static uint32_t cores(void)
-{
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) != 0)
-        return 1;
-    return (uint32_t)CPU_COUNT(&set);
-}
-
 uint32_t offline_threads(const offline_replica_t *replica)
 {
-    uint32_t share = cores() / (uint32_t)(replica->tp * replica->stages);
+    uint32_t share = pool_cpus() / (uint32_t)(replica->tp * replica->stages);
     return replica->threads > 0 ? (uint32_t)replica->threads : share > 0 ? share : 1;
 }
 
@@ -130,11 +121,14 @@ static void copy_text(char *to, size_t size, const char *from)
 }
 
 static void fill_start(rank_start_t *start, const offline_replica_t *replica, const char *digest,
-                       const plan_run_t *layers, uint32_t rank)
+                       const plan_cut_t *cut, const plan_run_t *layers, uint32_t rank)
 {
     uint32_t tp = (uint32_t)replica->tp, stages = (uint32_t)replica->stages;
     copy_text(start->replica, sizeof start->replica, "offline/0");
-    copy_text(start->model_path, sizeof start->model_path, replica->model_path);
+    /* The seal of a file stands beside the file, not beside a link to it. */
+    char *real = model_file_real(replica->model_path);
+    copy_text(start->model_path, sizeof start->model_path, real ? real : replica->model_path);
+    free(real);
     copy_text(start->model_digest, sizeof start->model_digest, digest);
     copy_text(start->activations, sizeof start->activations, replica->activations);
     copy_text(start->quantize, sizeof start->quantize, replica->quantize);
@@ -150,6 +144,8 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
     start->stages = stages;
     start->stage = rank / tp;
     start->slice = rank % tp;
+    start->expert_groups = cut->expert_groups;
+    start->attention_slices = cut->attention_slices;
     start->layer_first = layers[rank / tp].first;
     start->layer_count = layers[rank / tp].count;
     start->threads = offline_threads(replica);
@@ -158,15 +154,21 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
     start->prefill_tokens_max = (uint64_t)replica->chunk;
     start->prefix_cache_off = replica->no_prefix_cache;
     start->beyond_context = true;
+    if (replica->trace_path)
+        snprintf(start->trace_path, sizeof start->trace_path, "%s.%u", replica->trace_path, rank);
 }
 
-static status_t plan_layers(const offline_replica_t *replica, plan_run_t layers[PLAN_STAGES_MAX])
+static status_t plan_all(const offline_replica_t *replica, plan_cut_t *cut_out,
+                         plan_run_t layers[PLAN_STAGES_MAX])
 {
     model_t *model;
     plan_sizes_t sizes;
     TRY(model_open_quantized(replica->model_path, replica->quantize, &model));
     plan_sizes(model, &sizes);
     status_t status = plan_stages(&sizes, (uint32_t)replica->stages, layers);
+    if (status == STATUS_OK)
+        status = plan_cut(&sizes.config, (uint32_t)replica->tp, (uint32_t)replica->expert_groups,
+                          (uint32_t)replica->attention_slices, cut_out);
     model_close(model);
     return status;
 }
@@ -182,6 +184,8 @@ static void own_config(const offline_replica_t *replica, const rank_start_t *sta
         .pack_cache_bytes = start->pack_cache_bytes,
         .tp = start->tp,
         .stages = start->stages,
+        .expert_groups = start->expert_groups,
+        .attention_slices = start->attention_slices,
         .layer_first = start->layer_first,
         .layer_count = start->layer_count,
         .threads = start->threads,
@@ -191,11 +195,13 @@ static void own_config(const offline_replica_t *replica, const rank_start_t *sta
         .prefill_tokens_max = (uint32_t)start->prefill_tokens_max,
         .batch_max = (uint32_t)(replica->batch < replica->chunk ? replica->batch : replica->chunk),
         .no_prefix_cache = replica->no_prefix_cache,
+        .speculate_max = (uint32_t)replica->speculate,
         .form_timeout_ms = FORMATION_MS,
         .beyond_context = true,
         .late_queue = replica->late_queue,
         .hidden = replica->hidden,
         .hidden_context = replica->hidden_context,
+        .trace_path = start->trace_path[0] ? start->trace_path : NULL,
     };
 }
 
@@ -252,6 +258,7 @@ static status_t run_ranks(offline_t *offline, const rank_start_t *starts)
 
 status_t offline_run(const offline_replica_t *replica, const offline_work_t *work)
 {
+    plan_cut_t cut;
     plan_run_t layers[PLAN_STAGES_MAX];
     char digest[MODEL_DIGEST_SIZE];
     if (replica->tp * replica->stages > FABRIC_RANKS_MAX)
@@ -260,12 +267,12 @@ status_t offline_run(const offline_replica_t *replica, const offline_work_t *wor
     if (strcmp(replica->activations, "native") != 0 && strcmp(replica->activations, "f32") != 0)
         return fail(STATUS_INVALID, "--activations is \"%s\"; it must be native or f32",
                     replica->activations);
-    TRY(plan_layers(replica, layers));
+    TRY(plan_all(replica, &cut, layers));
     TRY(model_digest(replica->model_path, replica->pack_cache, digest));
     uint32_t n = (uint32_t)(replica->tp * replica->stages);
     rank_start_t *starts = MEM_NEW_ARRAY(rank_start_t, n);
     for (uint32_t i = 0; i < n; i++)
-        fill_start(&starts[i], replica, digest, layers, i);
+        fill_start(&starts[i], replica, digest, &cut, layers, i);
     offline_t offline = {.replica = replica, .work = work};
     status_t status = run_ranks(&offline, starts);
     free(starts);

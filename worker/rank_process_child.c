@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -35,7 +36,7 @@
 typedef struct {
     rank_start_t start;
     rank_pulse_t pulse;
-    _Atomic bool loading; /* the pulse does not move yet */
+    _Atomic bool loading;
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     /* Under the mutex. */
@@ -130,13 +131,27 @@ static uint64_t cpu_ms(void)
     return (uint64_t)used.tv_sec * 1000 + (uint64_t)used.tv_nsec / 1000000;
 }
 
+/* Pages that the process has got, this thread left out: a large tensor on a slow disk moves nothing
+ * else for long, and one that stands still moves not even those. */
+static uint64_t pages_got(void)
+{
+    struct rusage all = {0}, own = {0};
+    getrusage(RUSAGE_SELF, &all);
+    getrusage(RUSAGE_THREAD, &own);
+    return (uint64_t)(all.ru_minflt + all.ru_majflt - own.ru_minflt - own.ru_majflt) +
+           (uint64_t)(all.ru_inblock - own.ru_inblock);
+}
+
 static void beat(child_t *child)
 {
     control_message_t *message = MEM_NEW(control_message_t);
+    bool loading = atomic_load(&child->loading);
     message->kind = CONTROL_BEAT;
     message->fd = -1;
-    message->beat.progress = atomic_load(&child->pulse.beats);
-    message->beat.busy = !atomic_load(&child->loading) && !atomic_load(&child->pulse.waiting);
+    message->beat.progress = atomic_load(&child->pulse.beats) + (loading ? pages_got() : 0);
+    message->beat.busy = loading || !atomic_load(&child->pulse.waiting);
+    message->beat.loading = loading;
+    message->beat.loaded_percent = (uint8_t)atomic_load(&child->pulse.loaded_percent);
     message->beat.cpu_ms = cpu_ms();
     pthread_mutex_lock(&child->mutex);
     if (child->leader) {
@@ -358,6 +373,8 @@ static status_t open_rank(child_t *child, rank_t **own_out)
         .slice = start->slice,
         .tp = start->tp,
         .stages = start->stages,
+        .expert_groups = start->expert_groups,
+        .attention_slices = start->attention_slices,
         .layer_first = start->layer_first,
         .layer_count = start->layer_count,
         .threads = start->threads,
@@ -367,7 +384,10 @@ static status_t open_rank(child_t *child, rank_t **own_out)
         .kv_bytes_max = start->memory_bytes,
         .prefill_tokens_max = (uint32_t)start->prefill_tokens_max,
         .no_prefix_cache = start->prefix_cache_off != 0,
+        .speculate_max = RANK_SPECULATE,
         .beyond_context = start->beyond_context != 0,
+        .pulse = &child->pulse,
+        .trace_path = start->trace_path[0] ? start->trace_path : NULL,
     };
     return rank_open(&config, own_out);
 }

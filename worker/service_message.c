@@ -223,4 +223,6 @@ void service_write_load(const scheduler_load_t *load, Shoal__Worker__V1__Load *o
     out->sequences_max_in_step = load->sequences_max_in_step;
     out->tokens_produced = load->tokens_produced;
     out->preemptions = load->preemptions;
+    out->drafted_tokens = load->drafted_tokens;
+    out->accepted_tokens = load->accepted_tokens;
 }

@@ -1,22 +1,42 @@
-/* kernels-bench [ROUNDS]: speed of every level and weight type on one thread, beside probes of what
- * the machine's units can do at most in the same run. The machine may be shared, so each figure is
- * the best of several short rounds, and probes and kernels take turns. */
+/* kernels-bench: the speed of the matmul of each weight type on one thread, and what share that is
+ * of the ceiling which probes of the same run give.
+ *
+ *   kernels-bench [--isa LEVEL] [--types Q4_0,BF16,…] [--rows 1,2,…] [--shape KxN] [--leaves L]
+ *                 [--dram] [--rounds R]
+ *
+ * Without --dram the weight has the shape given and stays in the caches as far as it fits; with it
+ * there are so many columns that every round reads the weight from memory. The machine may be
+ * shared, so the clock counts this process's time alone, and each figure is the best of several
+ * short rounds. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/base/clock.h"
+#include "ceiling.h"
 #include "common/base/memory.h"
 #include "common/base/qtype.h"
 #include "kernels/ops.h"
-#include "probe.h"
 
-enum { K = 2048, N = 1024, ROWS_MAX = 96 };
+enum { LIST_MAX = 24, ROWS_MAX = 512, DRAM_BYTES = 96 << 20, ROUND_NS = 3000000 };
 
-static const uint32_t TYPES[] = {QTYPE_Q4_0, QTYPE_Q4_1, QTYPE_Q8_0,
-                                 QTYPE_BF16, QTYPE_F16,  QTYPE_F32};
+typedef struct {
+    const char *isa; /* NULL: each that the machine has */
+    qtype_t types[LIST_MAX];
+    uint32_t n_types;
+    uint32_t rows[LIST_MAX];
+    uint32_t n_row_counts;
+    uint32_t k, n, n_leaves, n_rounds;
+    bool dram;
+} options_t;
 
-static uint32_t n_rounds = 5;
+typedef struct {
+    const options_t *options;
+    const kernel_ops_t *ops;
+    kdevice_t *device;
+    kqueue_t *queue;
+    kbatch_t *batch;
+    kref_t x, input, out;
+} bench_t;
 
 static void must(status_t status)
 {
@@ -26,109 +46,126 @@ static void must(status_t status)
     exit(1);
 }
 
-static double probe_rate(double (*probe)(uint64_t))
+static _Noreturn void usage(const char *what)
 {
-    double best = 0;
-    for (uint32_t i = 0; i < n_rounds; i++) {
-        uint64_t start = clock_ns();
-        double ops = probe(400000);
-        double rate = ops / (double)(clock_ns() - start);
-        best = rate > best ? rate : best;
-    }
-    return best;
+    fprintf(stderr, "kernels-bench: %s is not understood; see the head of bench.c\n", what);
+    exit(2);
 }
 
-static double read_rate(void)
+/* Columns of the weight: those asked for, or enough that its bytes are far beyond the caches. */
+static uint32_t columns_of(const options_t *options, qtype_t type)
 {
-    enum { BYTES = 64 << 20 };
-    char *data = mem_new(BYTES + 64, 1);
-    memset(data, 1, BYTES);
-    const void *aligned = data + (64 - (uintptr_t)data % 64) % 64;
-    double best = 0;
-    volatile uint64_t sink = 0;
-    for (uint32_t i = 0; i < n_rounds; i++) {
-        uint64_t start = clock_ns();
-        sink = sink ^ probe_read(aligned, BYTES);
-        double rate = BYTES / (double)(clock_ns() - start);
-        best = rate > best ? rate : best;
-    }
-    free(data);
-    return best;
-}
-
-typedef struct {
-    const kernel_ops_t *ops;
-    kdevice_t *device;
-    kqueue_t *queue;
-    kbatch_t *batch;
-    kref_t x, input, out;
-} bench_t;
-
-/* GOPS of one matmul of `rows` rows. */
-static double matmul_rate(bench_t *b, const kweight_t *weight, uint32_t rows)
-{
-    must(b->ops->batch_set_plain(b->queue, b->batch, rows));
-    must(b->ops->quantize(b->queue, b->batch, weight, b->x, K, b->input));
-    double best = 0;
-    for (uint32_t i = 0; i < n_rounds; i++) {
-        uint64_t start = clock_ns();
-        must(b->ops->matmul(b->queue, b->batch, weight, b->input, b->out));
-        double rate = 2.0 * K * N * rows / (double)(clock_ns() - start);
-        best = rate > best ? rate : best;
-    }
-    return best;
-}
-
-static kweight_t *make_weight(bench_t *b, uint32_t qtype, uint32_t n_leaves)
-{
+    if (!options->dram)
+        return options->n;
     uint64_t row_bytes = 0;
-    (void)qtype_row_bytes(qtype, K, &row_bytes);
-    uint8_t *rows = mem_new(N, row_bytes);
-    for (size_t i = 0; i < N * row_bytes; i++)
+    if (!qtype_row_bytes(type, options->k, &row_bytes))
+        usage("--shape");
+    return (uint32_t)(DRAM_BYTES / row_bytes / 32 * 32);
+}
+
+static kweight_t *make_weight(bench_t *b, qtype_t type, uint32_t n)
+{
+    const options_t *options = b->options;
+    uint64_t row_bytes = 0;
+    if (!qtype_row_bytes(type, options->k, &row_bytes))
+        usage("--shape");
+    uint8_t *rows = mem_new(n, row_bytes);
+    for (size_t i = 0; i < n * row_bytes; i++)
         rows[i] = (uint8_t)((i * 2654435761u) >> 13 & 0x3b);
     uint32_t edges[NUMERICS_LEAVES_MAX + 1];
-    for (uint32_t i = 0; i <= n_leaves; i++)
-        edges[i] = K / n_leaves * i;
-    kweight_part_t part = {.qtype = qtype, .rows = rows, .bytes = N * row_bytes, .n_rows = N};
+    for (uint32_t i = 0; i <= options->n_leaves; i++)
+        edges[i] = (uint32_t)((uint64_t)options->k / 32 * i / options->n_leaves * 32);
+    edges[options->n_leaves] = options->k;
+    kweight_part_t part = {.qtype = type, .rows = rows, .bytes = n * row_bytes, .n_rows = n};
     kweight_spec_t spec = {.name = "bench",
                            .parts = &part,
                            .n_parts = 1,
-                           .k_total = K,
+                           .k_total = options->k,
                            .leaf_edges = edges,
-                           .n_leaves = n_leaves,
-                           .leaf_end = n_leaves};
+                           .n_leaves = options->n_leaves,
+                           .leaf_end = options->n_leaves};
     kweight_t *weight = NULL;
     must(b->ops->weight_pack(b->device, &spec, &weight));
     free(rows);
     return weight;
 }
 
-static void bench_level(const char *isa)
+/* GOPS of the best round; a round is a few calls, so that the clock's steps do not count. */
+static double matmul_rate(bench_t *b, const kweight_t *weight, uint32_t n, uint32_t rows)
 {
-    bench_t b = {.ops = kernels_cpu()};
-    kdevice_options_t options = {.isa = isa, .threads = 1};
-    must(b.ops->device_open(&options, &b.device));
-    must(b.ops->queue_open(b.device, KQUEUE_NOW, &b.queue));
-    must(b.ops->batch_new(b.device, ROWS_MAX, 0, &b.batch));
-    must(b.ops->buffer_new(b.device, ROWS_MAX * K * sizeof(float), &b.x.buffer));
-    must(b.ops->buffer_new(b.device, ROWS_MAX * (K + 4096) * sizeof(float), &b.input.buffer));
-    must(b.ops->buffer_new(b.device, ROWS_MAX * N * sizeof(float), &b.out.buffer));
-    float *x = b.ops->buffer_host(b.x.buffer);
-    for (size_t i = 0; i < ROWS_MAX * K; i++)
-        x[i] = (float)(i * 2654435761u % 2001) / 1000.0f - 1.0f;
-    for (size_t t = 0; t < sizeof TYPES / sizeof TYPES[0]; t++) {
-        kweight_t *weight = make_weight(&b, TYPES[t], 1);
-        kweight_t *cut = make_weight(&b, TYPES[t], 16);
-        double bytes_per_op = (double)b.ops->weight_info(weight).packed_bytes / (2.0 * K * N);
-        double one = matmul_rate(&b, weight, 1);
-        printf("%-7s %-5s  M=1 %7.1f GOPS (%5.1f GB/s)  M=4 %7.1f  M=8 %7.1f  M=96 %7.1f  "
-               "leaves of 128 %7.1f\n",
-               isa, qtype_name(TYPES[t]), one, one * bytes_per_op, matmul_rate(&b, weight, 4),
-               matmul_rate(&b, weight, 8), matmul_rate(&b, weight, ROWS_MAX),
-               matmul_rate(&b, cut, ROWS_MAX));
-        b.ops->weight_release(weight);
-        b.ops->weight_release(cut);
+    double ops = 2.0 * b->options->k * n * rows, best = 0;
+    must(b->ops->batch_set_plain(b->queue, b->batch, rows));
+    must(b->ops->quantize(b->queue, b->batch, weight, b->x, b->options->k, b->input));
+    for (uint32_t i = 0; i < b->options->n_rounds; i++) {
+        uint64_t start = cpu_ns(), took = 0;
+        uint32_t calls = 0;
+        do {
+            must(b->ops->matmul(b->queue, b->batch, weight, b->input, b->out));
+            calls++;
+            took = cpu_ns() - start;
+        } while (took < ROUND_NS);
+        double rate = ops * calls / (double)took;
+        best = rate > best ? rate : best;
     }
+    return best;
+}
+
+static void bench_type(bench_t *b, qtype_t type, const probes_t *probes)
+{
+    const options_t *options = b->options;
+    uint32_t n = columns_of(options, type);
+    kweight_t *weight = make_weight(b, type, n);
+    size_t bytes = b->ops->weight_info(weight).packed_bytes;
+    double bytes_per_op = (double)bytes / (2.0 * options->k * n);
+    double read = probe_read_rate(bytes, options->n_rounds);
+    for (uint32_t i = 0; i < options->n_row_counts; i++) {
+        uint32_t rows = options->rows[i];
+        double rate = matmul_rate(b, weight, n, rows);
+        double compute = ceiling_compute(probes, options->isa, type);
+        double memory = read / bytes_per_op * rows;
+        double ceiling = compute < memory ? compute : memory;
+        double peak = ceiling_peak(probes, options->isa, type);
+        printf("%-7s %-6s %5.1f MiB  M %3u  %7.1f GOPS %6.1f GB/s  %5.1f %% of the probe  "
+               "%5.1f %% of the ceiling %7.1f (%s)\n",
+               options->isa, qtype_name(type), (double)bytes / 1048576, rows, rate,
+               rate * bytes_per_op / rows, 100 * rate / peak, 100 * rate / ceiling, ceiling,
+               compute < memory ? "units" : "reads");
+        fflush(stdout);
+    }
+    b->ops->weight_release(weight);
+}
+
+static uint32_t columns_max(const options_t *options)
+{
+    uint32_t most = 0;
+    for (uint32_t t = 0; t < options->n_types; t++) {
+        uint32_t n = columns_of(options, options->types[t]);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+static void bench_level(const options_t *options, const probes_t *probes)
+{
+    bench_t b = {.options = options, .ops = kernels_cpu()};
+    kdevice_options_t device = {.isa = options->isa, .threads = 1};
+    uint32_t rows = 1;
+    for (uint32_t i = 0; i < options->n_row_counts; i++)
+        rows = options->rows[i] > rows ? options->rows[i] : rows;
+    size_t row_bytes = ((size_t)options->k + 4096) * 8 * sizeof(float);
+    must(b.ops->device_open(&device, &b.device));
+    must(b.ops->queue_open(b.device, KQUEUE_NOW, &b.queue));
+    must(b.ops->batch_new(b.device, rows, 0, &b.batch));
+    must(b.ops->buffer_new(b.device, (size_t)rows * options->k * sizeof(float), &b.x.buffer));
+    must(b.ops->buffer_new(b.device, rows * row_bytes, &b.input.buffer));
+    must(b.ops->buffer_new(b.device,
+                           (size_t)rows * columns_max(options) * options->n_leaves * sizeof(float),
+                           &b.out.buffer));
+    float *x = b.ops->buffer_host(b.x.buffer);
+    for (size_t i = 0; i < (size_t)rows * options->k; i++)
+        x[i] = (float)(i * 2654435761u % 2001) / 1000.0f - 1.0f;
+    for (uint32_t t = 0; t < options->n_types; t++)
+        bench_type(&b, options->types[t], probes);
     b.ops->buffer_release(b.x.buffer);
     b.ops->buffer_release(b.input.buffer);
     b.ops->buffer_release(b.out.buffer);
@@ -137,23 +174,102 @@ static void bench_level(const char *isa)
     b.ops->device_close(b.device);
 }
 
+static uint32_t number(const char *text, uint32_t least, uint32_t most)
+{
+    char *end;
+    unsigned long value = strtoul(text, &end, 10);
+    if (end == text || *end != 0 || value < least || value > most)
+        usage(text);
+    return (uint32_t)value;
+}
+
+static qtype_t type_named(const char *name)
+{
+    for (uint32_t type = 0; type < QTYPE_OWN_FIRST + 100; type++)
+        if (qtype_info(type) != NULL && strcmp(qtype_name(type), name) == 0)
+            return (qtype_t)type;
+    usage(name);
+}
+
+static void parse_list(options_t *options, bool types, char *list)
+{
+    uint32_t n = 0;
+    for (char *save = NULL, *word = strtok_r(list, ",", &save); word != NULL;
+         word = strtok_r(NULL, ",", &save), n++) {
+        if (n == LIST_MAX)
+            usage("a list so long");
+        if (types)
+            options->types[n] = type_named(word);
+        else
+            options->rows[n] = number(word, 1, ROWS_MAX);
+    }
+    if (n == 0)
+        usage("an empty list");
+    *(types ? &options->n_types : &options->n_row_counts) = n;
+}
+
+static void parse_option(options_t *options, const char *name, char *value)
+{
+    if (strcmp(name, "--isa") == 0) {
+        options->isa = value;
+    } else if (strcmp(name, "--types") == 0) {
+        parse_list(options, true, value);
+    } else if (strcmp(name, "--rows") == 0) {
+        parse_list(options, false, value);
+    } else if (strcmp(name, "--leaves") == 0) {
+        options->n_leaves = number(value, 1, NUMERICS_LEAVES_MAX);
+    } else if (strcmp(name, "--rounds") == 0) {
+        options->n_rounds = number(value, 1, 1000);
+    } else if (strcmp(name, "--shape") == 0) {
+        char *x = strchr(value, 'x');
+        if (x == NULL)
+            usage(value);
+        *x = 0;
+        options->k = number(value, 32, 1 << 20);
+        options->n = number(x + 1, 1, 1 << 20);
+    } else {
+        usage(name);
+    }
+}
+
 int main(int argc, char **argv)
 {
-    if (argc > 1)
-        n_rounds = (uint32_t)strtoul(argv[1], NULL, 10);
+    static options_t options = {
+        .types = {QTYPE_Q4_0, QTYPE_Q4_1, QTYPE_Q5_0, QTYPE_Q8_0, QTYPE_Q4_K, QTYPE_Q5_K,
+                  QTYPE_Q6_K, QTYPE_IQ4_NL, QTYPE_MXFP4, QTYPE_I8S, QTYPE_F8S, QTYPE_BF16,
+                  QTYPE_F16, QTYPE_F32},
+        .n_types = 14,
+        .rows = {1, 2, 4, 8, 16, 96, 512},
+        .n_row_counts = 7,
+        .k = 2048,
+        .n = 1024,
+        .n_leaves = 1,
+        .n_rounds = 5,
+    };
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--dram") == 0) {
+            options.dram = true;
+        } else if (i + 1 < argc) {
+            parse_option(&options, argv[i], argv[i + 1]);
+            i++;
+        } else {
+            usage(argv[i]);
+        }
+    }
     const char *levels[3];
     uint32_t n_levels = kernels_cpu_levels(levels);
-    printf("K = %d, N = %d, one thread; best of %u rounds\n", K, N, n_rounds);
-    if (n_levels > 1)
-        printf("probe   maddubs %.1f GOPS, read %.1f GB/s\n", probe_rate(probe_maddubs),
-               read_rate());
-    if (n_levels > 2)
-        printf("probe   VPDPBUSD %.1f GOPS, VDPBF16PS %.1f GFLOP/s, FMA %.1f GFLOP/s\n",
-               probe_rate(probe_vnni), probe_rate(probe_bf16), probe_rate(probe_fma512));
-    for (uint32_t i = 1; i < n_levels; i++)
-        bench_level(levels[i]);
-    if (n_levels > 2)
-        printf("probe   VPDPBUSD %.1f GOPS, VDPBF16PS %.1f GFLOP/s after\n", probe_rate(probe_vnni),
-               probe_rate(probe_bf16));
+    probes_t probes = probes_run(n_levels, options.n_rounds);
+    printf("K = %u, %u %s, one thread; best of %u rounds\n", options.k, options.n_leaves,
+           options.n_leaves == 1 ? "leaf" : "leaves", options.n_rounds);
+    probes_print(&probes);
+    const char *only = options.isa;
+    for (uint32_t i = 1; i < n_levels; i++) {
+        if (only != NULL && strcmp(only, levels[i]) != 0)
+            continue;
+        options.isa = levels[i];
+        bench_level(&options, &probes);
+    }
+    probes = probes_run(n_levels, options.n_rounds);
+    probes_print(&probes);
     return 0;
 }

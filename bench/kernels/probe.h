@@ -11,6 +11,7 @@ double probe_vnni(uint64_t rounds);
 double probe_bf16(uint64_t rounds);
 double probe_fma512(uint64_t rounds);
 double probe_maddubs(uint64_t rounds);
+double probe_fma256(uint64_t rounds);
 /* Reads bytes once; the result only keeps the reads alive. */
 uint64_t probe_read(const void *data, size_t bytes);
 

@@ -11,11 +11,13 @@
 /* Zeroed; released with free(). n * size is checked. */
 void *mem_new(size_t n, size_t size) __attribute__((returns_nonnull, warn_unused_result));
 /* Like realloc; new bytes are not zeroed. */
-void *mem_resize(void *take_old, size_t n, size_t size) __attribute__((returns_nonnull, warn_unused_result));
+void *mem_resize(void *take_old, size_t n, size_t size)
+    __attribute__((returns_nonnull, warn_unused_result));
 char *mem_strdup(const char *text) __attribute__((returns_nonnull, warn_unused_result));
 char *mem_strndup(const char *text, size_t n) __attribute__((returns_nonnull, warn_unused_result));
 /* printf into a fresh string. */
-char *mem_format(const char *format, ...) __attribute__((format(printf, 1, 2), returns_nonnull, warn_unused_result));
+char *mem_format(const char *format, ...)
+    __attribute__((format(printf, 1, 2), returns_nonnull, warn_unused_result));
 
 #define MEM_NEW(type) ((type *)mem_new(1, sizeof(type)))
 #define MEM_NEW_ARRAY(type, n) ((type *)mem_new((n), sizeof(type)))
@@ -41,8 +43,10 @@ typedef struct {
     arena_block_t *head;
 } arena_t;
 
-void *arena_new(arena_t *arena, size_t n, size_t size) __attribute__((returns_nonnull, warn_unused_result));
-char *arena_strndup(arena_t *arena, const char *text, size_t n) __attribute__((returns_nonnull, warn_unused_result));
+void *arena_new(arena_t *arena, size_t n, size_t size)
+    __attribute__((returns_nonnull, warn_unused_result));
+char *arena_strndup(arena_t *arena, const char *text, size_t n)
+    __attribute__((returns_nonnull, warn_unused_result));
 /* Forgets everything but keeps the largest block, so that a step loop does not allocate. */
 void arena_reset(arena_t *arena);
 void arena_release(arena_t *arena);

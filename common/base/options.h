@@ -1,6 +1,7 @@
 /* One table of options feeds the command line, the environment and the help text of every program.
  * `--name value` and `--name=value` win over the environment's SHOAL_NAME (dashes become underscores,
- * and a row can name another variable), which wins over the default. Numbers accept 1k = 1000, 1K = 1024, and m/M, g/G alike; durations accept ms, s, m, h. */
+ * and a row can name another variable), which wins over the default. Numbers accept 1k = 1000,
+ * 1K = 1024, and m/M, g/G alike; durations accept ms, s, m, h. */
 #ifndef SHOAL_COMMON_BASE_OPTIONS_H
 #define SHOAL_COMMON_BASE_OPTIONS_H
 

@@ -1,7 +1,14 @@
-/* See pool.h. A run is a new number in `round`; whoever sees it works and then counts itself in
- * `done`. Both words stand on cache lines of their own, and both are futexes: a thread that has
- * spun in vain counts itself in the matching `sleepers` first and sleeps only if the word is
- * unchanged. */
+/* See pool.h. A run is a new number in the `round` of each thread that takes part; whoever sees it
+ * works and then counts itself in `done`. Each of these words stands on a cache line of its own and
+ * is a futex: a thread that has spun in vain counts itself in the matching `sleepers` first and
+ * sleeps only if the word is unchanged.
+ *
+ * An elastic team does without threads that the system does not run. While the caller sleeps for a
+ * thread it looks at that thread's processor time: what does not rise long after the caller has
+ * finished belongs to a thread that was preempted. It is left out of the following runs, for a time
+ * that doubles while that happens again and again, so a busy neighbour costs a stall now and then,
+ * not one a run. Short stalls are added up over a window of time. And a thread that the system
+ * keeps on the caller's own CPU, where only one of the two can run, is moved away from it. */
 #include "common/base/pool.h"
 
 #include <limits.h>
@@ -12,35 +19,71 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "common/base/clock.h"
+#include "common/base/cpu_quota.h"
 #include "common/base/memory.h"
 
 /* About 20 µs of pauses: longer than the gap between two kernels of a layer, much shorter than a
  * time slice that another process could have used. */
 enum { SPINS = 1500, SPINS_OVERSUBSCRIBED = 20 };
 
-struct pool {
+/* When the caller, done with its own part, has waited as long again and at least this long, it
+ * looks whether the others run at all. */
+#define LATE_NS 250000u
+/* How long a late thread is left out. The longest is what finding out that the neighbour is gone
+ * may take; a stall of some 4 ms each time then costs 2 %. */
+#define OUT_NS_MIN 4000000u
+#define OUT_NS_MAX 250000000u
+/* Windows in which stalls are added up; the least time between two moves of a thread. */
+#define WINDOW_NS 10000000u
+#define MOVE_NS 1000000u
+
+struct member {
     alignas(64) _Atomic uint32_t round;
-    _Atomic uint32_t round_sleepers;
+    _Atomic uint32_t sleepers;
+    _Atomic uint32_t finished; /* the last round that it has worked in, */
+    _Atomic uint64_t finished_ns; /* and when, in an elastic team */
+    _Atomic int cpu;           /* where it was at the end of that round */
+    _Atomic int tid;           /* 0: it has not begun yet */
+    uint32_t share;            /* which part of the round it takes */
+    /* The rest is the caller's alone. */
+    uint64_t out_until_ns; /* 0: it takes part */
+    uint64_t out_ns;       /* how long it was left out the last time */
+    uint64_t back_ns;      /* since when it takes part again */
+    bool behind;           /* the caller sleeps for it */
+    uint64_t cpu_ns;       /* its processor time when that began */
+    uint64_t stalled_ns;   /* in this window: how long it did not run while it was behind */
+    pool_t *pool;
+    pthread_t thread;
+};
+
+struct pool {
     alignas(64) _Atomic uint32_t done;
     _Atomic uint32_t done_sleepers;
     alignas(64) pool_fn fn;
     void *arg;
+    uint32_t n_taking_part; /* in this round, the caller included */
     void (*on_start)(void);
     uint32_t n_threads;
+    uint32_t n_out; /* that are left out now */
+    uint32_t round;
     uint32_t spins;
-    bool stop;
-    pthread_t *threads; /* [n_threads - 1] */
-    struct worker {
-        pool_t *pool;
-        uint32_t index;
-    } * workers;
+    bool stop, elastic;
+    uint64_t window_ns; /* when the window began */
+    uint64_t moved_ns;  /* when a thread was moved the last time */
+    cpu_set_t allowed;  /* CPUs of the process when the team was opened */
+    struct member *members; /* [n_threads]; the first is the caller's and unused */
 };
 
-static void futex_wait(_Atomic uint32_t *word, uint32_t seen)
+/* Sleeps while *word is `seen`, at most that long (0: for ever). */
+static void futex_wait(_Atomic uint32_t *word, uint32_t seen, uint64_t most_ns)
 {
-    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+    struct timespec most = {.tv_sec = (time_t)(most_ns / 1000000000u),
+                            .tv_nsec = (long)(most_ns % 1000000000u)};
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, most_ns > 0 ? &most : NULL, NULL, 0);
 }
 
 static void futex_wake_all(_Atomic uint32_t *word)
@@ -54,56 +97,72 @@ uint32_t pool_cpus(void)
     if (sched_getaffinity(0, sizeof set, &set) != 0)
         return 1;
     int n = CPU_COUNT(&set);
-    return n < 1 ? 1 : (uint32_t)n;
+    uint32_t cpus = n < 1 ? 1 : (uint32_t)n, quota = cpu_quota("");
+    return quota > 0 && quota < cpus ? quota : cpus;
 }
 
-/* Returns the word's value once it differs from `seen`. */
-static uint32_t wait_change(const pool_t *pool, _Atomic uint32_t *word, _Atomic uint32_t *sleepers,
-                            uint32_t seen)
+/* Spins until the word differs from `seen`; false when that was in vain. */
+static bool spin(const pool_t *pool, _Atomic uint32_t *word, uint32_t seen)
 {
     for (uint32_t i = 0; i < pool->spins; i++) {
-        uint32_t now = atomic_load_explicit(word, memory_order_acquire);
-        if (now != seen)
-            return now;
+        if (atomic_load_explicit(word, memory_order_acquire) != seen)
+            return true;
         if (pool->spins == SPINS_OVERSUBSCRIBED)
             sched_yield();
         else
             __builtin_ia32_pause();
     }
+    return false;
+}
+
+/* Sleeps until the word differs from `seen` or, once, until most_ns are over (0: no limit). */
+static void sleep_for_change(_Atomic uint32_t *word, _Atomic uint32_t *sleepers, uint32_t seen,
+                             uint64_t most_ns)
+{
     /* Sequentially consistent: either the other side sees the count or this side sees the change.
      */
     atomic_fetch_add(sleepers, 1);
-    uint32_t now;
-    while ((now = atomic_load(word)) == seen)
-        futex_wait(word, seen);
+    while (atomic_load(word) == seen) {
+        futex_wait(word, seen, most_ns);
+        if (most_ns > 0)
+            break;
+    }
     atomic_fetch_sub(sleepers, 1);
-    return now;
 }
 
 static void *worker_main(void *arg)
 {
-    struct worker *self = arg;
+    struct member *self = arg;
     pool_t *pool = self->pool;
     if (pool->on_start != NULL)
         pool->on_start();
+    atomic_store(&self->tid, (int)syscall(SYS_gettid));
     uint32_t round = 0;
     for (;;) {
-        round = wait_change(pool, &pool->round, &pool->round_sleepers, round);
+        if (!spin(pool, &self->round, round))
+            sleep_for_change(&self->round, &self->sleepers, round, 0);
+        round = atomic_load(&self->round);
         if (pool->stop)
             return NULL;
-        pool->fn(pool->arg, self->index, pool->n_threads);
+        /* The next round may begin as soon as this thread is counted. */
+        uint32_t others = pool->n_taking_part - 1;
+        pool->fn(pool->arg, self->share, pool->n_taking_part);
+        if (pool->elastic) {
+            atomic_store_explicit(&self->finished_ns, clock_ns(), memory_order_relaxed);
+            atomic_store_explicit(&self->cpu, sched_getcpu(), memory_order_relaxed);
+        }
+        atomic_store_explicit(&self->finished, round, memory_order_relaxed);
         uint32_t n_done = atomic_fetch_add(&pool->done, 1) + 1;
-        if (n_done == pool->n_threads - 1 && atomic_load(&pool->done_sleepers) != 0)
+        if (n_done == others && atomic_load(&pool->done_sleepers) != 0)
             futex_wake_all(&pool->done);
     }
 }
 
-static void start_round(pool_t *pool)
+static void start_member(struct member *member, uint32_t round)
 {
-    atomic_store(&pool->done, 0);
-    atomic_fetch_add(&pool->round, 1);
-    if (atomic_load(&pool->round_sleepers) != 0)
-        futex_wake_all(&pool->round);
+    atomic_store(&member->round, round);
+    if (atomic_load(&member->sleepers) != 0)
+        futex_wake_all(&member->round);
 }
 
 status_t pool_open(uint32_t n_threads, void (*on_start)(void), pool_t **own_out)
@@ -118,11 +177,15 @@ status_t pool_open(uint32_t n_threads, void (*on_start)(void), pool_t **own_out)
     CHECK(pool != NULL);
     *pool = (pool_t){.on_start = on_start, .n_threads = n_threads};
     pool->spins = n_threads > cpus ? SPINS_OVERSUBSCRIBED : SPINS;
-    pool->threads = MEM_NEW_ARRAY(pthread_t, n_threads);
-    pool->workers = MEM_NEW_ARRAY(struct worker, n_threads);
+    pool->members = aligned_alloc(64, n_threads * sizeof *pool->members);
+    CHECK(pool->members != NULL);
+    for (uint32_t i = 0; i < n_threads; i++)
+        pool->members[i] = (struct member){.pool = pool, .cpu = -1};
+    if (sched_getaffinity(0, sizeof pool->allowed, &pool->allowed) != 0)
+        CPU_ZERO(&pool->allowed); /* then no thread is moved */
     for (uint32_t i = 1; i < n_threads; i++) {
-        pool->workers[i] = (struct worker){.pool = pool, .index = i};
-        int error = pthread_create(&pool->threads[i], NULL, worker_main, &pool->workers[i]);
+        struct member *member = &pool->members[i];
+        int error = pthread_create(&member->thread, NULL, worker_main, member);
         if (error != 0) {
             pool->n_threads = i;
             pool_close(pool);
@@ -136,16 +199,21 @@ status_t pool_open(uint32_t n_threads, void (*on_start)(void), pool_t **own_out)
     return STATUS_OK;
 }
 
+void pool_elastic(pool_t *pool)
+{
+    pool->elastic = true;
+}
+
 void pool_close(pool_t *take_pool)
 {
     if (take_pool == NULL)
         return;
     take_pool->stop = true;
-    start_round(take_pool);
     for (uint32_t i = 1; i < take_pool->n_threads; i++)
-        pthread_join(take_pool->threads[i], NULL);
-    free(take_pool->threads);
-    free(take_pool->workers);
+        start_member(&take_pool->members[i], take_pool->round + 1);
+    for (uint32_t i = 1; i < take_pool->n_threads; i++)
+        pthread_join(take_pool->members[i].thread, NULL);
+    free(take_pool->members);
     free(take_pool);
 }
 
@@ -154,18 +222,178 @@ uint32_t pool_threads(const pool_t *pool)
     return pool->n_threads;
 }
 
+/* Whether a thread takes part in the round that begins now. */
+static bool takes_part(pool_t *pool, struct member *member, uint64_t now_ns)
+{
+    if (member->out_until_ns == 0)
+        return true;
+    if (now_ns < member->out_until_ns)
+        return false;
+    member->out_until_ns = 0;
+    member->back_ns = now_ns;
+    pool->n_out--;
+    return true;
+}
+
+static bool is_behind(const pool_t *pool, struct member *member)
+{
+    return member->out_until_ns == 0 && atomic_load(&member->finished) != pool->round;
+}
+
+/* Longer if it was just back. */
+static void leave_out(pool_t *pool, struct member *member, uint64_t now_ns)
+{
+    bool soon = member->out_ns > 0 && now_ns - member->back_ns < 4 * member->out_ns;
+    uint64_t out_ns = soon ? 2 * member->out_ns : OUT_NS_MIN;
+    member->out_ns = out_ns < OUT_NS_MAX ? out_ns : OUT_NS_MAX;
+    member->out_until_ns = now_ns + member->out_ns;
+    pool->n_out++;
+}
+
+/* Processor time of a thread; UINT64_MAX where it cannot be read. Then a thread that works cannot
+ * be told from one that is stalled, and stall_of counts no stall. */
+static uint64_t cpu_time_ns(const struct member *member)
+{
+    clockid_t clock;
+    struct timespec time;
+    if (pthread_getcpuclockid(member->thread, &clock) != 0 || clock_gettime(clock, &time) != 0)
+        return UINT64_MAX;
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+/* How long a thread that was behind at begin_ns has not run from then until it finished, or until
+ * now_ns. */
+static uint64_t stall_of(const pool_t *pool, struct member *member, uint64_t begin_ns,
+                         uint64_t now_ns)
+{
+    uint64_t end_ns = now_ns, cpu_ns = cpu_time_ns(member);
+    if (atomic_load(&member->finished) == pool->round)
+        end_ns = atomic_load(&member->finished_ns);
+    if (end_ns <= begin_ns || cpu_ns == UINT64_MAX || member->cpu_ns == UINT64_MAX)
+        return 0;
+    uint64_t ran_ns = cpu_ns - member->cpu_ns, span_ns = end_ns - begin_ns;
+    return ran_ns < span_ns ? span_ns - ran_ns : 0;
+}
+
+static void leave_out_late(pool_t *pool, uint64_t begin_ns, uint64_t now_ns)
+{
+    for (uint32_t i = 1; i < pool->n_threads; i++) {
+        struct member *member = &pool->members[i];
+        if (is_behind(pool, member) && member->behind &&
+            2 * stall_of(pool, member, begin_ns, now_ns) > now_ns - begin_ns)
+            leave_out(pool, member, now_ns);
+    }
+}
+
+/* Notes for whom the caller is going to sleep, in a new window if the last one is long over. */
+static void begin_sleep(pool_t *pool, uint64_t now_ns)
+{
+    bool anew = now_ns - pool->window_ns > 2 * WINDOW_NS;
+    if (anew)
+        pool->window_ns = now_ns;
+    for (uint32_t i = 1; i < pool->n_threads; i++) {
+        struct member *member = &pool->members[i];
+        if (anew)
+            member->stalled_ns = 0;
+        member->behind = is_behind(pool, member);
+        if (member->behind)
+            member->cpu_ns = cpu_time_ns(member);
+    }
+}
+
+static void end_sleep(pool_t *pool, uint64_t begin_ns)
+{
+    uint64_t now_ns = clock_ns(), window_ns = now_ns - pool->window_ns;
+    for (uint32_t i = 1; i < pool->n_threads; i++) {
+        struct member *member = &pool->members[i];
+        if (member->behind)
+            member->stalled_ns += stall_of(pool, member, begin_ns, now_ns);
+        member->behind = false;
+        if (window_ns < WINDOW_NS)
+            continue;
+        if (2 * member->stalled_ns > window_ns && member->out_until_ns == 0)
+            leave_out(pool, member, now_ns);
+        member->stalled_ns = 0;
+    }
+    if (window_ns >= WINDOW_NS)
+        pool->window_ns = now_ns;
+}
+
+/* Takes a thread that was last on the caller's CPU away from the CPUs of the whole team, if the
+ * process may use others. */
+static void move_away(pool_t *pool, uint64_t now_ns)
+{
+    int here = sched_getcpu();
+    if (here < 0 || now_ns - pool->moved_ns < MOVE_NS)
+        return;
+    for (uint32_t i = 1; i < pool->n_threads; i++) {
+        struct member *member = &pool->members[i];
+        cpu_set_t others = pool->allowed;
+        if (!is_behind(pool, member) || atomic_load(&member->cpu) != here || !member->tid)
+            continue;
+        CPU_CLR((size_t)here, &others);
+        for (uint32_t j = 1; j < pool->n_threads; j++) {
+            int cpu = atomic_load(&pool->members[j].cpu);
+            if (j != i && cpu >= 0)
+                CPU_CLR((size_t)cpu, &others);
+        }
+        if (CPU_COUNT(&others) == 0 || sched_setaffinity(member->tid, sizeof others, &others) != 0)
+            continue;
+        pool->moved_ns = now_ns;
+    }
+}
+
+/* Waits for the others to finish their parts of a round that began at begin_ns. */
+static void wait_done(pool_t *pool, uint64_t begin_ns)
+{
+    uint32_t others = pool->n_taking_part - 1, seen;
+    while ((seen = atomic_load_explicit(&pool->done, memory_order_acquire)) != others)
+        if (!spin(pool, &pool->done, seen))
+            break;
+    if (seen == others)
+        return;
+    uint64_t now_ns = pool->elastic ? clock_ns() : 0;
+    uint64_t own_ns = now_ns - begin_ns;
+    uint64_t late_ns = pool->elastic ? now_ns + (own_ns > LATE_NS ? own_ns : LATE_NS) : 0;
+    uint64_t slept_from_ns = now_ns;
+    if (pool->elastic) {
+        begin_sleep(pool, now_ns);
+        move_away(pool, now_ns);
+    }
+    while ((seen = atomic_load_explicit(&pool->done, memory_order_acquire)) != others) {
+        sleep_for_change(&pool->done, &pool->done_sleepers, seen,
+                         late_ns > 0 ? late_ns - now_ns : 0);
+        if (late_ns > 0 && (now_ns = clock_ns()) >= late_ns) {
+            leave_out_late(pool, slept_from_ns, now_ns);
+            late_ns = 0;
+        }
+    }
+    if (pool->elastic)
+        end_sleep(pool, slept_from_ns);
+}
+
 void pool_run(pool_t *pool, pool_fn fn, void *arg)
 {
-    if (pool->n_threads == 1) {
+    uint64_t now_ns = pool->elastic && pool->n_threads > 1 ? clock_ns() : 0;
+    if (pool->n_out + 1 == pool->n_threads && pool->n_threads > 1)
+        for (uint32_t i = 1; i < pool->n_threads; i++)
+            (void)takes_part(pool, &pool->members[i], now_ns);
+    if (pool->n_out + 1 == pool->n_threads) {
         fn(arg, 0, 1);
         return;
     }
     pool->fn = fn;
     pool->arg = arg;
-    start_round(pool);
-    fn(arg, 0, pool->n_threads);
-    uint32_t others = pool->n_threads - 1;
-    uint32_t seen = atomic_load_explicit(&pool->done, memory_order_acquire);
-    while (seen != others)
-        seen = wait_change(pool, &pool->done, &pool->done_sleepers, seen);
+    pool->round++;
+    atomic_store(&pool->done, 0);
+    uint32_t n = 1;
+    for (uint32_t i = 1; i < pool->n_threads; i++)
+        if (takes_part(pool, &pool->members[i], now_ns))
+            pool->members[i].share = n++;
+    pool->n_taking_part = n;
+    for (uint32_t i = 1; i < pool->n_threads; i++)
+        if (pool->members[i].out_until_ns == 0)
+            start_member(&pool->members[i], pool->round);
+    fn(arg, 0, n);
+    wait_done(pool, now_ns);
 }

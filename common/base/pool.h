@@ -11,12 +11,13 @@
 
 typedef struct pool pool_t;
 
-/* Called on every thread of the team, thread = 0 … n_threads-1. */
+/* Called on every thread that takes part, thread = 0 … n_threads-1. */
 typedef void (*pool_fn)(void *arg, uint32_t thread, uint32_t n_threads);
 
 enum { POOL_THREADS_MAX = 256 };
 
-/* CPUs that this process may run on (sched_getaffinity), at least 1. */
+/* CPUs that this process may use, at least 1: its affinity, or its cgroup's quota if that is less.
+ */
 uint32_t pool_cpus(void);
 
 /* n_threads 0 means pool_cpus(). on_start, when not NULL, runs once on every thread but the
@@ -25,8 +26,13 @@ MUST_USE status_t pool_open(uint32_t n_threads, void (*on_start)(void), pool_t *
 void pool_close(pool_t *take_pool); /* NULL is fine */
 uint32_t pool_threads(const pool_t *pool);
 
-/* Runs fn on all threads and returns when all have returned; what they wrote is then visible to the
- * caller. One caller at a time; not from inside fn. */
+/* From now on a run may leave out threads that the system did not run lately (see pool.c), so that
+ * one busy neighbour does not hold up the team: fn then sees a smaller n_threads. For work whose
+ * results do not depend on the number of threads. */
+void pool_elastic(pool_t *pool);
+
+/* Runs fn on the team's threads and returns when all have returned; what they wrote is then visible
+ * to the caller. One caller at a time; not from inside fn. */
 void pool_run(pool_t *pool, pool_fn fn, void *arg);
 
 /* The part [*first_out, *end_out) of n things that thread `thread` of n_threads takes: contiguous,

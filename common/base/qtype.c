@@ -44,6 +44,7 @@ static const qtype_info_t infos[] = {
 static const qtype_info_t own_infos[] = {
     [QTYPE_I8S - QTYPE_OWN_FIRST] = {"I8S", 32, sizeof(qtype_i8s_t), true},
     [QTYPE_F8S - QTYPE_OWN_FIRST] = {"F8S", QTYPE_F8S_VALUES, sizeof(qtype_f8s_t), true},
+    [QTYPE_Z4 - QTYPE_OWN_FIRST] = {"Z4", QTYPE_Z4_VALUES, sizeof(qtype_z4_t), true},
 };
 
 const qtype_info_t *qtype_info(uint32_t id)
@@ -181,6 +182,17 @@ static void dequantize_f8s(const uint8_t *row, size_t n, float *out)
     }
 }
 
+static void dequantize_z4(const uint8_t *row, size_t n, float *out)
+{
+    for (size_t first = 0; first < n; first += QTYPE_Z4_VALUES, row += sizeof(qtype_z4_t)) {
+        qtype_z4_t block;
+        memcpy(&block, row, sizeof block);
+        float d = qtype_f16_to_f32(block.d);
+        for (size_t i = 0; i < QTYPE_Z4_VALUES && first + i < n; i++)
+            out[first + i] = (float)((block.q[i / 2] >> (i % 2 * 4) & 15) - block.zero) * d;
+    }
+}
+
 void qtype_dequantize_row(qtype_t type, const void *row, size_t n_values, float *out)
 {
     const qtype_info_t *info = qtype_info((uint32_t)type);
@@ -192,6 +204,7 @@ void qtype_dequantize_row(qtype_t type, const void *row, size_t n_values, float 
     case QTYPE_BF16: dequantize_bf16(row, n_values, out); return;
     case QTYPE_I8S: dequantize_i8s(row, n_values, out); return;
     case QTYPE_F8S: dequantize_f8s(row, n_values, out); return;
+    case QTYPE_Z4: dequantize_z4(row, n_values, out); return;
     default: break;
     }
     CHECK((size_t)type < sizeof block_fns / sizeof *block_fns && block_fns[type] != NULL);

@@ -52,6 +52,7 @@ typedef enum {
     QTYPE_OWN_FIRST = 1000,
     QTYPE_I8S = 1000, /* blocks of 32 signed bytes under an F32 scale */
     QTYPE_F8S = 1001, /* blocks of 128 e4m3 values under an F32 scale */
+    QTYPE_Z4 = 1002,  /* blocks of 128 nibbles less a zero point under an F16 scale */
 } qtype_t;
 
 typedef struct {
@@ -122,6 +123,14 @@ typedef struct {
     float d;
     uint8_t q[QTYPE_F8S_VALUES];
 } qtype_f8s_t;
+/* value = (nibble - zero) * d; byte i has values 2 i (low) and 2 i + 1. */
+enum { QTYPE_Z4_VALUES = 128, QTYPE_Z4_ZERO_MAX = 16 };
+typedef struct __attribute__((packed)) {
+    uint16_t d; /* F16 */
+    uint8_t zero;
+    uint8_t q[QTYPE_Z4_VALUES / 2];
+} qtype_z4_t;
+_Static_assert(sizeof(qtype_z4_t) == 67, "no padding");
 _Static_assert(sizeof(qtype_i8s_t) == 36 && sizeof(qtype_f8s_t) == 132, "no padding");
 _Static_assert(sizeof(qtype_q4_0_t) == 18, "as in files");
 _Static_assert(sizeof(qtype_q4_1_t) == 20, "as in files");

@@ -162,6 +162,8 @@ typedef struct {
     float base_default;
     uint32_t index;        /* of config->ropes */
     const char *base_key;  /* of config.json; NULL: "rope_theta" */
+    const char *layer_type; /* what is said of these layers alone in rope_parameters, where it is,
+                               stands for all else, "rope_theta" included; NULL: nothing is */
     bool unscaled;         /* what the files say of scaling is not about this one */
     bool dim_given;        /* by a member of its own: partial_rotary_factor is not applied to it */
     bool untruncated; /* yarn: the edges of its ramp are not rounded */

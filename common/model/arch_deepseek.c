@@ -53,8 +53,12 @@ static status_t read_latent(arch_reader_t *r)
     config->head_dim = latent->nope_dim + latent->rope_dim;
     config->n_kv_heads = 1;
     latent->norm_eps = INNER_EPS;
+    bool adjacent = true;
+    if (r->gguf == NULL) /* transformers' DeepseekV3Config has it; every published model leaves it */
+        TRY(arch_bool_or(r, NULL, "rope_interleave", &adjacent));
     arch_rope_t rope = {.dim = latent->rope_dim, .dim_max = latent->rope_dim,
-                        .pairs = MODEL_ROPE_PAIRS_ADJACENT, .dim_given = true};
+                        .pairs = adjacent ? MODEL_ROPE_PAIRS_ADJACENT : MODEL_ROPE_PAIRS_HALVES,
+                        .dim_given = true};
     TRY(arch_read_rope(r, &rope));
     TRY(arch_latent_mscale(r, &mscale));
     config->attention_scale = mscale / sqrtf((float)config->head_dim);

@@ -25,6 +25,7 @@ static status_t read_shape(arch_reader_t *r)
         config->attention_scale = 1.0f / sqrtf(scalar);
     TRY(arch_refuse(r, "attention.scale", NULL));
     TRY(arch_refuse(r, NULL, "attention_bias"));
+    TRY(arch_refuse(r, NULL, "use_bidirectional_attention"));
     return arch_text_is(r, "hidden_activation", gelu);
 }
 
@@ -82,11 +83,19 @@ static status_t read_gemma3(arch_reader_t *r)
     TRY(read_shape(r));
     scale_27b(r, GEMMA3_27B_LAYERS);
     arch_rope_t rope = {.dim = config->head_dim, .dim_max = config->head_dim,
-                        .pairs = MODEL_ROPE_PAIRS_HALVES, .base_default = 1000000};
+                        .pairs = MODEL_ROPE_PAIRS_HALVES, .base_default = 1000000,
+                        .layer_type = "full_attention"};
     TRY(arch_read_rope(r, &rope));
     TRY(arch_f32_or(r, "rope.freq_base_swa", "rope_local_base_freq", 1, 1e12f, &local_base));
-    config->ropes[1] = (model_rope_t){.dim = config->ropes[0].dim, .pairs = config->ropes[0].pairs,
-                                      .base = local_base, .scale = 1, .magnitude = 1};
+    /* Only what is said of the layers with a window alone is about them. */
+    rope.index = 1;
+    rope.base_default = local_base;
+    rope.base_key = "rope_local_base_freq";
+    rope.layer_type = "sliding_attention";
+    rope.unscaled = true;
+    TRY(arch_read_rope(r, &rope));
+    if (r->gguf != NULL)
+        config->ropes[1].base = local_base;
     TRY(arch_refuse(r, "attn_logit_softcapping", "attn_logit_softcapping"));
     TRY(arch_f32_or(r, "final_logit_softcapping", "final_logit_softcapping", 0, 1e6f,
                     &config->logit_softcap));

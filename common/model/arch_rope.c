@@ -13,7 +13,10 @@ typedef struct {
     char type[32];
     float factor, original, beta_fast, beta_slow, low_freq, high_freq;
     float attention_factor, mscale, mscale_all_dim; /* 0: not given */
+    float part;      /* of a head that turns */
+    float magnitude; /* a further one that cosines and sines are multiplied by */
     bool truncate;
+    bool own; /* said of these layers alone */
 } scaling_t;
 
 static status_t read_number(const json_t *object, const char *where, const char *key, float min,
@@ -39,7 +42,7 @@ static status_t refuse_unknown(const json_t *object, const char *where, const ch
     static const char *const keys[] = {
         "type", "rope_type", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
         "low_freq_factor", "high_freq_factor", "attention_factor", "attn_factor", "mscale",
-        "mscale_all_dim", "truncate", "finetuned", "rope_theta",
+        "mscale_all_dim", "truncate", "finetuned", "rope_theta", "partial_rotary_factor",
     };
     const char *key;
     json_t *value;
@@ -60,16 +63,36 @@ static status_t refuse_unknown(const json_t *object, const char *where, const ch
     return STATUS_OK;
 }
 
-static status_t read_directory(const arch_reader_t *r, const char *base_key, scaling_t *out,
-                               float *base)
+/* "rope_scaling", or "rope_parameters" where newer files have it: one for all layers, or one for
+ * each type of layer. */
+static status_t find_scaling(const arch_reader_t *r, const char *layer_type, scaling_t *out,
+                             const json_t **object, bool *parameters_out)
+{
+    const json_t *parameters = NULL, *own = NULL;
+    TRY(json_may_object(r->config, r->where, "rope_scaling", object));
+    TRY(json_may_object(r->config, r->where, "rope_parameters", &parameters));
+    if (layer_type != NULL && parameters != NULL)
+        TRY(json_may_object(parameters, r->where, layer_type, &own));
+    *parameters_out = own != NULL || *object == NULL;
+    out->own = own != NULL;
+    if (own != NULL)
+        *object = own;
+    else if (*object == NULL)
+        *object = parameters;
+    return STATUS_OK;
+}
+
+static status_t read_directory(const arch_reader_t *r, const char *base_key, const char *layer_type,
+                               scaling_t *out, float *base)
 {
     const json_t *object = NULL;
     const char *type = NULL;
     char where[256];
-    TRY(json_may_object(r->config, r->where, "rope_scaling", &object));
-    bool parameters = object == NULL;
-    if (parameters)
-        TRY(json_may_object(r->config, r->where, "rope_parameters", &object));
+    bool parameters;
+    TRY(arch_f32_or(r, NULL, "partial_rotary_factor", 1e-3f, 1, &out->part));
+    TRY(find_scaling(r, layer_type, out, &object, &parameters));
+    if (out->own)
+        base_key = "rope_theta";
     TRY(read_number(r->config, r->where, base_key, 1, 1e12f, base));
     if (object == NULL)
         return STATUS_OK;
@@ -84,6 +107,7 @@ static status_t read_directory(const arch_reader_t *r, const char *base_key, sca
     snprintf(out->type, sizeof out->type, "%s", type);
     TRY(refuse_unknown(object, where, type, base_key));
     TRY(read_number(object, where, base_key, 1, 1e12f, base));
+    TRY(read_number(object, where, "partial_rotary_factor", 1e-3f, 1, &out->part));
     TRY(read_number(object, where, "factor", 1e-3f, 1e6f, &out->factor));
     TRY(read_number(object, where, "original_max_position_embeddings", 1, 1e9f, &out->original));
     TRY(read_number(object, where, "beta_fast", 1e-3f, 1e6f, &out->beta_fast));
@@ -96,12 +120,32 @@ static status_t read_directory(const arch_reader_t *r, const char *base_key, sca
     return json_may_bool(object, where, "truncate", &out->truncate);
 }
 
+/* What llama.cpp multiplies cosines and sines by beside yarn's own magnitude, with and without any
+ * scaling; 0 stands for a factor that is not given. Its further keys of yarn change other parts of
+ * the formula. */
+static status_t read_gguf_magnitude(const arch_reader_t *r, float *out)
+{
+    static const char *const others[] = {"rope.scaling.yarn_attn_factor",
+                                         "rope.scaling.yarn_ext_factor"};
+    TRY(arch_f32_or(r, "rope.scaling.attn_factor", NULL, 0, 1e3f, out));
+    *out = *out != 0 ? *out : 1;
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        float value = 1;
+        TRY(arch_f32_or(r, others[i], NULL, -1e3f, 1e3f, &value));
+        if (value != 1 && value != -1) /* which says that it is not given */
+            return fail(STATUS_UNSUPPORTED, "%s: key %s.%s is %g; only 1 is supported", r->where,
+                        r->prefix, others[i], (double)value);
+    }
+    return STATUS_OK;
+}
+
 static status_t read_gguf(const arch_reader_t *r, scaling_t *out, float *base)
 {
     float multiplier = 0;
     gguf_text_t type = {"none", 4};
     char key[96];
     TRY(arch_f32_or(r, "rope.freq_base", NULL, 1, 1e12f, base));
+    TRY(read_gguf_magnitude(r, &out->magnitude));
     snprintf(key, sizeof key, "%s.rope.scaling.type", r->prefix);
     if (gguf_find(r->gguf, key) != NULL)
         TRY(gguf_read_text(r->gguf, key, &type));
@@ -120,25 +164,21 @@ static status_t read_gguf(const arch_reader_t *r, scaling_t *out, float *base)
     out->original = original != 0 ? (float)original : out->original;
     TRY(arch_f32_or(r, "rope.scaling.yarn_beta_fast", NULL, 1e-3f, 1e6f, &out->beta_fast));
     TRY(arch_f32_or(r, "rope.scaling.yarn_beta_slow", NULL, 1e-3f, 1e6f, &out->beta_slow));
-    float attn_factor = 1;
-    TRY(arch_f32_or(r, "rope.scaling.attn_factor", NULL, 0, 1e3f, &attn_factor));
-    if (attn_factor != 0 && attn_factor != 1)
-        return fail(STATUS_UNSUPPORTED, "%s: key %s.rope.scaling.attn_factor is %g; only 1 is "
-                    "supported", r->where, r->prefix, (double)attn_factor);
     /* 0.1 * mscale_all_dim. The published models have mscale equal to it. */
     TRY(arch_f32_or(r, "rope.scaling.yarn_log_multiplier", NULL, 0, 1e3f, &multiplier));
     out->mscale = out->mscale_all_dim = 10 * multiplier;
     return STATUS_OK;
 }
 
-static status_t read_scaling(const arch_reader_t *r, const char *base_key, scaling_t *out,
-                             float *base)
+static status_t read_scaling(const arch_reader_t *r, const char *base_key, const char *layer_type,
+                             scaling_t *out, float *base)
 {
     base_key = base_key != NULL ? base_key : "rope_theta";
     *out = (scaling_t){.type = "none", .beta_fast = 32, .beta_slow = 1, .low_freq = 1,
-                       .high_freq = 4, .truncate = true,
+                       .high_freq = 4, .truncate = true, .part = 1, .magnitude = 1,
                        .original = (float)r->out->context_train};
-    return r->gguf != NULL ? read_gguf(r, out, base) : read_directory(r, base_key, out, base);
+    return r->gguf != NULL ? read_gguf(r, out, base)
+                           : read_directory(r, base_key, layer_type, out, base);
 }
 
 /* --- divisors of the frequencies --- */
@@ -255,7 +295,8 @@ static status_t apply(arch_reader_t *r, const scaling_t *s, const arch_rope_t *w
         return STATUS_OK;
     }
     yarn(s, rope, s->truncate && !what->untruncated, factors);
-    rope->magnitude = what->no_magnitude && s->attention_factor == 0 ? 1 : yarn_magnitude(s);
+    if (!what->no_magnitude || s->attention_factor != 0)
+        rope->magnitude *= yarn_magnitude(s);
     return STATUS_OK;
 }
 
@@ -265,25 +306,28 @@ status_t arch_read_rope(arch_reader_t *r, const arch_rope_t *what)
     scaling_t scaling;
     *rope = (model_rope_t){.dim = what->dim, .pairs = what->pairs, .scale = 1, .magnitude = 1,
                            .base = what->base_default != 0 ? what->base_default : 10000};
-    float part = 1;
+    TRY(read_scaling(r, what->base_key, what->layer_type, &scaling, &rope->base));
     if (!what->dim_given)
-        TRY(arch_f32_or(r, NULL, "partial_rotary_factor", 1e-3f, 1, &part));
-    rope->dim = (uint32_t)((float)rope->dim * part);
+        rope->dim = (uint32_t)((float)rope->dim * scaling.part);
     TRY(arch_u32_or(r, "rope.dimension_count", NULL, 2, what->dim_max, &rope->dim));
     if (rope->dim % 2 != 0 || rope->dim == 0)
         return fail(STATUS_INVALID, "%s: %s%s is %u; an even number would be right", r->where,
                     r->gguf != NULL ? r->prefix : "the number of values that turn",
                     r->gguf != NULL ? ".rope.dimension_count" : "", rope->dim);
-    TRY(read_scaling(r, what->base_key, &scaling, &rope->base));
-    return what->unscaled ? STATUS_OK : apply(r, &scaling, what);
+    rope->magnitude = scaling.magnitude;
+    return what->unscaled && !scaling.own ? STATUS_OK : apply(r, &scaling, what);
 }
 
 status_t arch_latent_mscale(const arch_reader_t *r, float *out)
 {
     scaling_t scaling;
     float base = 1;
-    TRY(read_scaling(r, NULL, &scaling, &base));
+    TRY(read_scaling(r, NULL, NULL, &scaling, &base));
     *out = 1;
+    if (scaling.magnitude != 1)
+        return fail(STATUS_UNSUPPORTED, "%s: key %s.rope.scaling.attn_factor is %g; with latent "
+                    "attention only 1 is supported", r->where, r->prefix,
+                    (double)scaling.magnitude);
     if (strcmp(scaling.type, "yarn") == 0 && scaling.mscale_all_dim != 0) {
         double m = mscale_of((double)scaling.factor, (double)scaling.mscale_all_dim);
         *out = (float)(m * m);

@@ -94,6 +94,25 @@ static status_t fit(const forecast_question_t *question, const hosts_file_t *hos
     return STATUS_OK;
 }
 
+/* The first cut that fits; of none the last, which lacks least. Devices share no memory, so that
+ * fewer of them with attention would help nobody. */
+static status_t fit_cut(const forecast_question_t *question, const hosts_file_t *hosts,
+                        forecast_t *out)
+{
+    plan_cut_t cuts[PLAN_CUTS_MAX];
+    uint32_t n = 0;
+    TRY(plan_cuts(&question->sizes->config, &out->shape, cuts, &n));
+    for (uint32_t i = 0; i < n && !out->fits; i++) {
+        if (cuts[i].attention_slices != cuts[0].attention_slices)
+            break;
+        out->shape.expert_groups = cuts[i].expert_groups;
+        out->shape.attention_slices = cuts[i].attention_slices;
+        out->device_bytes_least = 0;
+        TRY(fit(question, hosts, out));
+    }
+    return STATUS_OK;
+}
+
 /* --- time --- */
 
 /* What the members of a stage send each other: a part from each to each. The devices of a host
@@ -239,8 +258,9 @@ static void time_all(const forecast_question_t *question, const hosts_file_t *ho
 {
     const plan_shape_t *shape = &out->shape;
     plan_slice_t slices[PLAN_TP_MAX];
+    plan_cut_t cut = {shape->tp, shape->expert_groups, shape->attention_slices};
     for (uint32_t s = 0; s < shape->tp; s++)
-        CHECK(plan_slice(&question->sizes->config, shape->tp, s, &slices[s]) == STATUS_OK);
+        CHECK(plan_slice(&question->sizes->config, &cut, s, &slices[s]) == STATUS_OK);
     uint64_t one = plan_kv_tokens_needed(shape) / 2; /* of a sequence, in whole tiles */
     out->sequences = (uint32_t)(out->kv_tokens / one);
     out->batch = out->sequences < question->batch_max ? out->sequences : question->batch_max;
@@ -273,6 +293,8 @@ static status_t try_shape(const forecast_question_t *question, const hosts_file_
                   .stages = stages,
                   .context_max = question->context,
                   .activations_f32 = question->activations_f32,
+                  .expert_groups = question->expert_groups,
+                  .attention_slices = question->attention_slices,
                   .kv_tokens_max = 1ull << 40 /* all that memory holds */},
     };
     out->replicas = place(hosts, &out->shape, out->devices);
@@ -281,7 +303,7 @@ static status_t try_shape(const forecast_question_t *question, const hosts_file_
                     "stage lie in one host or in hosts that have fewer; there are %u devices on "
                     "%u hosts",
                     tp, stages, tp * stages, tp, hosts->n_devices, hosts->n_hosts);
-    TRY(fit(question, hosts, out));
+    TRY(fit_cut(question, hosts, out));
     if (out->fits && timed)
         time_all(question, hosts, out);
     return STATUS_OK;
@@ -394,7 +416,7 @@ static void advise_devices(const forecast_question_t *question, const hosts_file
         if (usable(hosts, i) > usable(hosts, largest))
             largest = i;
     forecast_question_t open = *question;
-    open.tp = open.stages = 0;
+    open.tp = open.stages = open.expert_groups = open.attention_slices = 0;
     /* Counts that people buy: 1, 2, 3, 4, 6, 8, 12, 16, 24, … */
     for (uint32_t n = 1, step = 1; n <= PLAN_RANKS_MAX; n += step) {
         hosts_file_t more;

@@ -15,6 +15,7 @@ typedef struct {
     const plan_sizes_t *sizes;
     qtype_t weights;     /* of most matrices: decides a device's rate */
     uint32_t tp, stages; /* 0: chosen */
+    uint32_t expert_groups, attention_slices; /* as plan_cut(); 0: chosen */
     uint32_t context;    /* positions of a sequence */
     uint32_t prompt;     /* tokens of a prompt, at most `context` */
     uint32_t batch_max;  /* sequences that decode together, at most */
@@ -32,7 +33,7 @@ typedef struct {
 } forecast_time_t;
 
 typedef struct {
-    plan_shape_t shape;
+    plan_shape_t shape; /* its cut is the one that was chosen */
     bool fits;
     char reason[STATUS_TEXT_MAX]; /* why not */
     uint64_t device_bytes_least;  /* devices with so much (reserve included) would do */

@@ -48,7 +48,7 @@ static status_t parse_or_close(gguf_t *take_gguf, gguf_t **own_out)
     return STATUS_OK;
 }
 
-status_t gguf_open(const char *path, gguf_t **own_out)
+status_t gguf_open_file(const char *path, gguf_t **own_out)
 {
     void *mapping;
     uint64_t size;
@@ -56,16 +56,38 @@ status_t gguf_open(const char *path, gguf_t **own_out)
     return parse_or_close(handle_new(path, mapping, size, mapping), own_out);
 }
 
+status_t gguf_open(const char *path, gguf_t **own_out)
+{
+    gguf_t *gguf;
+    TRY(gguf_open_file(path, &gguf));
+    if (gguf_is_part(gguf))
+        return gguf_open_parts(gguf, own_out);
+    *own_out = gguf;
+    return STATUS_OK;
+}
+
 status_t gguf_open_bytes(const char *path, const void *bytes, size_t n, gguf_t **own_out)
 {
     CHECK((uintptr_t)bytes % 8 == 0);
-    return parse_or_close(handle_new(path, bytes, n, NULL), own_out);
+    gguf_t *gguf;
+    TRY(parse_or_close(handle_new(path, bytes, n, NULL), &gguf));
+    if (gguf_is_part(gguf)) {
+        status_t status = fail(STATUS_INVALID, "%s: by split.count this is one of several files; "
+                               "a split model is opened by the path of one of them", gguf->label);
+        gguf_close(gguf);
+        return status;
+    }
+    *own_out = gguf;
+    return STATUS_OK;
 }
 
 void gguf_close(gguf_t *take_gguf)
 {
     if (take_gguf == NULL)
         return;
+    for (size_t i = 0; i < take_gguf->n_more; i++)
+        gguf_close(take_gguf->more[i]);
+    free(take_gguf->more);
     mapping_close(take_gguf->mapping, take_gguf->size);
     arena_release(&take_gguf->arena);
     free(take_gguf->path);
@@ -80,12 +102,22 @@ const char *gguf_path(const gguf_t *gguf)
 
 uint64_t gguf_file_bytes(const gguf_t *gguf)
 {
-    return gguf->size;
+    uint64_t sum = gguf->size;
+    for (size_t i = 0; i < gguf->n_more; i++)
+        sum += gguf->more[i]->size;
+    return sum;
 }
 
-const uint8_t *gguf_bytes(const gguf_t *gguf)
+size_t gguf_n_files(const gguf_t *gguf)
 {
-    return gguf->bytes;
+    return 1 + gguf->n_more;
+}
+
+gguf_file_t gguf_file_at(const gguf_t *gguf, size_t i)
+{
+    CHECK(i <= gguf->n_more);
+    const gguf_t *file = i == 0 ? gguf : gguf->more[i - 1];
+    return (gguf_file_t){file->path, file->bytes, file->size};
 }
 
 uint32_t gguf_version(const gguf_t *gguf)

@@ -1,5 +1,11 @@
 /* A GGUF file (versions 2 and 3, little-endian) as an immutable handle.
  *
+ * A model may be split into several files, "<stem>-00001-of-00003.gguf" and so on, whose keys
+ * split.no, split.count and split.tensors.count say what each is. Opening any of them opens all: the
+ * keys are the first one's, the tensors those of all in order. Each file is checked by itself, and
+ * that together they are one model: no part missing, none of another model, no tensor twice, as many
+ * tensors as they say.
+ *
  * The file is untrusted. gguf_open checks the whole structure before anything is handed out: each
  * count against what the rest of the file could hold, each size through checked arithmetic, names
  * unique, tensors aligned, inside the file and not overlapping. Memory used is O(file size), so a
@@ -31,6 +37,7 @@ enum {
     GGUF_DIMS_MAX = 4,
     GGUF_ALIGNMENT_DEFAULT = 32,
     GGUF_ALIGNMENT_MAX = 65536,
+    GGUF_FILES_MAX = 4096, /* of one model */
 };
 
 typedef struct gguf gguf_t;
@@ -76,20 +83,29 @@ typedef struct {
     uint64_t dims[GGUF_DIMS_MAX]; /* dims[0] runs fastest: the K of a matmul; unused ones are 1 */
     uint64_t row_bytes;           /* of dims[0] values */
     uint64_t bytes;               /* row_bytes * dims[1] * dims[2] * dims[3] */
-    uint64_t offset;              /* of the data, from the start of the file */
+    uint64_t offset;              /* of the data, from the start of its file */
     const uint8_t *data;          /* aligned to gguf_alignment() */
 } gguf_tensor_t;
 
 status_t gguf_open(const char *path, gguf_t **own_out) MUST_USE;
 /* The same checks over bytes in memory, which must stay until gguf_close; `path` names them in
- * errors. Tests and the fuzzer use it. `bytes` must be aligned to 8. */
+ * errors. Tests and the fuzzer use it. `bytes` must be aligned to 8. One part of a split model is
+ * refused: the others are files. */
 status_t gguf_open_bytes(const char *path, const void *bytes, size_t n, gguf_t **own_out) MUST_USE;
 void gguf_close(gguf_t *take_gguf);
 
+/* Of the first file, which has the keys. */
 const char *gguf_path(const gguf_t *gguf);
+/* Of all files. */
 uint64_t gguf_file_bytes(const gguf_t *gguf);
-/* The whole file as it lies in memory. */
-const uint8_t *gguf_bytes(const gguf_t *gguf);
+/* A file as it lies in memory; there is more than one of a split model. i < gguf_n_files. */
+typedef struct {
+    const char *path;
+    const uint8_t *bytes;
+    uint64_t n;
+} gguf_file_t;
+size_t gguf_n_files(const gguf_t *gguf);
+gguf_file_t gguf_file_at(const gguf_t *gguf, size_t i);
 uint32_t gguf_version(const gguf_t *gguf);
 uint32_t gguf_alignment(const gguf_t *gguf);
 
@@ -122,9 +138,27 @@ bool gguf_text_is(gguf_text_t text, const char *other);
 /* --- tensors --- */
 
 size_t gguf_n_tensors(const gguf_t *gguf);
-/* In the order of the file; i < gguf_n_tensors. */
+/* In the order of the files; i < gguf_n_tensors. */
 const gguf_tensor_t *gguf_tensor_at(const gguf_t *gguf, size_t i);
 /* NULL when absent. O(log tensors). */
 const gguf_tensor_t *gguf_tensor(const gguf_t *gguf, const char *name);
+
+/* --- names of split models (gguf_split.c) --- */
+
+typedef struct {
+    size_t stem; /* bytes of the path before "-00002-of-00003.gguf" */
+    uint32_t part, count; /* from 1 */
+} gguf_part_name_t;
+
+/* Whether the path's last part is the name of a part. *out may be NULL. */
+bool gguf_part_name(const char *path, gguf_part_name_t *out);
+/* The path of a part under the name that has the others beside it: `path`, or, when they are not
+ * there and it is a link, what it leads to. NULL when it is no part. To be freed. */
+char *gguf_part_home(const char *path);
+/* Where part 1, 2, … of the same model is, or would be. NULL when `path` is no part or has fewer. To
+ * be freed. */
+char *gguf_part_path(const char *path, uint32_t part);
+/* Of how many files the model at `path` is by these names; 1 for every other path. */
+uint32_t gguf_n_parts(const char *path);
 
 #endif

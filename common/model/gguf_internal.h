@@ -21,6 +21,8 @@ struct gguf {
     size_t n_tensors;
     gguf_tensor_t *tensors;     /* in the order of the file */
     gguf_tensor_t **by_name;    /* sorted by name */
+    size_t n_more;
+    gguf_t **more;              /* own; of a split model's first file, the others in order */
 };
 
 /* A name made fit to print: cut, and without control characters, which could forge log lines. */
@@ -35,5 +37,12 @@ uint32_t gguf_kind_bytes(uint32_t kind);
 
 /* Fills the handle from its bytes: everything that gguf.h promises to check. */
 status_t gguf_parse(gguf_t *gguf) MUST_USE;
+
+/* One file by itself. */
+status_t gguf_open_file(const char *path, gguf_t **own_out) MUST_USE;
+/* Whether the file says that it is one of several. */
+bool gguf_is_part(const gguf_t *gguf);
+/* Opens the others and gives the first one's handle with all tensors. */
+status_t gguf_open_parts(gguf_t *take_part, gguf_t **own_out) MUST_USE;
 
 #endif

@@ -145,6 +145,45 @@ static status_t read_turned_i8s(const source_tensor_t *tensor, uint64_t row_firs
     return STATUS_OK;
 }
 
+/* The nibbles of one block of 128 inputs of one output, as they are stored. */
+static void fill_nibbles(const source_tensor_t *tensor, const cell_t *cell, uint64_t k_first,
+                         uint8_t q[QTYPE_Z4_VALUES / 2])
+{
+    const source_parts_t *parts = tensor->parts;
+    if (parts->read == hf_read_gptq) { /* a word has 8 inputs in order */
+        const uint8_t *words = parts->weight->data + (k_first / 8 * cell->outputs + cell->row) * 4;
+        for (uint64_t w = 0; w < QTYPE_Z4_VALUES / 8; w++)
+            memcpy(q + 4 * w, words + w * cell->outputs * 4, 4);
+        return;
+    }
+    for (uint64_t i = 0; i < QTYPE_Z4_VALUES / 2; i++)
+        q[i] = (uint8_t)(load_value(parts, cell, k_first + 2 * i) |
+                         load_value(parts, cell, k_first + 2 * i + 1) << 4);
+}
+
+static status_t read_turned_z4(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
+                               uint8_t *out)
+{
+    uint64_t n_blocks = tensor->row_bytes / sizeof(qtype_z4_t);
+    for (uint64_t tile = 0; tile < n_rows; tile += TILE_ROWS) {
+        uint64_t end = n_rows - tile < TILE_ROWS ? n_rows : tile + TILE_ROWS;
+        for (uint64_t b = 0; b < n_blocks; b++) {
+            uint64_t group = group_of(tensor->parts, b * QTYPE_Z4_VALUES);
+            for (uint64_t r = tile; r < end; r++) {
+                cell_t cell = {.row = row_first + r, .outputs = tensor->rows};
+                qtype_z4_t block;
+                TRY(load_cell(tensor, group, &cell));
+                memcpy(&block.d, tensor->parts->scale->data + 2 * (group * cell.outputs + cell.row),
+                       sizeof block.d);
+                block.zero = (uint8_t)cell.zero;
+                fill_nibbles(tensor, &cell, b * QTYPE_Z4_VALUES, block.q);
+                memcpy(out + r * tensor->row_bytes + b * sizeof block, &block, sizeof block);
+            }
+        }
+    }
+    return STATUS_OK;
+}
+
 /* With act-order neighbours belong to different groups: F32. */
 static status_t read_turned_f32(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
                                 uint8_t *out)
@@ -163,19 +202,27 @@ static status_t read_turned_f32(const source_tensor_t *tensor, uint64_t row_firs
     return STATUS_OK;
 }
 
+static status_t read_turned(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
+                            uint8_t *out)
+{
+    switch (tensor->type) {
+    case QTYPE_Z4: return read_turned_z4(tensor, row_first, n_rows, out);
+    case QTYPE_I8S: return read_turned_i8s(tensor, row_first, n_rows, out);
+    default: return read_turned_f32(tensor, row_first, n_rows, out);
+    }
+}
+
 status_t hf_read_awq(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
                      uint8_t *out)
 {
-    return tensor->type == QTYPE_I8S ? read_turned_i8s(tensor, row_first, n_rows, out)
-                                     : read_turned_f32(tensor, row_first, n_rows, out);
+    return read_turned(tensor, row_first, n_rows, out);
 }
 
 /* The same walk; load_value and load_cell ask which of the two layouts it is. */
 status_t hf_read_gptq(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
                       uint8_t *out)
 {
-    return tensor->type == QTYPE_I8S ? read_turned_i8s(tensor, row_first, n_rows, out)
-                                     : read_turned_f32(tensor, row_first, n_rows, out);
+    return read_turned(tensor, row_first, n_rows, out);
 }
 
 /* --- rows as they are stored --- */

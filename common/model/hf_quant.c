@@ -5,16 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/text.h"
 #include "common/model/hf_convert.h"
 #include "common/model/hf_quant.h"
 
 /* --- parts --- */
-
-static bool ends_with(const char *name, const char *ending)
-{
-    size_t n = strlen(name), n_ending = strlen(ending);
-    return n > n_ending && strcmp(name + n - n_ending, ending) == 0;
-}
 
 /* The tensor called like `name` with its last `cut` bytes replaced. NULL when there is none. */
 static source_raw_t *part(hf_quant_t *quant, const char *name, size_t cut, const char *ending)
@@ -99,12 +94,17 @@ static status_t add(hf_quant_t *quant, const char *name, qtype_t type, uint32_t 
 
 /* --- AWQ and GPTQ --- */
 
-/* Reads g_idx: each input's group. *whole_out: no block of 32 inputs has two groups. */
+/* Of which blocks of inputs each has one group. */
+typedef struct {
+    bool of_32, of_128;
+} whole_t;
+
+/* Reads g_idx: each input's group. */
 static status_t check_groups(hf_quant_t *quant, const safetensors_tensor_t *groups, uint64_t inputs,
-                             uint64_t n_groups, bool *whole_out)
+                             uint64_t n_groups, whole_t *whole_out)
 {
-    *whole_out = true;
-    int32_t first = 0;
+    *whole_out = (whole_t){true, true};
+    int32_t first = 0, wide_first = 0;
     for (uint64_t k = 0; k < inputs; k++) {
         int32_t group;
         memcpy(&group, groups->data + k * sizeof group, sizeof group);
@@ -112,9 +112,10 @@ static status_t check_groups(hf_quant_t *quant, const safetensors_tensor_t *grou
             return fail(STATUS_INVALID, "%s: tensor %.100s: input %llu is of group %d; there are "
                         "%llu groups", quant->source->path, groups->name, (unsigned long long)k,
                         group, (unsigned long long)n_groups);
-        if (k % 32 == 0)
-            first = group;
-        *whole_out = *whole_out && group == first;
+        first = k % 32 == 0 ? group : first;
+        wide_first = k % QTYPE_Z4_VALUES == 0 ? group : wide_first;
+        whole_out->of_32 = whole_out->of_32 && group == first;
+        whole_out->of_128 = whole_out->of_128 && group == wide_first;
     }
     return STATUS_OK;
 }
@@ -131,10 +132,9 @@ static bool zeros_fit(const source_parts_t *parts)
 }
 
 static status_t take_gptq_groups(hf_quant_t *quant, const char *name, uint64_t inputs,
-                                 uint64_t n_groups, source_parts_t *parts, bool *whole_out)
+                                 uint64_t n_groups, source_parts_t *parts, whole_t *whole_out)
 {
     source_raw_t *raw = part(quant, name, sizeof "qweight" - 1, "g_idx");
-    *whole_out = parts->group % 32 == 0 || n_groups == 1;
     if (raw == NULL)
         return STATUS_OK;
     if (raw->tensor->dtype != SAFETENSORS_I32 || !has_shape(raw->tensor, 1, inputs, 1))
@@ -169,16 +169,21 @@ static status_t take_words(hf_quant_t *quant, source_raw_t *raw)
                   &parts.scale));
     TRY(take_part(quant, weight->name, cut, "qzeros", SAFETENSORS_I32, n_groups,
                   outputs / per_word, &parts.zero));
-    bool whole = group % 32 == 0 || n_groups == 1;
+    whole_t whole = {group % 32 == 0 || n_groups == 1,
+                     group % QTYPE_Z4_VALUES == 0 || n_groups == 1};
     if (!awq)
         TRY(take_gptq_groups(quant, weight->name, inputs, n_groups, &parts, &whole));
     raw->used = true;
     static const char *const names[] = {"GPTQ 2 bit", "GPTQ 4 bit", "GPTQ 8 bit"};
     const char *stored = awq ? "AWQ 4 bit" : names[quant->bits / 4];
-    if (!whole)
+    if (!whole.of_32)
         stored = "GPTQ, act-order";
-    return add(quant, arena_name(quant, weight->name, cut, "weight"),
-               whole && zeros_fit(&parts) ? QTYPE_I8S : QTYPE_F32, 2,
+    /* The fewest bytes that hold the values: nibbles, else bytes, else floats. */
+    qtype_t type = whole.of_32 && zeros_fit(&parts) ? QTYPE_I8S : QTYPE_F32;
+    if (whole.of_128 && quant->bits == 4 && inputs % QTYPE_Z4_VALUES == 0 &&
+        parts.scale->dtype == SAFETENSORS_F16)
+        type = QTYPE_Z4;
+    return add(quant, arena_name(quant, weight->name, cut, "weight"), type, 2,
                (uint64_t[]){inputs, outputs}, stored, &parts);
 }
 
@@ -281,7 +286,7 @@ static status_t take_fp8(hf_quant_t *quant, source_raw_t *raw)
         const char *ending;
     } scales[] = {{0, "_scale_inv"}, {sizeof "weight" - 1, "scale"}, {0, "_scale"}};
     for (size_t i = 0; i < sizeof scales / sizeof *scales && parts.scale == NULL; i++) {
-        if (scales[i].cut > 0 && !ends_with(name, ".weight"))
+        if (scales[i].cut > 0 && !text_ends_with(name, ".weight"))
             continue;
         source_raw_t *scale = part(quant, name, scales[i].cut, scales[i].ending);
         if (scale == NULL)
@@ -347,12 +352,40 @@ static status_t take_turned(hf_quant_t *quant, source_raw_t *raw, qtype_t type)
                safetensors_dtype_name(weight->dtype), &parts);
 }
 
+/* --- static scales --- */
+
+/* What publishers of static quantization store beside the matrices: the scale that an activation is
+ * rounded with before the matmul, and those of an 8-bit cache. They change no weight. Nothing here
+ * rounds activations or the cache to such codes (the references do not either: transformers
+ * decompresses and multiplies), so they are taken and left aside. */
+static bool is_static_scale(hf_quant_t *quant, const safetensors_tensor_t *tensor)
+{
+    static const char *const inputs[] = {"input_scale", "input_zero_point", "input_global_scale"};
+    static const char *const caches[] = {
+        ".self_attn.q_scale", ".self_attn.k_scale", ".self_attn.v_scale", ".k_proj.k_scale",
+        ".v_proj.v_scale", ".k_proj.output_scale", ".v_proj.output_scale",
+    };
+    if ((quant->method != HF_FP8 && quant->method != HF_COMPRESSED) || tensor->n_dims > 2)
+        return false;
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        size_t cut = strlen(inputs[i]);
+        if (text_ends_with(tensor->name, inputs[i]) && tensor->n_values == 1 &&
+            (part(quant, tensor->name, cut, "weight") != NULL ||
+             part(quant, tensor->name, cut, "weight_packed") != NULL))
+            return true;
+    }
+    for (size_t i = 0; i < sizeof caches / sizeof *caches; i++)
+        if (text_ends_with(tensor->name, caches[i]))
+            return true;
+    return false;
+}
+
 /* --- all of them --- */
 
 static status_t take_bytes(hf_quant_t *quant, source_raw_t *raw)
 {
     const char *name = raw->tensor->name;
-    if (!ends_with(name, ".weight"))
+    if (!text_ends_with(name, ".weight"))
         return STATUS_OK;
     source_raw_t *scale = part(quant, name, sizeof "weight" - 1, "scale");
     if (scale != NULL && scale->tensor->dtype == SAFETENSORS_F8_E8M0)
@@ -365,18 +398,23 @@ static status_t take(hf_quant_t *quant, source_raw_t *raw)
     const safetensors_tensor_t *tensor = raw->tensor;
     const char *name = tensor->name;
     bool words = quant->method == HF_AWQ || quant->method == HF_GPTQ;
-    bool experts = ends_with(name, "experts.gate_up_proj") || ends_with(name, "experts.down_proj");
+    if (is_static_scale(quant, tensor)) {
+        raw->used = true;
+        return STATUS_OK;
+    }
+    bool experts = text_ends_with(name, "experts.gate_up_proj") ||
+                   text_ends_with(name, "experts.down_proj");
     switch (tensor->dtype) {
     case SAFETENSORS_I32:
-        if (words && ends_with(name, ".qweight"))
+        if (words && text_ends_with(name, ".qweight"))
             return take_words(quant, raw);
-        if (quant->method == HF_COMPRESSED && ends_with(name, ".weight_packed"))
+        if (quant->method == HF_COMPRESSED && text_ends_with(name, ".weight_packed"))
             return take_packed(quant, raw);
         return STATUS_OK;
     case SAFETENSORS_I8: return take_bytes(quant, raw);
     case SAFETENSORS_F8_E4M3: return take_fp8(quant, raw);
     case SAFETENSORS_U8:
-        if (ends_with(name, "_blocks")) {
+        if (text_ends_with(name, "_blocks")) {
             source_raw_t *scale = part(quant, name, sizeof "_blocks" - 1, "_scales");
             if (scale != NULL && scale->tensor->dtype == SAFETENSORS_U8)
                 return take_mxfp4(quant, raw, scale);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/base/memory.h"
+#include "common/model/gguf.h"
 #include "common/model/manifest_internal.h"
 
 enum { CHUNK_BYTES_MIN = 4096, CHUNK_BYTES_LARGEST = 1 << 30 };
@@ -18,6 +19,14 @@ char *manifest_path(const char *model_path)
 {
     struct stat info;
     bool is_folder = stat(model_path, &info) == 0 && S_ISDIR(info.st_mode);
+    gguf_part_name_t name;
+    char *part = is_folder || gguf_n_parts(model_path) < 2 ? NULL : gguf_part_path(model_path, 1);
+    if (part != NULL && gguf_part_name(part, &name)) {
+        char *path = mem_format("%.*s.gguf.sha256", (int)name.stem, part);
+        free(part);
+        return path;
+    }
+    free(part);
     return mem_format(is_folder ? "%s/manifest.sha256" : "%s.sha256", model_path);
 }
 

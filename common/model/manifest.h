@@ -1,7 +1,8 @@
 /* The seal of a model: which files it has and the SHA-256 of each, so that a changed, missing or
  * additional file is seen before it decides a token.
  *
- * The seal of a directory is DIR/manifest.sha256, that of a single file FILE.sha256. It is a list
+ * The seal of a directory is DIR/manifest.sha256, that of a single file FILE.sha256, that of a split
+ * model (STEM-00001-of-00003.gguf …) STEM.gguf.sha256, which has all its files. It is a list
  * as `sha256sum` writes and checks it, with comment lines that say more:
  *
  *   # shoal manifest 1

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/base/memory.h"
+#include "common/model/gguf.h"
 #include "common/model/manifest_internal.h"
 
 enum { READ_BYTES = 256 * 1024, PROBLEM_BYTES = 256 };
@@ -74,16 +75,10 @@ static status_t list_folder(const char *path, files_t *files)
     return status;
 }
 
-static status_t list_files(const char *path, files_t *files)
+static status_t list_file(const char *path, files_t *files)
 {
-    struct stat info;
-    if (stat(path, &info) != 0)
-        return fail(errno == ENOENT ? STATUS_NOT_FOUND : STATUS_IO, "%s: cannot open: %s", path,
-                    strerror(errno));
-    files->seal = manifest_path(path);
-    if (S_ISDIR(info.st_mode))
-        return list_folder(path, files);
     char *for_folder = mem_strdup(path), *for_name = mem_strdup(path);
+    free(files->folder);
     files->folder = mem_strdup(dirname(for_folder));
     const char *name = basename(for_name);
     status_t status = STATUS_OK;
@@ -94,6 +89,27 @@ static status_t list_files(const char *path, files_t *files)
                       "name cannot be sealed", path);
     free(for_folder);
     free(for_name);
+    return status;
+}
+
+static status_t list_files(const char *path, files_t *files)
+{
+    struct stat info;
+    if (stat(path, &info) != 0)
+        return fail(errno == ENOENT ? STATUS_NOT_FOUND : STATUS_IO, "%s: cannot open: %s", path,
+                    strerror(errno));
+    files->seal = manifest_path(path);
+    if (S_ISDIR(info.st_mode))
+        return list_folder(path, files);
+    uint32_t n_parts = gguf_n_parts(path);
+    if (n_parts == 1)
+        return list_file(path, files);
+    status_t status = STATUS_OK;
+    for (uint32_t i = 1; i <= n_parts && status == STATUS_OK; i++) { /* ascending by their names */
+        char *part = gguf_part_path(path, i);
+        status = list_file(part, files);
+        free(part);
+    }
     return status;
 }
 

@@ -10,22 +10,25 @@
 #include "common/model/model_files.h"
 #include "common/model/model_internal.h"
 
-static status_t find_arch(model_t *model)
+static status_t find_gguf_arch(model_t *model, const gguf_t *gguf)
 {
-    const gguf_t *gguf = source_gguf(model->source);
+    gguf_text_t name;
+    status_t status = gguf_read_text(gguf, "general.architecture", &name);
+    if (status != STATUS_OK)
+        return status == STATUS_NOT_FOUND ? STATUS_INVALID : status;
+    model->arch = arch_find_gguf(name);
+    if (model->arch == NULL)
+        return fail(STATUS_UNSUPPORTED, "%s: architecture \"%.*s\" is not supported; these are: %s",
+                    source_path(model->source), (int)(name.size < 64 ? name.size : 64), name.data,
+                    arch_names(false));
+    return STATUS_OK;
+}
+
+status_t model_find_arch(model_t *model)
+{
     const char *path = source_path(model->source), *type = NULL;
-    if (gguf != NULL) {
-        gguf_text_t name;
-        status_t status = gguf_read_text(gguf, "general.architecture", &name);
-        if (status != STATUS_OK)
-            return status == STATUS_NOT_FOUND ? STATUS_INVALID : status;
-        model->arch = arch_find_gguf(name);
-        if (model->arch == NULL)
-            return fail(STATUS_UNSUPPORTED, "%s: architecture \"%.*s\" is not supported; these "
-                        "are: %s", path, (int)(name.size < 64 ? name.size : 64), name.data,
-                        arch_names(false));
-        return STATUS_OK;
-    }
+    if (source_gguf(model->source) != NULL)
+        return find_gguf_arch(model, source_gguf(model->source));
     TRY(json_get_text(source_config(model->source), path, "model_type", &type, NULL));
     model->arch = arch_find_hf(type);
     if (model->arch == NULL)
@@ -46,14 +49,11 @@ static status_t take_rope_factors(model_t *model)
     return model_read_f32(tensor, model->rope_factors[0]);
 }
 
-static status_t read_config(model_t *model)
+status_t model_read_config(model_t *model, const char *where)
 {
-    const gguf_t *gguf = source_gguf(model->source);
-    const char *path = source_path(model->source);
-    char *where = gguf != NULL ? mem_strdup(path) : mem_format("%s/config.json", path);
     arch_reader_t reader = {
         .source = model->source,
-        .gguf = gguf,
+        .gguf = source_gguf(model->source),
         .config = source_config(model->source),
         .prefix = model->arch->gguf,
         .where = where,
@@ -62,13 +62,21 @@ static status_t read_config(model_t *model)
     model->config.architecture = model->arch->name;
     status_t status = model->arch->read(&reader);
     memcpy(model->rope_factors, reader.factors, sizeof model->rope_factors);
+    return status;
+}
+
+static status_t read_config(model_t *model)
+{
+    const char *path = source_path(model->source);
+    char *where = mem_format("%s%s", path, model_gguf(model) != NULL ? "" : "/config.json");
+    status_t status = model_read_config(model, where);
     free(where);
     return status;
 }
 
 static status_t read_model(model_t *model)
 {
-    TRY(find_arch(model));
+    TRY(model_find_arch(model));
     TRY(read_config(model));
     TRY(model_read_vocab(model));
     TRY(model_read_special(model));

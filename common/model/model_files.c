@@ -7,6 +7,7 @@
 
 #include "common/base/json.h"
 #include "common/base/memory.h"
+#include "common/model/gguf.h"
 
 static const char ending[] = ".safetensors";
 enum { ENDING_BYTES = sizeof ending - 1, FILES_MAX = 4096 + 16 };
@@ -50,14 +51,36 @@ bool model_files_are_in(const char *path)
 char *model_files_name(const char *path)
 {
     size_t end = strlen(path);
+    gguf_part_name_t part;
     while (end > 1 && path[end - 1] == '/')
         end--;
     size_t begin = end;
     while (begin > 0 && path[begin - 1] != '/')
         begin--;
-    if (end - begin > 5 && strncmp(path + end - 5, ".gguf", 5) == 0)
+    if (gguf_part_name(path, &part) && part.stem > begin)
+        end = part.stem;
+    else if (end - begin > 5 && strncmp(path + end - 5, ".gguf", 5) == 0)
         end -= 5;
     return mem_strndup(path + begin, end - begin);
+}
+
+char *model_file_real(const char *path)
+{
+    char *home = gguf_part_home(path);
+    if (home == NULL)
+        return realpath(path, NULL);
+    const char *slash = strrchr(home, '/'), *name = slash == NULL ? home : slash + 1;
+    char *folder = slash == NULL ? mem_strdup(".") : mem_strndup(home, (size_t)(name - home));
+    char *real = realpath(folder, NULL);
+    char *joined = real != NULL ? mem_format("%s/%s", real, name) : NULL;
+    free(folder);
+    free(real);
+    free(home);
+    if (joined != NULL && access(joined, F_OK) != 0) {
+        free(joined);
+        joined = NULL;
+    }
+    return joined;
 }
 
 static void add(model_files_t *files, const char *name)

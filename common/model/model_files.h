@@ -24,8 +24,8 @@ typedef struct {
  * missing. */
 bool model_files_are_in(const char *path);
 
-/* How people name the model at a path: the file's name without ".gguf", or the directory's. To be
- * freed. */
+/* How people name the model at a path: the file's name without ".gguf" (and without what a split
+ * model's files have before it), or the directory's. To be freed. */
 char *model_files_name(const char *path) __attribute__((returns_nonnull, warn_unused_result));
 
 /* Those of the known files that are there, and the weights: model.safetensors, or else the index
@@ -33,6 +33,10 @@ char *model_files_name(const char *path) __attribute__((returns_nonnull, warn_un
  * cannot be read. Zero-initialise before, release after, also on failure. */
 status_t model_files_list(const char *dir, model_files_t *files) MUST_USE;
 void model_files_release(model_files_t *files);
+
+/* The path with its links resolved; of a file of a split model only so far that the other files are
+ * beside it under their names. NULL when there is nothing. To be freed. */
+char *model_file_real(const char *path) __attribute__((warn_unused_result));
 
 /* Whether the file holds weights, which are read in parts. */
 bool model_file_is_weights(const char *name);

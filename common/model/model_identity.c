@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "common/base/memory.h"
+#include "common/model/gguf.h"
 #include "common/model/model.h"
 #include "common/model/model_files.h"
 
@@ -61,11 +62,22 @@ static status_t check_file_inside(const char *dir, const char *path)
     return status;
 }
 
+static status_t check_parts_inside(const char *dir, const char *path)
+{
+    status_t status = STATUS_OK;
+    for (uint32_t i = 1, n = gguf_n_parts(path); n > 1 && i <= n && status == STATUS_OK; i++) {
+        char *part = gguf_part_path(path, i);
+        status = check_file_inside(dir, part);
+        free(part);
+    }
+    return status;
+}
+
 status_t model_check_inside(const char *dir, const char *path)
 {
     TRY(check_file_inside(dir, path));
     if (!is_folder(path))
-        return STATUS_OK;
+        return check_parts_inside(dir, path);
     model_files_t files = {0};
     status_t status = model_files_list(path, &files);
     for (size_t i = 0; i < files.n && status == STATUS_OK; i++) {
@@ -226,8 +238,36 @@ static status_t digest_of_folder(const char *path, const char *cache_dir,
     return STATUS_OK;
 }
 
+/* The digests of a split model's files in their order; their names do not matter. */
+static status_t digest_of_parts(const char *path, const char *cache_dir,
+                                char digest_out[MODEL_DIGEST_SIZE])
+{
+    static const char head[] = "shoal split model 1";
+    char hex[DIGEST_HEX_SIZE];
+    status_t status = STATUS_OK;
+    digest_t *digest = digest_start();
+    digest_add_field(digest, head, sizeof head - 1);
+    for (uint32_t i = 1, n = gguf_n_parts(path); i <= n && status == STATUS_OK; i++) {
+        char one[MODEL_DIGEST_SIZE];
+        char *part = gguf_part_path(path, i);
+        status = digest_of_one(part, cache_dir, one);
+        free(part);
+        if (status == STATUS_OK)
+            digest_add_field(digest, one, strlen(one));
+    }
+    if (status != STATUS_OK) {
+        digest_drop(digest);
+        return status;
+    }
+    digest_finish(digest, hex);
+    snprintf(digest_out, MODEL_DIGEST_SIZE, "%s%s", prefix, hex);
+    return STATUS_OK;
+}
+
 status_t model_digest(const char *path, const char *cache_dir, char digest_out[MODEL_DIGEST_SIZE])
 {
-    return is_folder(path) ? digest_of_folder(path, cache_dir, digest_out)
-                           : digest_of_one(path, cache_dir, digest_out);
+    if (is_folder(path))
+        return digest_of_folder(path, cache_dir, digest_out);
+    return gguf_n_parts(path) > 1 ? digest_of_parts(path, cache_dir, digest_out)
+                                  : digest_of_one(path, cache_dir, digest_out);
 }

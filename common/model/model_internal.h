@@ -25,8 +25,14 @@ struct model {
     size_t n_views;
 };
 
+/* The architecture by its name in the files; its configuration, errors naming `where`. */
+status_t model_find_arch(model_t *model) MUST_USE;
+status_t model_read_config(model_t *model, const char *where) MUST_USE;
 /* Finds every tensor of the architecture, checks shapes and refuses what nothing asks for. */
 status_t model_find_tensors(model_t *model) MUST_USE;
+/* The type that online quantization `name` gives matrices of this role; false when they keep theirs.
+ * Loading and planning both ask here. */
+bool model_quantize_type(const char *name, model_role_t role, qtype_t *out);
 /* Takes quantized views in place of stored matrices; "" leaves all as it is. */
 status_t model_quantize(model_t *model, const char *name) MUST_USE;
 /* vocab and special ids. */

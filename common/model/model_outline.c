@@ -11,32 +11,6 @@
 #include "common/model/model_internal.h"
 #include "common/model/source_outline.h"
 
-static status_t find_arch(model_t *model)
-{
-    const char *path = source_path(model->source), *type = NULL;
-    TRY(json_get_text(source_config(model->source), path, "model_type", &type, NULL));
-    model->arch = arch_find_hf(type);
-    if (model->arch == NULL)
-        return fail(STATUS_UNSUPPORTED, "%s: model_type \"%.64s\" is not supported; these are: %s",
-                    path, type, arch_names(true));
-    model->config.architecture = model->arch->name;
-    return STATUS_OK;
-}
-
-static status_t read_config(model_t *model)
-{
-    arch_reader_t reader = {
-        .source = model->source,
-        .config = source_config(model->source),
-        .prefix = model->arch->gguf,
-        .where = source_path(model->source),
-        .out = &model->config,
-    };
-    status_t status = model->arch->read(&reader);
-    memcpy(model->rope_factors, reader.factors, sizeof model->rope_factors);
-    return status;
-}
-
 /* --- tensors --- */
 
 static bool says(const model_t *model, const char *key)
@@ -78,11 +52,6 @@ static bool stays_plain(model_role_t role)
     case MODEL_FFN_MIX: return true;
     default: return false;
     }
-}
-
-bool model_outline_quantizes(model_role_t role)
-{
-    return role >= MODEL_ATTN_NORM && role < MODEL_N_ROLES && !stays_plain(role);
 }
 
 static qtype_t type_of(const source_outline_types_t *types, const arch_tensor_t *wanted)
@@ -199,8 +168,8 @@ static char *name_of(const char *path)
 
 static status_t read_model(model_t *model)
 {
-    TRY(find_arch(model));
-    TRY(read_config(model));
+    TRY(model_find_arch(model));
+    TRY(model_read_config(model, source_path(model->source)));
     TRY(model_read_vocab(model));
     TRY(model_read_special(model));
     return outline_tensors(model);
@@ -242,27 +211,32 @@ static bool is_plain(qtype_t type)
     return type == QTYPE_F32 || type == QTYPE_F16 || type == QTYPE_BF16;
 }
 
-status_t model_outline_quantize(model_t *model, qtype_t type)
+static bool quantize(model_tensor_t *view, const char *name, model_role_t role)
+{
+    qtype_t type;
+    uint64_t row_bytes;
+    /* A matrix whose columns are no whole blocks stays as it is. */
+    if (view->name == NULL || !is_plain(view->type) || !model_quantize_type(name, role, &type) ||
+        !qtype_row_bytes((uint32_t)type, view->columns, &row_bytes))
+        return false;
+    view->type = type;
+    view->row_bytes = row_bytes;
+    view->bytes = view->rows * row_bytes;
+    return true;
+}
+
+status_t model_outline_quantize(model_t *model, const char *name)
 {
     uint64_t n_changed = 0;
-    CHECK(qtype_can_quantize(type));
+    TRY(model_check_quantize(name));
     for (uint32_t layer = 0; layer < model->config.n_layers; layer++)
-        for (int role = MODEL_ATTN_NORM; role < MODEL_N_ROLES; role++) {
-            model_tensor_t *view = &model->tensors[(size_t)layer * MODEL_N_ROLES + (size_t)role];
-            uint64_t row_bytes;
-            /* Vectors have one row; a matrix whose columns are no whole blocks stays as it is. */
-            if (view->name == NULL || view->rows == 1 || !is_plain(view->type) ||
-                !model_outline_quantizes((model_role_t)role) ||
-                !qtype_row_bytes((uint32_t)type, view->columns, &row_bytes))
-                continue;
-            view->type = type;
-            view->row_bytes = row_bytes;
-            view->bytes = view->rows * row_bytes;
-            n_changed++;
-        }
+        for (int role = MODEL_ATTN_NORM; role < MODEL_N_ROLES; role++)
+            n_changed += quantize(&model->tensors[(size_t)layer * MODEL_N_ROLES + (size_t)role],
+                                  name, (model_role_t)role);
     if (n_changed == 0)
         return fail(STATUS_UNSUPPORTED, "%s: no matrix of F32, F16 or BF16 whose rows are whole "
-                    "blocks of %s; a model that is quantized already is left as it is",
-                    model->name, qtype_name((uint32_t)type));
+                    "blocks of \"%s\"; a model that is quantized already is left as it is",
+                    model->name, name);
+    (void)quantize(&model->tensors[MODEL_OUTPUT], name, MODEL_OUTPUT);
     return STATUS_OK;
 }

@@ -18,14 +18,9 @@ status_t model_outline_open(const char *path, model_t **own_out) MUST_USE;
 status_t model_outline_open_bytes(const char *path, const void *config, size_t n,
                                   model_t **own_out) MUST_USE;
 
-/* Whether online quantization takes tensors of this role: the matrices of layers, but those that
- * choose (routers, the indexer's weights) or mix streams, and neither embedding nor head, which the
- * text depends on most. */
-bool model_outline_quantizes(model_role_t role);
-
-/* The views of a model, this kind or a real one, as they are after online quantization to `type`
- * (Q8_0, Q4_0, Q4_1 or F8S): plain tensors of the roles above get its type and size. Afterwards the
+/* The views of a model, this kind or a real one, as they are after online quantization (q8, q4 or
+ * fp8): the same matrices as model_open_quantized takes get their types and sizes. Afterwards the
  * model can only be described and planned. STATUS_UNSUPPORTED when none could be changed. */
-status_t model_outline_quantize(model_t *model, qtype_t type) MUST_USE;
+status_t model_outline_quantize(model_t *model, const char *name) MUST_USE;
 
 #endif

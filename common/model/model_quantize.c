@@ -18,13 +18,31 @@ static const quantization_t quantizations[] = {
     {"fp8", QTYPE_F8S, QTYPE_F8S},
 };
 
-static const model_role_t roles[] = {
-    MODEL_ATTN_Q,      MODEL_ATTN_K,       MODEL_ATTN_V,         MODEL_ATTN_OUTPUT,
-    MODEL_ATTN_Q_A,    MODEL_ATTN_Q_B,     MODEL_ATTN_KV_A,      MODEL_FFN_GATE,
-    MODEL_FFN_UP,      MODEL_FFN_DOWN,     MODEL_SHARED_GATE,    MODEL_SHARED_UP,
-    MODEL_SHARED_DOWN, MODEL_EXPERT_GATE,  MODEL_EXPERT_UP,      MODEL_EXPERT_GATE_UP,
-    MODEL_EXPERT_DOWN,
-};
+/* The matrices of layers, but those that choose (routers, the indexer) or mix streams, and the
+ * up-projections of latents. */
+static bool is_quantized(model_role_t role)
+{
+    switch (role) {
+    case MODEL_ATTN_Q:
+    case MODEL_ATTN_K:
+    case MODEL_ATTN_V:
+    case MODEL_ATTN_OUTPUT:
+    case MODEL_ATTN_Q_A:
+    case MODEL_ATTN_Q_B:
+    case MODEL_ATTN_KV_A:
+    case MODEL_FFN_GATE:
+    case MODEL_FFN_UP:
+    case MODEL_FFN_DOWN:
+    case MODEL_SHARED_GATE:
+    case MODEL_SHARED_UP:
+    case MODEL_SHARED_DOWN:
+    case MODEL_EXPERT_GATE:
+    case MODEL_EXPERT_UP:
+    case MODEL_EXPERT_GATE_UP:
+    case MODEL_EXPERT_DOWN: return true;
+    default: return false;
+    }
+}
 
 static const quantization_t *find(const char *name)
 {
@@ -32,6 +50,15 @@ static const quantization_t *find(const char *name)
         if (strcmp(quantizations[i].name, name) == 0)
             return &quantizations[i];
     return NULL;
+}
+
+bool model_quantize_type(const char *name, model_role_t role, qtype_t *out)
+{
+    const quantization_t *wanted = find(name);
+    if (wanted == NULL || (role != MODEL_OUTPUT && !is_quantized(role)))
+        return false;
+    *out = role == MODEL_OUTPUT ? wanted->head : wanted->layers;
+    return true;
 }
 
 status_t model_check_quantize(const char *name)
@@ -65,10 +92,13 @@ static void quantize_tensor(model_t *model, model_tensor_t *tensor, qtype_t type
 }
 
 /* Where every expert has a tensor of its own, expert 0's is the role's. */
-static void quantize_role(model_t *model, model_role_t role, uint32_t layer, qtype_t type)
+static void quantize_role(model_t *model, const char *name, model_role_t role, uint32_t layer)
 {
     model_tensor_t *tensor = &model->tensors[(size_t)layer * MODEL_N_ROLES + role];
     const source_tensor_t **each = NULL;
+    qtype_t type;
+    if (!model_quantize_type(name, role, &type))
+        return;
     if (role >= MODEL_EXPERT_GATE && model->experts != NULL)
         each = &model->experts[((size_t)layer * MODEL_N_EXPERT_ROLES +
                                 (size_t)(role - MODEL_EXPERT_GATE)) * model->config.experts.n];
@@ -87,17 +117,16 @@ status_t model_quantize(model_t *model, const char *name)
     TRY(model_check_quantize(name));
     if (name[0] == 0)
         return STATUS_OK;
-    const quantization_t *wanted = find(name);
     /* A tensor has one view at most; of a tied one only the head's part is quantized. */
     model->views = MEM_NEW_ARRAY(source_tensor_t, source_n_tensors(model->source) + 1);
     for (uint32_t layer = 0; layer < model->config.n_layers; layer++)
-        for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
-            quantize_role(model, roles[i], layer, wanted->layers);
+        for (int role = MODEL_ATTN_NORM; role < MODEL_N_ROLES; role++)
+            quantize_role(model, name, (model_role_t)role, layer);
     if (model->n_views == 0)
         return fail(STATUS_UNSUPPORTED, "%s: quantize \"%s\" needs matrices in F32, F16 or BF16; "
                     "these are %s", source_path(model->source), name,
                     qtype_name(model->tensors[MODEL_ATTN_OUTPUT].type));
-    quantize_tensor(model, &model->tensors[MODEL_OUTPUT], wanted->head);
+    quantize_role(model, name, MODEL_OUTPUT, 0);
     return STATUS_OK;
 }
 

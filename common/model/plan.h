@@ -25,6 +25,7 @@ enum {
     PLAN_KV_BLOCK = 64, /* KV tokens are counted in whole tiles of attention */
     PLAN_RANKS_PER_CORE_MAX = 16,
     PLAN_NODES_MAX = 8, /* tree nodes in a run of leaves, at most (plan_run_nodes) */
+    PLAN_CUTS_MAX = 8,
 };
 
 typedef struct {
@@ -64,6 +65,35 @@ plan_run_t plan_leaf_run(uint32_t n_leaves, uint32_t tp, uint32_t slice);
  * runs of plan_leaf_run). */
 uint32_t plan_run_nodes(uint32_t n_leaves, plan_run_t run, plan_run_t nodes_out[PLAN_NODES_MAX]);
 
+/* --- cuts --- */
+
+/* How the slices of a stage share its layers, where there is more than one way: data of a replica's
+ * plan, the same on each of its ranks. No number depends on it: sums of experts are exact integers,
+ * and attention is cut at its leaves. */
+typedef struct {
+    uint32_t tp;
+    /* Neighbouring slices form groups, tp / expert_groups in each. A group holds a run of whole
+     * experts, and inside it each slice owns leaves of every one of them: 1 is tensor-parallel
+     * inside experts, tp whole experts a slice. 0 when the model has no experts. */
+    uint32_t expert_groups;
+    /* So many slices, evenly spread among the tp, hold attention and its KV; the others hold none
+     * of either. Where each holder keeps the whole cache (latent and compressed attention), this is
+     * the number of its copies. */
+    uint32_t attention_slices;
+} plan_cut_t;
+
+/* A cut from what was asked for; 0 groups or slices leaves them to the rule: attention on every
+ * slice, and the groups whose busiest slice has the smallest part of the experts' work, at one
+ * token (expected over even choices) and at many tokens (which use every expert) added; of equal
+ * ones the fewest. STATUS_INVALID unless 1 <= tp <= PLAN_TP_MAX, attention_slices <= tp, and groups
+ * divide tp into at most PLAN_EXPERT_LEAVES slices each. */
+status_t plan_cut(const model_config_t *config, uint32_t tp, uint32_t expert_groups,
+                  uint32_t attention_slices, plan_cut_t *out) MUST_USE;
+
+/* The leaves of attention that a slice owns. A slice without attention has an empty run, which
+ * stands between its neighbours' in the order of leaves. */
+plan_run_t plan_attention_run(const plan_cut_t *cut, uint32_t n_leaves, uint32_t slice);
+
 /* --- slices --- */
 
 /* What one slice of a stage owns of each layer (and, on the last stage, of the head). */
@@ -73,10 +103,7 @@ typedef struct {
     plan_run_t kv_heads;    /* key/value heads that those read; neighbours may share one */
     plan_run_t ffn_leaves;  /* leaves of down */
     plan_run_t ffn;         /* rows of gate and up, columns of down */
-    /* Experts are divided both ways: the slices form groups, a group holds a run of whole experts,
-     * and inside it each slice owns leaves of every one of them. Sums are exact integers, so the
-     * numbers do not depend on this choice. All empty without experts. */
-    plan_run_t experts;
+    plan_run_t experts;     /* those of its group; all of these empty without experts */
     plan_run_t expert_leaves;
     plan_run_t expert_ffn;
     plan_run_t shared_leaves; /* of the shared expert, over all slices */
@@ -84,8 +111,8 @@ typedef struct {
     plan_run_t vocab;       /* rows of the head; edges at multiples of PLAN_VOCAB_BLOCK, or vocab */
 } plan_slice_t;
 
-/* STATUS_INVALID unless 1 <= tp <= PLAN_TP_MAX and slice < tp. */
-status_t plan_slice(const model_config_t *config, uint32_t tp, uint32_t slice,
+/* `cut` is one that plan_cut() made of this model. STATUS_INVALID unless slice < tp. */
+status_t plan_slice(const model_config_t *config, const plan_cut_t *cut, uint32_t slice,
                     plan_slice_t *out) MUST_USE;
 
 /* Rows [first, first + count) of the vocabulary for one slice: whole blocks of PLAN_VOCAB_BLOCK
@@ -133,6 +160,7 @@ typedef struct {
     bool activations_f32;        /* weights as F32, KV as F32 */
     uint64_t kv_tokens_max;      /* at most so many; 0 takes PLAN_KV_SEQUENCES * context_max */
     uint32_t prefill_tokens_max; /* rows of a step; 0 takes PLAN_STEP_ROWS */
+    uint32_t expert_groups, attention_slices; /* as plan_cut(); 0 leaves them open */
 } plan_shape_t;
 enum { PLAN_KV_SEQUENCES = 8, PLAN_STEP_ROWS = 512, PLAN_LOGIT_ROWS = 64 };
 
@@ -154,6 +182,13 @@ status_t plan_need(const plan_sizes_t *sizes, const plan_shape_t *shape, uint32_
 status_t plan_needs(const plan_sizes_t *sizes, const plan_shape_t *shape,
                     plan_need_t needs_out[PLAN_RANKS_MAX],
                     plan_run_t layers_out[PLAN_STAGES_MAX]) MUST_USE;
+
+/* The cuts that a shape leaves open, in the order in which they are to be tried: what plan_cut()
+ * takes; the groups whose largest slice has the fewest bytes of experts; and, where every slice
+ * with attention keeps the whole cache, half as many of those, and so on down to one, for ranks
+ * that share a host's memory. Returns how many, at least one. STATUS_INVALID as plan_cut(). */
+status_t plan_cuts(const model_config_t *config, const plan_shape_t *shape,
+                   plan_cut_t cuts_out[PLAN_CUTS_MAX], uint32_t *n_out) MUST_USE;
 
 /* KV tokens that two sequences of context_max take, and those that a replica is given when memory
  * allows; both in whole PLAN_KV_BLOCKs. */
@@ -225,6 +260,7 @@ typedef struct {
     uint32_t n_ranks;
     plan_rank_t ranks[PLAN_RANKS_MAX]; /* rank = stage * tp + slice */
     uint64_t kv_tokens;
+    plan_cut_t cut;
     bool oversubscribed; /* more threads than cores somewhere: right, but slower than it could be */
 } plan_placement_t;
 
@@ -234,7 +270,8 @@ typedef struct {
  * between slices. Among hosts: fewest ranks of this deployment (so replicas spread), most free
  * cores, most free memory, lowest id. Memory is a hard limit everywhere. Suspect hosts are tried
  * only when the rest cannot hold it. Pinned ranks go where they are pinned, the others by the same
- * order.
+ * order. Where the shape leaves the cut open, the next of plan_cuts() is tried when no host can
+ * carry the one before.
  *
  * STATUS_REFUSED with the reason when no placing is right now (no host has the model, too little
  * memory, all draining, pinned host missing), STATUS_INVALID when none ever would be. */

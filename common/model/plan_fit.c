@@ -316,10 +316,12 @@ status_t plan_needs(const plan_sizes_t *sizes, const plan_shape_t *shape,
                     plan_need_t needs_out[PLAN_RANKS_MAX], plan_run_t layers_out[PLAN_STAGES_MAX])
 {
     TRY(check_shape(sizes, shape));
+    plan_cut_t cut;
+    TRY(plan_cut(&sizes->config, shape->tp, shape->expert_groups, shape->attention_slices, &cut));
     TRY(plan_stages(sizes, shape->stages, layers_out));
     for (uint32_t slice = 0; slice < shape->tp; slice++) {
         plan_slice_t owned;
-        TRY(plan_slice(&sizes->config, shape->tp, slice, &owned));
+        TRY(plan_slice(&sizes->config, &cut, slice, &owned));
         for (uint32_t stage = 0; stage < shape->stages; stage++)
             need_of(sizes, shape, layers_out, stage, &owned,
                     &needs_out[stage * shape->tp + slice]);

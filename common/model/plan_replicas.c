@@ -36,6 +36,7 @@ typedef struct {
     size_t chosen[PLAN_RANKS_MAX]; /* index of seats */
     uint32_t n_chosen;
     uint32_t level;      /* ranks a core, or LEVEL_FREE */
+    plan_cut_t cut;      /* being tried */
     bool allow_suspects;
 } search_t;
 
@@ -352,7 +353,8 @@ static uint32_t threads_of(const search_t *search, const seat_t *seat)
 static void answer(const search_t *search, plan_placement_t *out)
 {
     uint32_t tp = search->request->shape.tp;
-    *out = (plan_placement_t){.n_ranks = search->n_ranks, .kv_tokens = kv_tokens_of(search)};
+    *out = (plan_placement_t){
+        .n_ranks = search->n_ranks, .kv_tokens = kv_tokens_of(search), .cut = search->cut};
     for (uint32_t rank = 0; rank < search->n_ranks; rank++) {
         const seat_t *seat = &search->seats[search->chosen[rank]];
         uint32_t stage = rank / tp, threads = threads_of(search, seat);
@@ -371,26 +373,51 @@ static void answer(const search_t *search, plan_placement_t *out)
     }
 }
 
+/* What each rank needs in this cut. */
+static status_t set_cut(search_t *search, const plan_cut_t *cut)
+{
+    const plan_request_t *request = search->request;
+    plan_shape_t shape = request->shape;
+    shape.expert_groups = cut->expert_groups;
+    shape.attention_slices = cut->attention_slices;
+    search->cut = *cut;
+    TRY(plan_needs(request->sizes, &shape, search->needs, search->layers));
+    search->n_ranks = shape.tp * shape.stages;
+    for (uint32_t rank = 0; rank < search->n_ranks; rank++)
+        search->least[rank] = search->needs[rank].fixed +
+                              plan_kv_tokens_needed(&shape) * search->needs[rank].kv_per_token;
+    return STATUS_OK;
+}
+
+static status_t place_cut(search_t *search)
+{
+    if (search->request->pinned_hosts != NULL)
+        return place_pinned(search);
+    return place_free(search) ? STATUS_OK : explain(search);
+}
+
 status_t plan_replica(const plan_world_t *world, const plan_request_t *request,
                       plan_placement_t *out)
 {
+    plan_cut_t cuts[PLAN_CUTS_MAX];
+    uint32_t n_cuts = 0;
     search_t *search = MEM_NEW(search_t);
     search->world = world;
     search->request = request;
-    status_t status = plan_needs(request->sizes, &request->shape, search->needs, search->layers);
+    status_t status = plan_cuts(&request->sizes->config, &request->shape, cuts, &n_cuts);
+    if (status == STATUS_OK)
+        status = set_cut(search, &cuts[0]);
     if (status != STATUS_OK) {
         free(search);
         return fail_in(status, "%s/%u", request->deployment, request->ordinal);
     }
-    search->n_ranks = request->shape.tp * request->shape.stages;
-    for (uint32_t rank = 0; rank < search->n_ranks; rank++)
-        search->least[rank] = search->needs[rank].fixed + plan_kv_tokens_needed(&request->shape) *
-                                                              search->needs[rank].kv_per_token;
     seat_hosts(search);
-    if (request->pinned_hosts != NULL)
-        status = place_pinned(search);
-    else if (!place_free(search))
-        status = explain(search);
+    status = place_cut(search);
+    for (uint32_t i = 1; status == STATUS_REFUSED && search->n_usable > 0 && i < n_cuts; i++) {
+        status = set_cut(search, &cuts[i]);
+        if (status == STATUS_OK)
+            status = place_cut(search);
+    }
     if (status == STATUS_OK)
         answer(search, out);
     free(search->seats);

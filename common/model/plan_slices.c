@@ -117,21 +117,13 @@ static plan_run_t run_of_leaves(const plan_leaves_t *leaves, plan_run_t run)
     return (plan_run_t){first, leaves->edge[run.first + run.count] - first};
 }
 
-/* Slices that share each expert: as many as can be with a leaf each, so that the groups, which can
- * be uneven in work from one token to the next, are few. */
-static uint32_t slices_of_group(uint32_t tp)
-{
-    for (uint32_t n = PLAN_EXPERT_LEAVES; n > 1; n--)
-        if (tp % n == 0)
-            return n;
-    return 1;
-}
-
-static void slice_experts(const model_experts_t *experts, uint32_t tp, uint32_t slice,
+static void slice_experts(const model_experts_t *experts, const plan_cut_t *cut, uint32_t slice,
                           plan_slice_t *out)
 {
     plan_leaves_t leaves;
-    uint32_t inside = slices_of_group(tp), groups = tp / inside, group = slice / inside;
+    uint32_t tp = cut->tp, groups = cut->expert_groups;
+    CHECK(groups > 0 && tp % groups == 0);
+    uint32_t inside = tp / groups, group = slice / inside;
     uint32_t first = edge_floor(experts->n, groups, group);
     out->experts = (plan_run_t){first, edge_floor(experts->n, groups, group + 1) - first};
     plan_leaf_edges_expert(experts->ffn, &leaves);
@@ -144,16 +136,17 @@ static void slice_experts(const model_experts_t *experts, uint32_t tp, uint32_t 
     out->shared_ffn = run_of_leaves(&leaves, out->shared_leaves);
 }
 
-status_t plan_slice(const model_config_t *config, uint32_t tp, uint32_t slice, plan_slice_t *out)
+status_t plan_slice(const model_config_t *config, const plan_cut_t *cut, uint32_t slice,
+                    plan_slice_t *out)
 {
-    if (tp < 1 || tp > PLAN_TP_MAX)
-        return fail(STATUS_INVALID, "tp is %u; 1 to %d would be right", tp, PLAN_TP_MAX);
+    uint32_t tp = cut->tp;
+    CHECK(tp >= 1 && tp <= PLAN_TP_MAX);
     if (slice >= tp)
         return fail(STATUS_INVALID, "slice %u of tp %u; 0 to %u would be right", slice, tp, tp - 1);
     plan_leaves_t heads, ffn;
     plan_leaf_edges_attention(config, &heads);
     plan_slice_t found = {0};
-    found.head_leaves = plan_leaf_run(heads.n, tp, slice);
+    found.head_leaves = plan_attention_run(cut, heads.n, slice);
     found.heads = run_of_leaves(&heads, found.head_leaves);
     if (config->ffn > 0) {
         plan_leaf_edges_ffn(config->ffn, &ffn);
@@ -161,7 +154,7 @@ status_t plan_slice(const model_config_t *config, uint32_t tp, uint32_t slice, p
         found.ffn = run_of_leaves(&ffn, found.ffn_leaves);
     }
     if (config->experts.n > 0)
-        slice_experts(&config->experts, tp, slice, &found);
+        slice_experts(&config->experts, cut, slice, &found);
     found.vocab = plan_vocab_run(config->vocab, tp, slice);
     if (found.heads.count > 0) {
         uint32_t group = config->n_heads / config->n_kv_heads;

@@ -94,6 +94,9 @@ status_t source_read_rows(const source_tensor_t *tensor, uint64_t row_first, uin
 /* Whether the system fetches the neighbourhood of what is touched as well: on some disks megabytes,
  * which are other ranks' rows. It does not, unless this is called. */
 void source_fetch_around(const source_t *source, bool around);
+/* Nothing of the files is in this process's account any more, until it is touched again: the system
+ * maps whole neighbourhoods of what is read. */
+void source_forget_all(const source_t *source);
 /* Rows will soon be read, so their pages may be fetched; or they will not be needed soon, and their
  * pages need not stay in this process (they come back when they are touched: nobody who still reads
  * them can notice but by the time). Nothing happens to bytes in a caller's memory. Any thread. */

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include "common/base/json.h"
+#include "common/base/log.h"
+#include "common/model/hf_config.h"
 #include "common/model/model_files.h"
 #include "common/model/source_internal.h"
 
@@ -213,13 +215,35 @@ static status_t add_plain(source_t *source, const safetensors_tensor_t *found)
     return STATUS_OK;
 }
 
+/* Of a model with several parts the text part's tensors get the names that they have without the
+ * others, and those of the others are left out. */
+static void take_text_part(source_t *source)
+{
+    uint64_t bytes_left_out = 0;
+    for (size_t i = 0; i < source->n_raws; i++) {
+        source_raw_t *raw = &source->raws[i];
+        if (hf_config_text_name(&source->arena, raw->tensor->name) == NULL) {
+            raw->used = true;
+            bytes_left_out += raw->tensor->bytes;
+        }
+    }
+    if (bytes_left_out > 0)
+        log_info("%s: %llu bytes of weights are for pictures and are left out", source->path,
+                 (unsigned long long)bytes_left_out);
+}
+
 /* Quantized matrices first: what they take is not listed by itself. */
 static status_t list_tensors(source_t *source)
 {
+    if (source->is_nested)
+        take_text_part(source);
     TRY(hf_quant_take(source));
     for (size_t i = 0; i < source->n_raws; i++)
         if (!source->raws[i].used)
             TRY(add_plain(source, source->raws[i].tensor));
+    for (size_t i = 0; source->is_nested && i < source->n_tensors; i++)
+        source->tensors[i].name =
+            hf_config_text_name(&source->arena, source->tensors[i].name);
     return STATUS_OK;
 }
 
@@ -228,6 +252,7 @@ status_t source_use_bytes(source_t *source, const void *config, size_t config_by
 {
     safetensors_t *shard;
     TRY(json_read_object("config.json", config, config_bytes, NULL, &source->config));
+    TRY(hf_config_flatten("config.json", &source->config, &source->is_nested));
     TRY(safetensors_open_bytes(single_name, weights, weights_bytes, &shard));
     add_shard(source, single_name, shard);
     TRY(collect(source));
@@ -240,6 +265,7 @@ status_t source_open_directory(source_t *source)
         return fail(STATUS_INVALID, "%s: the directory has no config.json; a model is one GGUF "
                     "file or a Hugging Face directory", source->path);
     TRY(read_json(source, "config.json", &source->config));
+    TRY(hf_config_flatten(source->path, &source->config, &source->is_nested));
     if (has_file(source, "generation_config.json"))
         TRY(read_json(source, "generation_config.json", &source->generation_config));
     if (has_file(source, single_name)) { /* as Hugging Face: it wins over an index */

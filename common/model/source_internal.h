@@ -18,6 +18,7 @@ struct source {
     char *path;
     bool is_directory;
     bool is_mapped; /* from files, not from a caller's memory */
+    bool is_nested; /* the text part of a model that has others (hf_config.h) */
     uint64_t bytes;
     gguf_t *gguf;
     json_t *config, *generation_config;

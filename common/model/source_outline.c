@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "common/base/json.h"
+#include "common/model/hf_config.h"
 #include "common/model/hf_quant.h"
 #include "common/model/source_internal.h"
 
@@ -36,16 +37,21 @@ status_t source_outline_open(const char *path, source_t **own_out)
                     strerror(errno));
     char *file = mem_format("%s%s", path, S_ISDIR(info.st_mode) ? "/config.json" : "");
     source_t *source = new_source(file);
-    status_t status = finish(source, json_read_file(file, NULL, &source->config), own_out);
+    status_t status = json_read_file(file, NULL, &source->config);
+    if (status == STATUS_OK)
+        status = hf_config_flatten(file, &source->config, &source->is_nested);
     free(file);
-    return status;
+    return finish(source, status, own_out);
 }
 
 status_t source_outline_open_bytes(const char *path, const void *config, size_t n,
                                    source_t **own_out)
 {
     source_t *source = new_source(path);
-    return finish(source, json_read_object(path, config, n, NULL, &source->config), own_out);
+    status_t status = json_read_object(path, config, n, NULL, &source->config);
+    if (status == STATUS_OK)
+        status = hf_config_flatten(path, &source->config, &source->is_nested);
+    return finish(source, status, own_out);
 }
 
 /* --- types --- */
@@ -75,6 +81,14 @@ static qtype_t compressed_type(const json_t *config)
     return format != NULL && strcmp(format, "float-quantized") == 0 ? QTYPE_F8S : QTYPE_I8S;
 }
 
+/* As hf_quant.c decides, for whom the scales' type and the sizes of matrices are there; here scales
+ * are what plain tensors are. */
+static qtype_t words_type(const hf_quant_t *quant, qtype_t plain)
+{
+    bool wide = quant->group % QTYPE_Z4_VALUES == 0; /* 0 is one group for all */
+    return wide && quant->bits == 4 && plain == QTYPE_F16 ? QTYPE_Z4 : QTYPE_I8S;
+}
+
 status_t source_outline_types(const source_t *source, source_outline_types_t *out)
 {
     source_outline_types_t types;
@@ -89,18 +103,20 @@ status_t source_outline_types(const source_t *source, source_outline_types_t *ou
     quant->source = &folder;
     status_t status = hf_quant_read_config(quant);
     hf_method_t method = quant->method;
+    if (status == STATUS_OK)
+        status = read_plain(source, &types.plain);
+    qtype_t words = status == STATUS_OK ? words_type(quant, types.plain) : QTYPE_I8S;
     free(folder.path);
     free(quant);
     TRY(status);
-    TRY(read_plain(source, &types.plain));
     types.matrix = types.experts = types.plain;
     switch (method) {
     case HF_NONE: break;
-    case HF_AWQ: types.matrix = types.experts = QTYPE_I8S; break;
+    case HF_AWQ: types.matrix = types.experts = words; break;
     case HF_GPTQ:
         /* Scales in the order of activation leave no runs of columns that share one. */
         types.matrix = types.experts =
-            json_is_true(json_object_get(config, "desc_act")) ? QTYPE_F32 : QTYPE_I8S;
+            json_is_true(json_object_get(config, "desc_act")) ? QTYPE_F32 : words;
         break;
     case HF_FP8: types.matrix = types.experts = QTYPE_F8S; break;
     case HF_COMPRESSED: types.matrix = types.experts = compressed_type(config); break;

@@ -53,16 +53,27 @@ static void advise_rows(const source_tensor_t *tensor, uint64_t first, uint64_t 
     advise_part(parts->group_of, advice);
 }
 
-void source_fetch_around(const source_t *source, bool around)
+static void advise_files(const source_t *source, int advice)
 {
-    int advice = around ? MADV_NORMAL : MADV_RANDOM;
     if (!source->is_mapped)
         return;
-    if (source->gguf != NULL)
-        advise(gguf_bytes(source->gguf), gguf_file_bytes(source->gguf), advice);
+    for (size_t i = 0; source->gguf != NULL && i < gguf_n_files(source->gguf); i++) {
+        gguf_file_t file = gguf_file_at(source->gguf, i);
+        advise(file.bytes, file.n, advice);
+    }
     for (size_t i = 0; i < source->n_shards; i++)
         advise(safetensors_bytes(source->shards[i]), safetensors_file_bytes(source->shards[i]),
                advice);
+}
+
+void source_fetch_around(const source_t *source, bool around)
+{
+    advise_files(source, around ? MADV_NORMAL : MADV_RANDOM);
+}
+
+void source_forget_all(const source_t *source)
+{
+    advise_files(source, MADV_DONTNEED);
 }
 
 void source_want_rows(const source_t *source, const source_tensor_t *tensor, uint64_t row_first,

@@ -39,14 +39,20 @@ static const char *file_name(const char *path)
     return slash == NULL ? path : slash + 1;
 }
 
+/* Each file up to its first tensor: the keys and the list of tensors. */
 static status_t verify_gguf(const source_t *source, const manifest_t *manifest)
 {
-    const uint8_t *first = gguf_tensor_at(source->gguf, 0)->data;
-    for (size_t i = 1; i < gguf_n_tensors(source->gguf); i++)
-        if (gguf_tensor_at(source->gguf, i)->data < first)
-            first = gguf_tensor_at(source->gguf, i)->data;
-    return verify_header(manifest, file_name(source->path), gguf_bytes(source->gguf),
-                         gguf_file_bytes(source->gguf), first);
+    for (size_t f = 0; f < gguf_n_files(source->gguf); f++) {
+        gguf_file_t file = gguf_file_at(source->gguf, f);
+        uint64_t n = file.n;
+        for (size_t i = 0; i < gguf_n_tensors(source->gguf); i++) {
+            const uint8_t *data = gguf_tensor_at(source->gguf, i)->data;
+            uint64_t at = (uint64_t)((uintptr_t)data - (uintptr_t)file.bytes); /* may wrap */
+            n = at < n ? at : n;
+        }
+        TRY(manifest_check(manifest, file_name(file.path), file.bytes, file.n, 0, n));
+    }
+    return STATUS_OK;
 }
 
 status_t source_verify_files(const source_t *source, const manifest_t *manifest)
@@ -74,10 +80,12 @@ status_t source_verify_files(const source_t *source, const manifest_t *manifest)
 static status_t verify_bytes(const source_t *source, const manifest_t *manifest,
                              const uint8_t *data, uint64_t n)
 {
-    if (source->gguf != NULL)
-        return manifest_check(manifest, file_name(source->path), gguf_bytes(source->gguf),
-                              gguf_file_bytes(source->gguf),
-                              (uint64_t)(data - gguf_bytes(source->gguf)), n);
+    for (size_t i = 0; source->gguf != NULL && i < gguf_n_files(source->gguf); i++) {
+        gguf_file_t file = gguf_file_at(source->gguf, i);
+        uint64_t at = (uint64_t)((uintptr_t)data - (uintptr_t)file.bytes); /* wraps when before it */
+        if (at <= file.n && n <= file.n - at)
+            return manifest_check(manifest, file_name(file.path), file.bytes, file.n, at, n);
+    }
     for (size_t i = 0; i < source->n_shards; i++) {
         const uint8_t *file = safetensors_bytes(source->shards[i]);
         uint64_t bytes = safetensors_file_bytes(source->shards[i]);

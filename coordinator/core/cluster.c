@@ -249,6 +249,35 @@ static void failed_key(core_t *core, slot_t *slot, const core_key_t *key)
         rollout_failure(core, slot);
 }
 
+/* Nothing is decided by it, and no slot is made for it: what it speaks of may be gone. */
+static void loading_key(core_t *core, slot_t *slot, const char *host, const core_key_t *key)
+{
+    size_t i = 0;
+    if (!slot || strlen(host) >= CORE_NAME_SIZE)
+        return;
+    while (i < slot->n_loading && strcmp(slot->loading[i].host, host) != 0)
+        i++;
+    if (!key->value) {
+        if (i < slot->n_loading)
+            slot->loading[i] = slot->loading[--slot->n_loading];
+        return;
+    }
+    Shoal__Cluster__V1__LoadingRecord *record = UNPACK(shoal__cluster__v1__loading_record, key);
+    if (!record) {
+        core_log(core, LOG_ERROR, "%s is no LoadingRecord", key->key);
+        return;
+    }
+    if (i == slot->n_loading) {
+        MEM_GROW(slot->loading, slot->loading_capacity, slot->n_loading + 1);
+        slot->n_loading++;
+    }
+    loading_t *loading = &slot->loading[i];
+    snprintf(loading->host, sizeof loading->host, "%s", host);
+    loading->epoch = record->epoch;
+    loading->percent = record->percent;
+    shoal__cluster__v1__loading_record__free_unpacked(record, NULL);
+}
+
 static void replica_key(core_t *core, const char *rest, const core_key_t *key)
 {
     char name[CORE_NAME_SIZE];
@@ -257,6 +286,11 @@ static void replica_key(core_t *core, const char *rest, const core_key_t *key)
     if (sscanf(rest, "%128[^/]/%u/%n", name, &ordinal, &end) != 2 || end == 0)
         return;
     const char *what = rest + end;
+    if (strncmp(what, "loading/", 8) == 0) {
+        const deployment_t *of = cluster_find(core, name);
+        loading_key(core, of ? cluster_slot(of, ordinal) : NULL, what + 8, key);
+        return;
+    }
     deployment_t *d = key->value ? find_or_make(core, name) : cluster_find(core, name);
     if (!d)
         return;
@@ -399,6 +433,7 @@ void cluster_listed(core_t *core, const char *prefix)
 
 static void free_slot(slot_t *slot)
 {
+    free(slot->loading);
     if (slot->plan)
         shoal__cluster__v1__replica_plan__free_unpacked(slot->plan, NULL);
     if (slot->active_seen)

@@ -72,19 +72,18 @@ void core_log(core_t *core, int level, const char *format, ...)
 
 void core_wake(core_t *core, wake_t *wake, timer_kind_t kind, void *object, uint64_t at_ms)
 {
-    if (wake->node.place && wake->node.major == at_ms)
+    if (wake->place && heap_major(&core->timers, wake->place) == at_ms)
         return;
-    heap_remove(&core->timers, &wake->node);
+    heap_remove(&core->timers, &wake->place);
     wake->kind = kind;
     wake->object = object;
-    wake->node.owner = wake;
     if (at_ms != UINT64_MAX)
-        heap_push(&core->timers, &wake->node, at_ms, core_number(core));
+        heap_push(&core->timers, wake, &wake->place, at_ms, core_number(core));
 }
 
 void core_wake_off(core_t *core, wake_t *wake)
 {
-    heap_remove(&core->timers, &wake->node);
+    heap_remove(&core->timers, &wake->place);
 }
 
 core_t *core_new(const core_config_t *config)
@@ -205,11 +204,12 @@ static void run_timers(core_t *core)
     /* A timer that sets itself again sets a later time, so the number of rounds is bounded by the
      * timers that are due; the limit only guards against a fault of our own. */
     for (size_t n = 0; n < 1000000; n++) {
-        heap_node_t *top = heap_top(&core->timers);
-        if (!top || top->major > core->now_ms)
+        const heap_entry_t *first = heap_first(&core->timers);
+        if (!first || first->major > core->now_ms)
             return;
-        heap_remove(&core->timers, top);
-        run_timer(core, top->owner);
+        const wake_t *wake = first->thing;
+        heap_remove(&core->timers, first->place);
+        run_timer(core, wake);
     }
 }
 
@@ -366,8 +366,8 @@ uint64_t core_next_timer_ms(const core_t *core)
 {
     if (!core->begun)
         return 0;
-    const heap_node_t *top = heap_top(&core->timers);
-    return top ? top->major : UINT64_MAX;
+    const heap_entry_t *first = heap_first(&core->timers);
+    return first ? first->major : UINT64_MAX;
 }
 
 void core_item_session_id(const char *job, uint64_t index, char id_out[CORE_ID_SIZE])

@@ -159,8 +159,8 @@ void dispatch_enqueue(core_t *core, sequence_t *s)
     }
     const pool_t *pool =
         *s->session->identity ? places_pool(d, s->session->identity, false) : NULL;
-    const heap_node_t *head =
-        heap_top(*s->session->identity ? (pool ? &pool->waiting : &(heap_t){0}) : &d->waiting);
+    const heap_entry_t *head =
+        heap_first(*s->session->identity ? (pool ? &pool->waiting : &(heap_t){0}) : &d->waiting);
     if ((head && head->major <= places_rank(s)) || !route(core, s))
         places_enter_room(core, s);
 }
@@ -194,7 +194,7 @@ static sequence_t *next_for(core_t *core, slot_t *slot)
     deployment_t *d = slot->deployment;
     pool_t *pool = places_pool(d, slot->active->text_identity, false);
     if (pool && pool->suspects.n && !pool->solo) {
-        sequence_t *suspect = heap_top(&pool->suspects)->owner;
+        sequence_t *suspect = heap_first(&pool->suspects)->thing;
         uint64_t waited = core->now_ms - pool->suspects_since_ms;
         bool empty = slot->n_running == 0 && !slot->solo;
         if (empty && (leader_idle(core, slot) || waited >= LEADER_IDLE_WAIT_MS))
@@ -208,11 +208,11 @@ static sequence_t *next_for(core_t *core, slot_t *slot)
         bool idle = leader_idle(core, slot) || waited >= LEADER_IDLE_WAIT_MS;
         return slot->n_running == 0 && idle ? pool->solo : NULL;
     }
-    heap_node_t *bound = pool ? heap_top(&pool->waiting) : NULL;
-    heap_node_t *fresh = dispatch_takes_new(core, slot) ? heap_top(&d->waiting) : NULL;
+    const heap_entry_t *bound = pool ? heap_first(&pool->waiting) : NULL;
+    const heap_entry_t *fresh = dispatch_takes_new(core, slot) ? heap_first(&d->waiting) : NULL;
     if (bound && fresh)
-        return (bound->major <= fresh->major ? bound : fresh)->owner;
-    return bound ? bound->owner : fresh ? fresh->owner : NULL;
+        return (bound->major <= fresh->major ? bound : fresh)->thing;
+    return bound ? bound->thing : fresh ? fresh->thing : NULL;
 }
 
 void dispatch_pump(core_t *core, slot_t *slot)
@@ -267,16 +267,16 @@ static void check_orphans(core_t *core, deployment_t *d, pool_t *pool)
         pool->orphan_since_ms = core->now_ms;
     if (core->now_ms - pool->orphan_since_ms < ORPHAN_MS)
         return;
-    heap_node_t *top;
-    while ((top = heap_top(&pool->waiting)) || (top = heap_top(&pool->suspects)))
-        session_restart(core, ((sequence_t *)top->owner)->session);
+    const heap_entry_t *first;
+    while ((first = heap_first(&pool->waiting)) || (first = heap_first(&pool->suspects)))
+        session_restart(core, ((sequence_t *)first->thing)->session);
 }
 
 static void serve_room(core_t *core, heap_t *room)
 {
-    heap_node_t *top;
-    while ((top = heap_top(room))) {
-        sequence_t *s = top->owner;
+    const heap_entry_t *first;
+    while ((first = heap_first(room))) {
+        sequence_t *s = first->thing;
         places_leave_room(core, s);
         s->state = SEQUENCE_NEW;
         if (s->suspect || !route(core, s)) {
@@ -299,8 +299,8 @@ void dispatch_pools_timer(core_t *core)
             suspects = suspects || d->pools[k]->suspects.n;
         }
         serve_room(core, &d->waiting);
-        const heap_node_t *head = heap_top(&d->waiting);
-        suspects = suspects || (head && ((const sequence_t *)head->owner)->suspect);
+        const heap_entry_t *head = heap_first(&d->waiting);
+        suspects = suspects || (head && ((const sequence_t *)head->thing)->suspect);
         for (size_t k = 0; (suspects || d->waiting.n) && k < d->n_slots; k++) {
             slot_t *slot = d->slots[k];
             if (!slot || !slot->active)

@@ -67,13 +67,12 @@ void places_enter_room(core_t *core, sequence_t *s)
     }
     s->state = SEQUENCE_WAITING;
     s->room = room;
-    s->place.owner = s;
-    heap_push(room, &s->place, places_rank(s), s->arrival);
+    heap_push(room, s, &s->place, places_rank(s), s->arrival);
     core->n_waiting++;
     s->counted = s->class == CLASS_INTERACTIVE && !s->session->admitted;
     if (s->counted)
         d->waiting_tokens += s->need;
-    if (!core->pools_wake.node.place)
+    if (!core->pools_wake.place)
         core_wake(core, &core->pools_wake, TIMER_POOLS, core, core->now_ms + POOLS_TICK_MS);
 }
 

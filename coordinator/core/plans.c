@@ -28,12 +28,20 @@ static const Shoal__Cluster__V1__ShapeRecord *override_of(const slot_t *slot)
     return NULL;
 }
 
-/* 0 leaves it to the planner. */
-static void wanted_shape(const slot_t *slot, uint32_t *tp_out, uint32_t *stages_out)
+/* What a slot's replica is to be; 0 leaves a number to the planner. */
+typedef struct {
+    uint32_t tp, stages, expert_groups, attention_slices;
+} wanted_t;
+
+/* The cut belongs to the deployment's tp, so a slot with a shape of its own leaves it open. */
+static wanted_t wanted_shape(const slot_t *slot)
 {
     const Shoal__Cluster__V1__ShapeRecord *own = override_of(slot);
-    *tp_out = own ? own->tp : slot->deployment->record->tp;
-    *stages_out = own ? own->stages : slot->deployment->record->stages;
+    const Shoal__Cluster__V1__DeploymentRecord *record = slot->deployment->record;
+    if (own)
+        return (wanted_t){.tp = own->tp, .stages = own->stages};
+    return (wanted_t){record->tp, record->stages, record->expert_groups,
+                      record->attention_slices};
 }
 
 bool plans_same_text(const slot_t *slot)
@@ -48,11 +56,14 @@ bool plans_same_shape(const slot_t *slot)
 {
     const Shoal__Cluster__V1__DeploymentRecord *want = slot->deployment->record;
     const Shoal__Cluster__V1__ReplicaPlan *is = slot->plan;
-    uint32_t tp, stages;
-    wanted_shape(slot, &tp, &stages);
-    return plans_same_text(slot) && (!tp || tp == is->tp) && (!stages || stages == is->stages) &&
+    wanted_t w = wanted_shape(slot);
+    return plans_same_text(slot) && (!w.tp || w.tp == is->tp) &&
+           (!w.stages || w.stages == is->stages) &&
+           (!w.expert_groups || w.expert_groups == is->expert_groups) &&
+           (!w.attention_slices || w.attention_slices == is->attention_slices) &&
            want->context_max == is->context_max &&
-           want->prefill_tokens_max == is->prefill_tokens_max;
+           want->prefill_tokens_max == is->prefill_tokens_max &&
+           want->kv_tokens_max == is->kv_tokens_wanted;
 }
 
 /* ---- the world as the planner sees it ---- */
@@ -86,12 +97,13 @@ static void add_hosts(core_t *core, plan_world_t *world)
     world->n_avoided = n;
 }
 
-static plan_shape_t shape_of(const Shoal__Cluster__V1__DeploymentRecord *r, uint32_t tp,
-                             uint32_t stages)
+static plan_shape_t shape_of(const Shoal__Cluster__V1__DeploymentRecord *r, wanted_t shape)
 {
     return (plan_shape_t){
-        .tp = tp,
-        .stages = stages,
+        .tp = shape.tp,
+        .stages = shape.stages,
+        .expert_groups = shape.expert_groups,
+        .attention_slices = shape.attention_slices,
         .context_max = r->context_max,
         .activations_f32 = strcmp(r->activations, "f32") == 0,
         .kv_tokens_max = r->kv_tokens_max,
@@ -104,7 +116,9 @@ static uint64_t rank_memory(const slot_t *slot, const Shoal__Cluster__V1__RankPl
     const deployment_t *d = slot->deployment;
     if (!d->sizes || !d->record)
         return 0;
-    plan_shape_t shape = shape_of(d->record, slot->plan->tp, slot->plan->stages);
+    const Shoal__Cluster__V1__ReplicaPlan *is = slot->plan;
+    plan_shape_t shape = shape_of(
+        d->record, (wanted_t){is->tp, is->stages, is->expert_groups, is->attention_slices});
     plan_need_t need;
     if (plan_need(d->sizes, &shape, rank->stage, rank->slice, &need) != STATUS_OK)
         return 0;
@@ -147,23 +161,23 @@ static status_t place(core_t *core, const slot_t *slot, plan_shape_t *shape_out,
     plan_world_t world = {0};
     add_hosts(core, &world);
     add_existing(core, slot, &world);
-    uint32_t want_tp, want_stages;
-    wanted_shape(slot, &want_tp, &want_stages);
+    wanted_t want = wanted_shape(slot);
     status_t status = STATUS_REFUSED;
     for (size_t i = 0; i < sizeof open_shapes / sizeof *open_shapes; i++) {
-        uint32_t tp = want_tp ? want_tp : open_shapes[i][0];
-        uint32_t stages = want_stages ? want_stages : open_shapes[i][1];
+        wanted_t shape = want;
+        shape.tp = want.tp ? want.tp : open_shapes[i][0];
+        shape.stages = want.stages ? want.stages : open_shapes[i][1];
         plan_request_t request = {
             .deployment = d->name,
             .ordinal = slot->ordinal,
             .model_digest = d->record->model_digest,
             .sizes = d->sizes,
-            .shape = shape_of(d->record, tp, stages),
+            .shape = shape_of(d->record, shape),
             .replicas = d->record->replicas,
         };
         status = plan_replica(&world, &request, out);
         *shape_out = request.shape;
-        if (status == STATUS_OK || (want_tp && want_stages))
+        if (status == STATUS_OK || (want.tp && want.stages))
             break;
     }
     return status;
@@ -324,10 +338,13 @@ static void fill_plan(core_t *core, const slot_t *slot, const plan_placement_t *
     plan->model_digest = d->record->model_digest;
     plan->tp = shape->tp;
     plan->stages = shape->stages;
+    plan->expert_groups = placed->cut.expert_groups;
+    plan->attention_slices = placed->cut.attention_slices;
     plan->context_max = d->record->context_max;
     plan->activations = d->record->activations;
     plan->quantize = d->record->quantize;
     plan->kv_tokens_max = placed->kv_tokens;
+    plan->kv_tokens_wanted = d->record->kv_tokens_max;
     plan->prefill_tokens_max = d->record->prefill_tokens_max;
     plan->incarnation = core->process.incarnation;
     plan->formation_deadline_ms =

@@ -3,8 +3,8 @@
 #ifndef SHOAL_COORDINATOR_CORE_STATE_H
 #define SHOAL_COORDINATOR_CORE_STATE_H
 
+#include "common/base/heap.h"
 #include "coordinator/core/core.h"
-#include "coordinator/core/heap.h"
 #include "coordinator/core/mutants.h"
 #include "coordinator/core/ring.h"
 #include "coordinator/core/table.h"
@@ -58,7 +58,7 @@ typedef enum {
 } timer_kind_t;
 
 typedef struct {
-    heap_node_t node;
+    heap_place_t place; /* among the timers */
     timer_kind_t kind;
     void *object;
 } wake_t;
@@ -106,6 +106,13 @@ struct deployment { /* cluster.c */
     uint64_t changed_at_ms;
 };
 
+/* What a host says of its ranks of a slot; only shown. */
+typedef struct loading {
+    char host[CORE_NAME_SIZE];
+    uint64_t epoch;
+    uint32_t percent;
+} loading_t;
+
 struct slot { /* cluster.c, the rest as noted */
     deployment_t *deployment;
     uint32_t ordinal;
@@ -117,6 +124,8 @@ struct slot { /* cluster.c, the rest as noted */
     Shoal__Cluster__V1__ActiveRecord *active_seen; /* as it stands in etcd, of whatever epoch */
     bool failed;                           /* this epoch ended; it will be planned anew */
     Shoal__Cluster__V1__FailureRecord *failure; /* newest, of whatever epoch */
+    struct loading *loading; /* of hosts that load weights, of whatever epoch */
+    size_t n_loading, loading_capacity;
     /* dispatch.c */
     link_t *link;
     uint64_t link_retry_at_ms, link_retry_ms;
@@ -176,7 +185,7 @@ struct sequence { /* dispatch.c; the log by session.c */
     slot_t *slot;   /* where it runs or is parked */
     uint64_t epoch; /* of the slot when it was admitted */
     sequence_t *next, *previous; /* in the slot's list */
-    heap_node_t place;           /* in a waiting room */
+    heap_place_t place;          /* in a waiting room */
     heap_t *room;
     bool counted; /* in the deployment's waiting_tokens */
     uint64_t arrival;

@@ -117,14 +117,24 @@ static Shoal__V1__Replica *describe(const slot_t *slot, arena_t *arena)
     r->epoch = slot->epoch;
     r->tp = slot->plan->tp;
     r->stages = slot->plan->stages;
+    r->expert_groups = slot->plan->expert_groups;
+    r->attention_slices = slot->plan->attention_slices;
     r->model_digest = copy(arena, slot->plan->model_digest);
     r->activations = copy(arena, slot->plan->activations);
     r->quantize = copy(arena, slot->plan->quantize);
     r->context_max = slot->plan->context_max;
+    r->kv_tokens_wanted = slot->plan->kv_tokens_wanted;
     if (slot->active) {
         r->leader = copy(arena, slot->active->leader);
         r->text_identity = copy(arena, slot->active->text_identity);
         r->kv_tokens_total = slot->active->kv_tokens;
+    }
+    for (size_t i = 0; !slot->active && i < slot->n_loading; i++) {
+        const loading_t *loading = &slot->loading[i];
+        if (loading->epoch != slot->epoch || (r->loading && loading->percent >= r->loaded_percent))
+            continue;
+        r->loading = true;
+        r->loaded_percent = loading->percent;
     }
     if (slot->failed && slot->failure)
         r->message = copy(arena, slot->failure->message);

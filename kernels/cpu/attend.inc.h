@@ -38,10 +38,11 @@ static void attend_load_q(attend_t *a)
             memcpy(a->q.f32[r], q, a->dim * sizeof *q);
             continue;
         }
-        uint16_t halves[KHEAD_DIM_MAX];
+        /* A row of q has room for whole lines. */
+        _Static_assert(KHEAD_DIM_MAX % 16 == 0, "the last line of the widest key fits");
+        uint16_t *halves = (uint16_t *)(void *)a->q.pairs[r];
         for (uint32_t d = 0; d < a->dim; d += 16)
             vi_store_halves(halves + d, bf16_lanes(vf_load_n(q + d, a->dim - d)));
-        memcpy(a->q.pairs[r], halves, a->dim * sizeof halves[0]);
     }
 }
 
@@ -71,26 +72,31 @@ static void values_f32(attend_t *a, const uint8_t *const pages[4], uint32_t n_ke
         }
 }
 
+/* Which keys of a tile a row sees, a constant where it is asked: most tiles are seen whole, and of
+ * the rest most from their first key on. */
+typedef enum { SEES_ALL, SEES_FIRST, SEES_MIDDLE } sees_t;
+
 /* Of 16 lanes, those in [lo, hi) counted from `at`; the others become `other`. */
-static inline vf_t visible_lanes(bool from_lo, vf_t v, uint32_t at, uint32_t lo, uint32_t hi,
-                                 vf_t other)
+static inline __attribute__((always_inline)) vf_t
+visible_lanes(sees_t sees, vf_t v, uint32_t at, uint32_t lo, uint32_t hi, vf_t other)
 {
+    if (sees == SEES_ALL)
+        return v;
     v = vf_keep(v, hi > at ? hi - at : 0, other);
-    return from_lo && lo > at ? vf_keep(other, lo - at, v) : v;
+    return sees == SEES_MIDDLE && lo > at ? vf_keep(other, lo - at, v) : v;
 }
 
 /* Turns a row's scores into probabilities and folds the tile's maximum and sum into m, l and O.
- * Keys [lo, hi) of the tile are visible, at least one. from_lo is a constant: most tiles are
- * visible from their first key on. */
+ * Keys [lo, hi) of the tile are visible, at least one. */
 static inline __attribute__((always_inline)) void
-attend_softmax(attend_t *a, uint32_t r, float factor, bool from_lo, uint32_t lo, uint32_t hi)
+attend_softmax(attend_t *a, uint32_t r, float factor, sees_t sees, uint32_t lo, uint32_t hi)
 {
     vf_t scale = vf_set(factor);
     vf_t most = vf_set(a->m[r]);
     vf_t x[KEYS_TILE / 16];
     for (uint32_t i = 0; i < KEYS_TILE / 16; i++) {
         x[i] = vf_mul(vf_load(a->s[r] + 16 * i), scale);
-        most = vf_max(visible_lanes(from_lo, x[i], 16 * i, lo, hi, vf_set(-INFINITY)), most);
+        most = vf_max(visible_lanes(sees, x[i], 16 * i, lo, hi, vf_set(-INFINITY)), most);
     }
     float m = vf_largest(most);
     if (m != a->m[r]) { /* else the factor is exactly 1 */
@@ -100,15 +106,16 @@ attend_softmax(attend_t *a, uint32_t r, float factor, bool from_lo, uint32_t lo,
             vf_store(a->o[r] + d, vf_mul(vf_load(a->o[r] + d), shrink));
         a->m[r] = m;
     }
-    uint16_t halves[KEYS_TILE];
+    uint16_t *halves = (uint16_t *)(void *)a->p[r];
     for (uint32_t i = 0; i < KEYS_TILE / 16; i++) {
         vf_t p = exp2_vec(vf_sub(x[i], vf_set(m)));
-        p = visible_lanes(from_lo, p, 16 * i, lo, hi, vf_set(0));
+        p = visible_lanes(sees, p, 16 * i, lo, hi, vf_set(0));
         a->l[r] = vf_add(a->l[r], p);
-        vf_store(a->s[r] + 16 * i, p);
-        vi_store_halves(halves + 16 * i, bf16_lanes(p));
+        if (a->f32)
+            vf_store(a->s[r] + 16 * i, p);
+        else
+            vi_store_halves(halves + 16 * i, bf16_lanes(p));
     }
-    memcpy(a->p[r], halves, sizeof halves);
 }
 
 /* The scores of a row become logits under a softcap, as powers of two: their factor is then 1. */
@@ -128,10 +135,12 @@ static void attend_row(attend_t *a, uint32_t r, uint32_t lo, uint32_t hi)
         attend_softcap(a, r);
         factor = 1.0f;
     }
-    if (lo == 0)
-        attend_softmax(a, r, factor, false, 0, hi);
+    if (lo == 0 && hi == KEYS_TILE)
+        attend_softmax(a, r, factor, SEES_ALL, 0, KEYS_TILE);
+    else if (lo == 0)
+        attend_softmax(a, r, factor, SEES_FIRST, 0, hi);
     else
-        attend_softmax(a, r, factor, true, lo, hi);
+        attend_softmax(a, r, factor, SEES_MIDDLE, lo, hi);
 }
 
 typedef struct {
@@ -263,18 +272,25 @@ static void open_group(attend_t *a, const kattend_t *job, uint32_t at)
     a->dim = pages->key_dim;
     a->dim16 = pages->dim16;
     for (uint32_t r = 0; r < a->n; r++) {
-        const float *sink = job->sinks[at + r];
+        /* Sinks come first in the merging of states, too. */
+        const float *sink = job->state[at + r] == NULL ? job->sinks[at + r] : NULL;
         a->m_all[r] = sink != NULL ? *sink * LOG2_E : -INFINITY;
         a->l_all[r] = sink != NULL ? 1.0f : 0.0f;
         memset(a->o_all[r], 0, a->dim16 * sizeof a->o_all[r][0]);
     }
-    attend_load_q(a);
 }
 
 static void close_group(const attend_t *a)
 {
     uint32_t dim = a->job->pass[0].pages->value_dim;
     for (uint32_t r = 0; r < a->n; r++) {
+        float *state = a->job->state[a->at + r];
+        if (state != NULL) {
+            state[0] = a->m_all[r];
+            state[1] = a->l_all[r];
+            memcpy(state + LINE, a->o_all[r], a->dim16 * sizeof *state);
+            continue;
+        }
         vf_t inverse = vf_set(1.0f / a->l_all[r]);
         for (uint32_t d = 0; d < dim; d += 16)
             vf_store_n(a->job->out[a->at + r] + d, vf_mul(vf_load(a->o_all[r] + d), inverse),
@@ -290,12 +306,30 @@ static void attend_vec(const kattend_t *job)
 {
     attend_t *groups = (attend_t *)(void *)(job->scratch + ATTEND_TILE_BYTES);
     uint32_t n = (job->n + ATTEND_ROWS - 1) / ATTEND_ROWS;
-    for (uint32_t g = 0; g < n; g++)
+    for (uint32_t g = 0; g < n; g++) {
         open_group(&groups[g], job, g * ATTEND_ROWS);
+        attend_load_q(&groups[g]);
+    }
     for (uint32_t i = 0; i < job->n_passes; i++)
         attend_pass(groups, n, &job->pass[i]);
     for (uint32_t g = 0; g < n; g++)
         close_group(&groups[g]);
+}
+
+/* A state is what merging its chunk alone gives, so merging it has the bits of merging the chunk: a
+ * sum of lanes with one value is that value, and no element of O is -0 any more. */
+static void merge_vec(const kattend_t *job, const float *states, size_t stride, uint32_t n)
+{
+    attend_t *a = (attend_t *)(void *)(job->scratch + ATTEND_TILE_BYTES);
+    open_group(a, job, 0);
+    for (uint32_t i = 0; i < n; i++, states += stride) {
+        float lanes[16] = {states[1]};
+        a->m[0] = states[0];
+        a->l[0] = vf_load(lanes);
+        memcpy(a->o[0], states + LINE, a->dim16 * sizeof *states);
+        attend_merge(a, 0);
+    }
+    close_group(a);
 }
 
 /* Index scores: a tile of keys at a time, all heads over it; the sum over heads ascends. */

@@ -2,25 +2,27 @@
  * levels.c has asked the CPU and the operating system. */
 #include "kernels/cpu/vec_avx2.h"
 
+#include "kernels/cpu/form_z4.h"
+#include "kernels/cpu/leaf.h"
 #include "kernels/cpu/rows.inc.h"
 
 #define ATTEND_CORE "kernels/cpu/attend_core_avx2.h"
 #include "kernels/cpu/attend.inc.h"
 
 #include "kernels/cpu/leaf_avx2.h"
+#include "kernels/cpu/leaf_float_avx2.h"
+#include "kernels/cpu/leaf_e4_avx2.h"
+#include "kernels/cpu/leaf_z4_avx2.h"
 
-#define ROW_COUNTS(name)                       \
-    {                                          \
-        name##_1, name##_2, name##_3, name##_4 \
-    }
-static const uint8_t *(*const LEAF_KERNELS[N_FORMS][4])(const kinput_t *, const kleaf_t *,
-                                                        const uint8_t *const *, const uint8_t *,
-                                                        bool, float *) = {
-    [FORM_Q8] = ROW_COUNTS(leaf_q8),   [FORM_Q4] = ROW_COUNTS(leaf_q4),
-    [FORM_Q4M] = ROW_COUNTS(leaf_q4m), [FORM_BF16] = ROW_COUNTS(leaf_bf16),
-    [FORM_F16] = ROW_COUNTS(leaf_f16), [FORM_F32] = ROW_COUNTS(leaf_f32),
-    [FORM_I8] = ROW_COUNTS(leaf_i8),   [FORM_U8M] = ROW_COUNTS(leaf_u8m),
-    [FORM_N4M] = ROW_COUNTS(leaf_n4m), [FORM_F8] = ROW_COUNTS(leaf_f8),
+#define COUNTS_4(name) name##_1, name##_2, name##_3, name##_4
+#define COUNTS_6(name) COUNTS_4(name), name##_5, name##_6
+static const leaf_fn LEAF_KERNELS[N_FORMS][MATMUL_ROWS] = {
+    [FORM_Q8] = {COUNTS_4(leaf_q8)},     [FORM_Q4] = {COUNTS_4(leaf_q4)},
+    [FORM_Q4M] = {COUNTS_4(leaf_q4m)},   [FORM_I8] = {COUNTS_4(leaf_i8)},
+    [FORM_U8M] = {COUNTS_4(leaf_u8m)},   [FORM_N4M] = {COUNTS_4(leaf_n4m)},
+    [FORM_BF16] = {COUNTS_4(leaf_bf16)}, [FORM_F16] = {COUNTS_6(leaf_f16)},
+    [FORM_F32] = {COUNTS_6(leaf_f32)},   [FORM_E4] = {COUNTS_4(leaf_e4)},
+    [FORM_Z4] = {COUNTS_4(leaf_z4)},
 };
 
 #include "kernels/cpu/matmul.inc.h"
@@ -35,5 +37,6 @@ const klevel_t level_avx2 = {
     .activate = activate_vec,
     .softcap = softcap_vec,
     .attend = attend_vec,
+    .merge = merge_vec,
     .score = score_vec,
 };

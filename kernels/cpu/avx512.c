@@ -2,12 +2,18 @@
  * runs only after levels.c has asked the CPU and the operating system. */
 #include "kernels/cpu/vec_avx512.h"
 
+#include "kernels/cpu/form_z4.h"
+#include "kernels/cpu/leaf.h"
 #include "kernels/cpu/rows.inc.h"
 
 #define ROWS_1(X) X(0)
 #define ROWS_2(X) X(0) X(1)
 #define ROWS_3(X) X(0) X(1) X(2)
 #define ROWS_4(X) X(0) X(1) X(2) X(3)
+#define ROWS_5(X) ROWS_4(X) X(4)
+#define ROWS_6(X) ROWS_5(X) X(5)
+#define ROWS_7(X) ROWS_6(X) X(6)
+#define ROWS_8(X) ROWS_7(X) X(7)
 
 static inline __m512i load_line(const uint8_t *from)
 {
@@ -50,19 +56,23 @@ static inline __m512i broadcast_k4(const int8_t *from)
 #define LEAF_FORM FORM_N4M
 #include "kernels/cpu/leaf_forms_avx512.inc.h"
 #include "kernels/cpu/leaf_float_avx512.h"
+#include "kernels/cpu/leaf_e4_avx512.h"
+#include "kernels/cpu/leaf_z4_avx512.h"
 
-#define ROW_COUNTS(name)                       \
-    {                                          \
-        name##_1, name##_2, name##_3, name##_4 \
-    }
-static const uint8_t *(*const LEAF_KERNELS[N_FORMS][4])(const kinput_t *, const kleaf_t *,
-                                                        const uint8_t *const *, const uint8_t *,
-                                                        bool, float *) = {
-    [FORM_Q8] = ROW_COUNTS(leaf_q8),   [FORM_Q4] = ROW_COUNTS(leaf_q4),
-    [FORM_Q4M] = ROW_COUNTS(leaf_q4m), [FORM_BF16] = ROW_COUNTS(leaf_bf16),
-    [FORM_F16] = ROW_COUNTS(leaf_f16), [FORM_F32] = ROW_COUNTS(leaf_f32),
-    [FORM_I8] = ROW_COUNTS(leaf_i8),   [FORM_U8M] = ROW_COUNTS(leaf_u8m),
-    [FORM_N4M] = ROW_COUNTS(leaf_n4m), [FORM_F8] = ROW_COUNTS(leaf_f8),
+#define COUNTS_6(name) name##_1, name##_2, name##_3, name##_4, name##_5, name##_6
+#define COUNTS_8(name) COUNTS_6(name), name##_7, name##_8
+static const leaf_fn LEAF_KERNELS[N_FORMS][MATMUL_ROWS] = {
+    [FORM_Q8] = {COUNTS_6(leaf_q8)},
+    [FORM_Q4] = {COUNTS_6(leaf_q4)},
+    [FORM_Q4M] = {COUNTS_6(leaf_q4m)},
+    [FORM_I8] = {COUNTS_6(leaf_i8)},
+    [FORM_U8M] = {COUNTS_6(leaf_u8m)},
+    [FORM_N4M] = {COUNTS_6(leaf_n4m)},
+    [FORM_BF16] = {COUNTS_8(leaf_bf16)},
+    [FORM_F16] = {COUNTS_8(leaf_f16)},
+    [FORM_F32] = {COUNTS_8(leaf_f32)},
+    [FORM_E4] = {COUNTS_8(leaf_e4)},
+    [FORM_Z4] = {leaf_z4_1, leaf_z4_2, leaf_z4_3, leaf_z4_4, leaf_z4_5},
 };
 
 #include "kernels/cpu/matmul.inc.h"
@@ -80,5 +90,6 @@ const klevel_t level_avx512 = {
     .activate = activate_vec,
     .softcap = softcap_vec,
     .attend = attend_vec,
+    .merge = merge_vec,
     .score = score_vec,
 };

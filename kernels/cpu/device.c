@@ -4,6 +4,7 @@
 
 #include "common/base/memory.h"
 #include "kernels/cpu/fpmode.h"
+#include "kernels/cpu/peak.h"
 #include "kernels/cpu/queue.h"
 
 static void start_thread(void)
@@ -18,6 +19,7 @@ static void device_close(kdevice_t *take_device)
     unmap_pages(take_device->scratch, pool_threads(take_device->pool) * ATTEND_SCRATCH_BYTES);
     unmap_pages(take_device->scratch_block, take_device->scratch_block_bytes);
     pool_close(take_device->pool);
+    free(take_device->busy);
     free(take_device);
 }
 
@@ -48,6 +50,7 @@ static status_t device_open(const kdevice_options_t *options, kdevice_t **own_ou
         free(device);
         return status;
     }
+    pool_elastic(device->pool);
     device->scratch = map_pages(pool_threads(device->pool) * ATTEND_SCRATCH_BYTES);
     if (device->scratch == NULL) {
         pool_close(device->pool);
@@ -115,6 +118,8 @@ static const kernel_ops_t CPU_OPS = {
     .event_record = event_record,
     .event_wait = event_wait,
     .queue_reset = queue_reset,
+    .queue_trace = queue_trace,
+    .device_peak = device_peak,
     .copy_in = op_copy_in,
     .copy_out = op_copy_out,
     .copy = op_copy,

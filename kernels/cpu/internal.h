@@ -21,7 +21,7 @@ enum {
     SEGMENT_K = 32,        /* values of the longest segment: one weight block, one group */
     PAIR_K = 8,            /* int8: k values of one pair of units; segments are padded to it */
     SHORT_SEGMENT_K = 16,  /* of types with scales for 16 values */
-    WIDE_SEGMENT_K = 128,  /* of F8 */
+    WIDE_SEGMENT_K = 128,  /* of E4 and Z4 */
     WEIGHT_INPUTS_MAX = 4, /* one for each kind of activation */
     KEYS_TILE = NUMERICS_KEY_TILE,
     KEYS_CHUNK = NUMERICS_KEY_CHUNK,
@@ -35,7 +35,8 @@ enum {
  * Q4M: as Q4, then 32 F16 minimums.
  * I8:  as Q8 with F32 scales. U8M: bytes q, F32 scales and minimums. N4M: Q4M with F32 ones.
  * BF16: per 2 k two lines [16][2]. F32: per k two lines [16]. F16: per k one line of 32.
- * F8: as BF16, and after each segment of 128 k 32 F32 scales. */
+ * E4: e4m3 codes, per 2 k one line [16 columns][2 k][2]: of column c and of c + 16; after each segment
+ * of 128 k 32 F32 scales. Z4: form_z4.h. */
 typedef enum {
     FORM_Q8,
     FORM_Q4,
@@ -46,7 +47,8 @@ typedef enum {
     FORM_BF16, /* the forms before have integer inputs */
     FORM_F16,
     FORM_F32,
-    FORM_F8,
+    FORM_E4,
+    FORM_Z4, /* integer inputs */
     N_FORMS
 } kform_t;
 
@@ -186,6 +188,9 @@ typedef struct {
     const float *sinks[ATTEND_PAIRS]; /* one F32 each, or NULL */
     const float *q[ATTEND_PAIRS];
     float *out[ATTEND_PAIRS];
+    /* Where the call sees one chunk of its keys: that chunk's maximum, sum and, from a line on,
+     * values go here instead of results to `out`. NULL, or none is. */
+    float *state[ATTEND_PAIRS];
 } kattend_t;
 
 /* The index scores of one row over entries of one pass, which is its first[0] … end[0]. */
@@ -220,6 +225,9 @@ typedef struct {
                      float *out);
     void (*softcap)(float *x, uint32_t n, float cap);
     void (*attend)(const kattend_t *job);
+    /* The result of the one pair of `job` from the states of its n chunks, ascending. NULL: the
+     * level writes no states. */
+    void (*merge)(const kattend_t *job, const float *states, size_t stride, uint32_t n);
     void (*score)(const kscore_t *job);
 } klevel_t;
 
@@ -236,6 +244,10 @@ struct kdevice {
     uint8_t *scratch_block;
     size_t scratch_block_bytes;
     char refused[256];
+    /* [threads], time spent in an op's functions; NULL while no queue is traced. */
+    struct busy {
+        _Alignas(64) uint64_t ns;
+    } *busy;
 };
 
 struct kbuffer {
@@ -253,7 +265,7 @@ struct ktable {
 
 struct krope {
     krope_spec_t spec;
-    float *table; /* [positions][dim/2][2]: cosine, sine */
+    float *table; /* [positions][2][dim/2]: cosines, sines */
 };
 
 /* `declared_*` is what the last batch_set call said; the rest is what the queue has reached. */

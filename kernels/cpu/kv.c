@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/pages.h"
 
 static kpages_t pages_of(kmode_t mode, const kkv_shape_t *shape)
@@ -78,6 +79,8 @@ status_t kv_open(kdevice_t *device, const kkv_shape_t *shape, kkv_t **own_out)
     if (pages.value_dim == 0 && !shape->exact) /* index keys: a score an entry and thread */
         TRY(device_scratch_reserve(device, (size_t)pool_threads(device->pool) * pages.n_blocks *
                                                pages.slots * sizeof(float)));
+    if (pages.v_bytes > 0)
+        TRY(device_scratch_reserve(device, attention_states_bytes(device, &pages)));
     kkv_t *kv = MEM_NEW(kkv_t);
     kv->device = device;
     kv->pages = pages_of(device->mode, shape);
@@ -109,16 +112,6 @@ const uint8_t *kv_page(const kpages_t *pages, uint32_t layer, uint32_t block, ui
     return pages->data + index * (pages->k_bytes + pages->v_bytes);
 }
 
-static bool is_finite_head(const float *values, uint32_t n)
-{
-    uint32_t most = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t bits = float_bits(values[i]) & 0x7fffffffu;
-        most = bits > most ? bits : most;
-    }
-    return most < ROW_ERROR_BITS;
-}
-
 static void put_value(const kpages_t *pages, uint8_t *at, float value)
 {
     if (pages->mode == KMODE_F32) {
@@ -129,21 +122,26 @@ static void put_value(const kpages_t *pages, uint8_t *at, float value)
     memcpy(at, &half, sizeof half);
 }
 
+static void round_halves(const float *values, uint32_t n, uint16_t *halves)
+{
+    for (uint32_t d = 0; d < n; d++)
+        halves[d] = bf16_round_finite(values[d]);
+}
+
 /* The ordinary layout in native mode, without a question for each value. */
 static void put_lanes(const kpages_t *pages, uint8_t *page, uint32_t slot, const float *k,
                       const float *v)
 {
-    for (uint32_t d = 0; d < pages->key_dim; d += 2) {
-        uint16_t pair[2] = {bf16_round_finite(k[d]), bf16_round_finite(k[d + 1])};
-        memcpy(page + ((size_t)(d / 2) * KKV_BLOCK_TOKENS + slot) * 4, pair, sizeof pair);
-    }
+    uint16_t halves[KHEAD_DIM_MAX];
+    round_halves(k, pages->key_dim, halves);
+    for (uint32_t d = 0; d < pages->key_dim; d += 2)
+        memcpy(page + ((size_t)(d / 2) * KKV_BLOCK_TOKENS + slot) * 4, halves + d, 4);
     if (pages->v_bytes == 0)
         return;
     uint8_t *values = page + pages->k_bytes + value_at(pages, slot, 0);
-    for (uint32_t d = 0; d < pages->value_dim; d++) {
-        uint16_t half = bf16_round_finite(v[d]);
-        memcpy(values + (size_t)d * 4, &half, sizeof half);
-    }
+    round_halves(v, pages->value_dim, halves);
+    for (uint32_t d = 0; d < pages->value_dim; d++)
+        memcpy(values + (size_t)d * 4, halves + d, sizeof halves[0]);
 }
 
 bool kv_put(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head, uint32_t slot,
@@ -153,8 +151,8 @@ bool kv_put(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head
     uint8_t *page = pages->data + (kv_page(pages, layer, block, head) - pages->data);
     /* A block is used again by other sequences, whose invisible slots are multiplied by p = +0:
      * what is stored is always finite, so that the product is a zero. */
-    bool bad = !is_finite_head(k, pages->key_dim) ||
-               (pages->v_bytes > 0 && !is_finite_head(v, pages->value_dim));
+    bool bad = !values_are_finite(k, pages->key_dim) ||
+               (pages->v_bytes > 0 && !values_are_finite(v, pages->value_dim));
     if (bad)
         k = v = zeros;
     if (!pages->rows && pages->mode == KMODE_NATIVE) {

@@ -227,33 +227,6 @@ static inline __attribute__((always_inline)) void leaf_bf16_two(bool two, const 
     }
 }
 
-/* F8: one row at a time; a sum as of BF16 for each segment of 128, then fma by its scale. */
-static const uint8_t *leaf_f8_rows(const kleaf_t *leaf, const uint8_t *const *rows, uint32_t n,
-                                   const uint8_t *panel, bool add, float *tile)
-{
-    const uint8_t *at = panel;
-    for (uint32_t r = 0; r < n; r++) {
-        vf_t low = vf_set(0), high = low;
-        const uint8_t *a = rows[r] + (size_t)leaf->k_padded * 2;
-        at = panel;
-        for (uint32_t done = 0, len = 0; done < leaf->len; done += len) {
-            vf_t sum_low = vf_set(0), sum_high = sum_low;
-            len = wide_segment(leaf, done);
-            for (uint32_t k = 0; k < len; k += 2, a += 4, at += 128) {
-                sum_low = dot_bf16(sum_low, load_line(at), load_pair(a));
-                sum_high = dot_bf16(sum_high, load_line(at + 64), load_pair(a));
-            }
-            const float *scales = (const float *)(const void *)at;
-            low = vf_fma(sum_low, vf_load(scales), low);
-            high = vf_fma(sum_high, vf_load(scales + LINE), high);
-            at += 128;
-        }
-        put_line(add, tile + (size_t)r * PANEL, low);
-        put_line(add, tile + (size_t)r * PANEL + LINE, high);
-    }
-    return at;
-}
-
 static inline vf_t load_weights(bool f16, const uint8_t *from)
 {
     return f16 ? load_halves(from) : vf_load((const float *)(const void *)from);
@@ -305,25 +278,27 @@ leaf_float_rows(kform_t form, const kleaf_t *leaf, const uint8_t *const *rows, u
 #define LEAF(name, n, call)                                                                   \
     static const uint8_t *leaf_##name##_##n(const kinput_t *input, const kleaf_t *leaf,       \
                                             const uint8_t *const *rows, const uint8_t *panel, \
-                                            bool add, float *tile)                            \
+                                            bool add, float *tile, fetch_t fetch)             \
     {                                                                                         \
-        (void)input;                                                                          \
+        (void)input, (void)fetch;                                                             \
         return call;                                                                          \
     }
-#define LEAVES(n)                                                                  \
+#define INT8_LEAVES(n)                                                             \
     LEAF(q8, n, leaf_int8_rows(FORM_Q8, input, leaf, rows, n, panel, add, tile))   \
     LEAF(q4, n, leaf_int8_rows(FORM_Q4, input, leaf, rows, n, panel, add, tile))   \
     LEAF(q4m, n, leaf_int8_rows(FORM_Q4M, input, leaf, rows, n, panel, add, tile)) \
     LEAF(i8, n, leaf_int8_rows(FORM_I8, input, leaf, rows, n, panel, add, tile))   \
     LEAF(u8m, n, leaf_int8_rows(FORM_U8M, input, leaf, rows, n, panel, add, tile)) \
-    LEAF(n4m, n, leaf_int8_rows(FORM_N4M, input, leaf, rows, n, panel, add, tile)) \
-    LEAF(f8, n, leaf_f8_rows(leaf, rows, n, panel, add, tile))                     \
-    LEAF(bf16, n, leaf_float_rows(FORM_BF16, leaf, rows, n, panel, add, tile))     \
-    LEAF(f16, n, leaf_float_rows(FORM_F16, leaf, rows, n, panel, add, tile))       \
+    LEAF(n4m, n, leaf_int8_rows(FORM_N4M, input, leaf, rows, n, panel, add, tile))
+#define FLOAT_LEAVES(n)                                                        \
+    LEAF(bf16, n, leaf_float_rows(FORM_BF16, leaf, rows, n, panel, add, tile)) \
+    LEAF(f16, n, leaf_float_rows(FORM_F16, leaf, rows, n, panel, add, tile))   \
     LEAF(f32, n, leaf_float_rows(FORM_F32, leaf, rows, n, panel, add, tile))
-LEAVES(1)
-LEAVES(2)
-LEAVES(3)
-LEAVES(4)
+INT8_LEAVES(1)
+INT8_LEAVES(2)
+INT8_LEAVES(3)
+INT8_LEAVES(4)
+FLOAT_LEAVES(1)
+FLOAT_LEAVES(2)
 
 #endif

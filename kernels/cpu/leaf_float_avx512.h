@@ -21,12 +21,13 @@
 #define BF16_LEAF(n)                                                                          \
     static const uint8_t *leaf_bf16_##n(const kinput_t *input, const kleaf_t *leaf,           \
                                         const uint8_t *const *rows, const uint8_t *panel,     \
-                                        bool add, float *tile)                                \
+                                        bool add, float *tile, fetch_t fetch)                 \
     {                                                                                         \
         (void)input;                                                                          \
         uint32_t at = leaf->k_padded;                                                         \
         ROWS_##n(FLOAT_OPEN) for (uint32_t k = 0; k < leaf->len_padded; k += 2, panel += 128) \
         {                                                                                     \
+            fetch_line(&fetch), fetch_line(&fetch);                                           \
             __m512i w_low = load_line(panel), w_high = load_line(panel + 64);                 \
             ROWS_##n(BF16_STEP)                                                               \
         }                                                                                     \
@@ -36,42 +37,10 @@ BF16_LEAF(1)
 BF16_LEAF(2)
 BF16_LEAF(3)
 BF16_LEAF(4)
-
-/* F8: a sum as of BF16 for each segment of 128, then fma by its scale. */
-#define F8_OPEN(r) __m512 part_low##r = _mm512_setzero_ps(), part_high##r = part_low##r;
-#define F8_STEP(r)                                                                           \
-    {                                                                                        \
-        __m512bh a = (__m512bh)broadcast_k4((const int8_t *)rows[r] + (size_t)(at + k) * 2); \
-        part_low##r = _mm512_dpbf16_ps(part_low##r, (__m512bh)w_low, a);                     \
-        part_high##r = _mm512_dpbf16_ps(part_high##r, (__m512bh)w_high, a);                  \
-    }
-#define F8_CLOSE(r)                                       \
-    low##r = _mm512_fmadd_ps(part_low##r, d_low, low##r); \
-    high##r = _mm512_fmadd_ps(part_high##r, d_high, high##r);
-#define F8_LEAF(n)                                                                                \
-    static const uint8_t *leaf_f8_##n(const kinput_t *input, const kleaf_t *leaf,                 \
-                                      const uint8_t *const *rows, const uint8_t *panel, bool add, \
-                                      float *tile)                                                \
-    {                                                                                             \
-        (void)input;                                                                              \
-        ROWS_##n(FLOAT_OPEN) for (uint32_t done = 0, len = 0; done < leaf->len; done += len)      \
-        {                                                                                         \
-            len = wide_segment(leaf, done);                                                       \
-            uint32_t at = leaf->k_padded + done;                                                  \
-            ROWS_##n(F8_OPEN) for (uint32_t k = 0; k < len; k += 2, panel += 128)                 \
-            {                                                                                     \
-                __m512i w_low = load_line(panel), w_high = load_line(panel + 64);                 \
-                ROWS_##n(F8_STEP)                                                                 \
-            }                                                                                     \
-            __m512 d_low = load_floats(panel), d_high = load_floats(panel + 64);                  \
-            ROWS_##n(F8_CLOSE) panel += 128;                                                      \
-        }                                                                                         \
-        ROWS_##n(FLOAT_CLOSE) return panel;                                                       \
-    }
-F8_LEAF(1)
-F8_LEAF(2)
-F8_LEAF(3)
-F8_LEAF(4)
+BF16_LEAF(5)
+BF16_LEAF(6)
+BF16_LEAF(7)
+BF16_LEAF(8)
 
 #define F32_STEP(r)                                                                \
     {                                                                              \
@@ -82,12 +51,15 @@ F8_LEAF(4)
 #define F32_LEAF(name, n, LOAD, STEP_BYTES)                                                       \
     static const uint8_t *leaf_##name##_##n(const kinput_t *input, const kleaf_t *leaf,           \
                                             const uint8_t *const *rows, const uint8_t *panel,     \
-                                            bool add, float *tile)                                \
+                                            bool add, float *tile, fetch_t fetch)                 \
     {                                                                                             \
         (void)input;                                                                              \
         uint32_t at = leaf->k_padded;                                                             \
         ROWS_##n(FLOAT_OPEN) for (uint32_t k = 0; k < leaf->len_padded; k++, panel += STEP_BYTES) \
         {                                                                                         \
+            fetch_line(&fetch);                                                                   \
+            if (STEP_BYTES == 128)                                                                \
+                fetch_line(&fetch);                                                               \
             __m512 w_low = LOAD(panel), w_high = LOAD(panel + STEP_BYTES / 2);                    \
             ROWS_##n(F32_STEP)                                                                    \
         }                                                                                         \
@@ -97,9 +69,17 @@ F32_LEAF(f16, 1, load_halves, 64)
 F32_LEAF(f16, 2, load_halves, 64)
 F32_LEAF(f16, 3, load_halves, 64)
 F32_LEAF(f16, 4, load_halves, 64)
+F32_LEAF(f16, 5, load_halves, 64)
+F32_LEAF(f16, 6, load_halves, 64)
+F32_LEAF(f16, 7, load_halves, 64)
+F32_LEAF(f16, 8, load_halves, 64)
 F32_LEAF(f32, 1, load_floats, 128)
 F32_LEAF(f32, 2, load_floats, 128)
 F32_LEAF(f32, 3, load_floats, 128)
 F32_LEAF(f32, 4, load_floats, 128)
+F32_LEAF(f32, 5, load_floats, 128)
+F32_LEAF(f32, 6, load_floats, 128)
+F32_LEAF(f32, 7, load_floats, 128)
+F32_LEAF(f32, 8, load_floats, 128)
 
 #endif

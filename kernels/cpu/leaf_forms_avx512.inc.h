@@ -1,4 +1,4 @@
-/* The leaf kernels of one int8 form for one to four rows. Included once for each form, with
+/* The leaf kernels of one int8 form for one to six rows. Included once for each form, with
  * LEAF_NAME(n) and LEAF_FORM set. */
 #define LEAF_N 1
 #define LEAF_ROWS ROWS_1
@@ -11,6 +11,12 @@
 #include "kernels/cpu/leaf_int8_avx512.inc.h"
 #define LEAF_N 4
 #define LEAF_ROWS ROWS_4
+#include "kernels/cpu/leaf_int8_avx512.inc.h"
+#define LEAF_N 5
+#define LEAF_ROWS ROWS_5
+#include "kernels/cpu/leaf_int8_avx512.inc.h"
+#define LEAF_N 6
+#define LEAF_ROWS ROWS_6
 #include "kernels/cpu/leaf_int8_avx512.inc.h"
 #undef LEAF_NAME
 #undef LEAF_FORM

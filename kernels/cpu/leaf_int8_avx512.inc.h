@@ -77,6 +77,7 @@
         PAIR_STEP_BYTES(p)         \
     else                           \
         PAIR_STEP_NIBBLES(p)
+#define SCALE_LINES ((FORM_IS_WIDE(LEAF_FORM) ? 2u : 1u) * (FORM_HAS_MINIMUMS(LEAF_FORM) ? 2u : 1u))
 #define LOAD_SCALES(low, high)                                    \
     __m512 low, high;                                             \
     if (FORM_IS_WIDE(LEAF_FORM)) {                                \
@@ -89,7 +90,7 @@
 
 static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kinput_t *input, const kleaf_t *leaf,
                                                    const uint8_t *const *rows, const uint8_t *panel,
-                                                   bool add, float *tile)
+                                                   bool add, float *tile, fetch_t fetch)
 {
     const __m512i nibble = _mm512_set1_epi8(15);
     const __m512i sum_start = _mm512_set1_epi32(SUM_START);
@@ -100,10 +101,15 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kinput_t *input, const 
         uint32_t pairs = input->segs[s].pairs;
         LEAF_ROWS(ROW_SEGMENT)
         if (__builtin_expect(pairs == 4, 1)) {
+            fetch_lines(&fetch, (FORM_HAS_BYTES(LEAF_FORM) ? 16 : 8) + SCALE_LINES);
             PAIR_STEP(0)
             PAIR_STEP(1)
             PAIR_STEP(2)
             PAIR_STEP(3)
+        } else if (FORM_HAS_BYTES(LEAF_FORM) && pairs == 2) { /* scales for 16 values */
+            fetch_lines(&fetch, 8 + SCALE_LINES);
+            PAIR_STEP(0)
+            PAIR_STEP(1)
         } else {
             for (uint32_t p = 0; p < pairs; p++)
                 PAIR_STEP(p)
@@ -132,6 +138,7 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kinput_t *input, const 
 #undef PAIR_STEP
 #undef PAIR_STEP_BYTES
 #undef PAIR_STEP_NIBBLES
+#undef SCALE_LINES
 #undef LOAD_SCALES
 #undef KEEP_LOADED
 #undef LEAF_CALL

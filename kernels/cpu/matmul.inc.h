@@ -1,13 +1,7 @@
 /* Drives a level's leaf kernels over panels, rows and leaves; included once by each level's file. A
  * leaf kernel computes one leaf of one panel for n = 1…MATMUL_ROWS rows into a tile [n][32] and
  * returns the panel's next byte. Rows are only ever computed side by side: n changes no element's
- * operations. */
-
-enum { MATMUL_ROWS = 4 };
-
-typedef const uint8_t *(*leaf_fn)(const kinput_t *input, const kleaf_t *leaf,
-                                  const uint8_t *const *rows, const uint8_t *panel, bool add,
-                                  float *tile);
+ * operations. A form has kernels for as many rows as its accumulators leave registers for. */
 
 static void add_tiles(uint32_t n, float *to, const float *from)
 {
@@ -30,11 +24,31 @@ static void store_tile(uint32_t n_rows, uint32_t n_columns, const float *tile, f
     }
 }
 
-static void panel_rows(const kmatmul_t *job, const kpart_t *part, uint32_t index, uint32_t row,
-                       uint32_t n, leaf_fn leaf_kernel)
+/* One tile: rows [row, row + n) of a panel, the index-th of n_tiles. */
+typedef struct {
+    uint32_t row, n, index, n_tiles;
+} tile_t;
+
+/* Where a tile fetches from. A single one keeps a fixed distance before itself; several share out
+ * the next panel, so that its way from memory takes the time of all of them. */
+static fetch_t tile_fetch(const kpart_t *part, const uint8_t *panel, const tile_t *tile)
+{
+    if (tile->n_tiles == 1)
+        return (fetch_t){panel + FETCH_AHEAD, 64};
+    uint32_t n_tiles = tile->n_tiles < FETCH_TILES ? tile->n_tiles : FETCH_TILES;
+    if (tile->index >= n_tiles)
+        return (fetch_t){panel, 0};
+    size_t share = part->panel_bytes / n_tiles;
+    return (fetch_t){panel + part->panel_bytes + tile->index * share, 64 / n_tiles};
+}
+
+static void panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t index,
+                       const tile_t *tile, leaf_fn leaf_kernel)
 {
     const kweight_t *weight = job->weight;
-    const uint8_t *panel = part->data + (size_t)index * part->panel_bytes;
+    const uint8_t *first = part->data + (size_t)index * part->panel_bytes, *panel = first;
+    uint32_t row = tile->row, n = tile->n;
+    fetch_t first_fetch = tile_fetch(part, panel, tile);
     const uint8_t *rows[MATMUL_ROWS];
     for (uint32_t r = 0; r < n; r++)
         rows[r] = job->input + (size_t)(row + r) * weight->row_bytes + part->input_offset;
@@ -46,10 +60,12 @@ static void panel_rows(const kmatmul_t *job, const kpart_t *part, uint32_t index
     uint32_t depth = 0;
     const kleaf_t *leaf = input->leaves;
     for (uint32_t s = 0; s < weight->n_steps; s++) {
-        if (weight->steps[s] == STEP_LEAF) {
-            panel = leaf_kernel(input, leaf++, rows, panel, false, stack[depth++]);
-        } else if (weight->steps[s] == STEP_LEAF_ADD) {
-            panel = leaf_kernel(input, leaf++, rows, panel, true, stack[depth - 1]);
+        if (weight->steps[s] == STEP_LEAF || weight->steps[s] == STEP_LEAF_ADD) {
+            bool add = weight->steps[s] == STEP_LEAF_ADD;
+            size_t lines = (size_t)(panel - first) / 64;
+            fetch_t fetch = {first_fetch.at + lines * first_fetch.step, first_fetch.step};
+            depth += !add;
+            panel = leaf_kernel(input, leaf++, rows, panel, add, stack[depth - 1], fetch);
         } else if (weight->steps[s] == STEP_ADD) {
             depth--;
             add_tiles(n, stack[depth - 1], stack[depth]);
@@ -60,14 +76,28 @@ static void panel_rows(const kmatmul_t *job, const kpart_t *part, uint32_t index
     }
 }
 
+/* Rows of the next tile. What is left after whole tiles is cut evenly: two rows alone would wait
+ * for the latency of their few sums, and for their weights. */
+static uint32_t tile_rows(uint32_t most, uint32_t left)
+{
+    if (left <= most)
+        return left;
+    return left < 2 * most ? (left + 1) / 2 : most;
+}
+
 static void matmul_vec(const kmatmul_t *job, uint32_t panel_first, uint32_t panel_end,
                        uint32_t row_first, uint32_t row_end)
 {
     for (uint32_t p = panel_first; p < panel_end; p++) {
         const kpart_t *part = weight_part(job->weight, p);
-        for (uint32_t row = row_first; row < row_end; row += MATMUL_ROWS) {
-            uint32_t n = row_end - row < MATMUL_ROWS ? row_end - row : MATMUL_ROWS;
-            panel_rows(job, part, p - part->panel_first, row, n, LEAF_KERNELS[part->form][n - 1]);
+        const leaf_fn *kernels = LEAF_KERNELS[part->form];
+        uint32_t most = MATMUL_ROWS;
+        while (kernels[most - 1] == NULL)
+            most--;
+        tile_t tile = {.row = row_first, .n_tiles = (row_end - row_first + most - 1) / most};
+        for (; tile.row < row_end; tile.row += tile.n, tile.index++) {
+            tile.n = tile_rows(most, row_end - tile.row);
+            panel_tile(job, part, p - part->panel_first, &tile, kernels[tile.n - 1]);
         }
     }
 }

@@ -1,16 +1,12 @@
-/* Appending to the paged KV cache, and attention over it. A unit of work is up to ATTEND_ROWS (row,
- * query head) pairs that read the same KV head of the same sequence; units are dealt to the threads
- * in turn, because later rows of a prompt cost more than earlier ones. */
+/* Appending to the paged KV cache, and the op of attention over it. Plain caches are shared out by
+ * attention_share.c. Where tiles have to be gathered or turned first, a unit of work is up to
+ * ATTEND_PAIRS (row, query head) pairs of the same KV head of the same sequence; units are dealt to
+ * the threads in turn, because later rows of a prompt cost more than earlier ones. */
 #include <math.h>
 #include <string.h>
 
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/pages.h"
-#include "kernels/cpu/queue.h"
-
-typedef struct {
-    const kqueue_t *queue;
-    kwork_t *work;
-} job_t;
 
 const uint32_t *row_blocks(const kbatch_t *batch, uint32_t row)
 {
@@ -19,7 +15,7 @@ const uint32_t *row_blocks(const kbatch_t *batch, uint32_t row)
 
 static void append_thread(void *arg, uint32_t thread, uint32_t n_threads)
 {
-    const job_t *job = arg;
+    const attention_job_t *job = arg;
     const kwork_t *work = job->work;
     kbatch_t *batch = work->batch;
     const kpages_t *pages = &work->kv->pages;
@@ -50,7 +46,7 @@ status_t check_blocks(const kbatch_t *batch, const kpages_t *pages)
 static status_t run_append(kqueue_t *queue, kwork_t *work)
 {
     TRY(check_blocks(work->batch, &work->kv->pages));
-    job_t job = {queue, work};
+    attention_job_t job = {queue, work};
     device_run(queue->device, append_thread, &job, work->batch->n_rows / 4);
     return STATUS_OK;
 }
@@ -80,32 +76,12 @@ status_t op_kv_append(kqueue_t *queue, kbatch_t *batch, kkv_t *kv, uint32_t laye
     return queue_submit(queue, &work, NULL, 0);
 }
 
-/* Of one attention op, beside its kwork_t: array[0] is the heads' KV heads, array[1] this. */
-typedef struct {
-    const kkv_t *more;
-    uint32_t more_layer, window, selected_ld;
-    float softcap;
-    uint32_t key_dim, value_dim;
-} plan_t;
-
-/* Rows whose query is not finite get NaN instead of a score; returns whether the head is good. */
-static bool query_is_finite(const float *q, uint32_t n)
+void attention_add_pair(const kwork_t *work, uint32_t row, uint32_t head, kattend_t *call)
 {
-    uint32_t most = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t bits = float_bits(q[i]) & 0x7fffffffu;
-        most = bits > most ? bits : most;
-    }
-    return most < ROW_ERROR_BITS;
-}
-
-/* Adds pair (row, head) to the call unless its query is bad. */
-static void add_pair(const kwork_t *work, uint32_t row, uint32_t head, kattend_t *call)
-{
-    const plan_t *plan = work->array[1];
+    const attention_plan_t *plan = work->array[1];
     const float *q = floats(work->from[0], (size_t)row * work->ld + (size_t)head * plan->key_dim);
     float *out = floats_to(work->to, ((size_t)row * work->heads + head) * plan->value_dim);
-    if (!query_is_finite(q, plan->key_dim)) {
+    if (!values_are_finite(q, plan->key_dim)) {
         batch_row_error(work->batch, row);
         for (uint32_t d = 0; d < plan->value_dim; d++)
             out[d] = bits_float(NAN_BITS);
@@ -129,21 +105,49 @@ static void add_pair(const kwork_t *work, uint32_t row, uint32_t head, kattend_t
     call->sinks[call->n] = floats(work->from[1], head);
     call->q[call->n] = q;
     call->out[call->n] = out;
+    call->state[call->n] = NULL;
     call->n++;
 }
 
-static kpass_t open_pass(const kwork_t *work, const kkv_t *kv, uint32_t layer, uint32_t kv_head,
-                         uint32_t row)
+/* All but which entries the pairs see. */
+static void open_pass(const kwork_t *work, const kkv_t *kv, uint32_t layer, uint32_t kv_head,
+                      uint32_t row, kpass_t *pass)
 {
     const kpages_t *pages = &kv->pages;
-    return (kpass_t){.pages = pages,
-                     .base = kv_page(pages, layer, 0, kv_head),
-                     .block_stride = (pages->k_bytes + pages->v_bytes) * pages->n_kv_heads,
-                     .blocks = row_blocks(work->batch, row)};
+    pass->pages = pages;
+    pass->base = kv_page(pages, layer, 0, kv_head);
+    pass->block_stride = (pages->k_bytes + pages->v_bytes) * pages->n_kv_heads;
+    pass->blocks = row_blocks(work->batch, row);
+    pass->list = NULL;
+}
+
+void attention_open_call(const attention_job_t *job, uint32_t thread, uint32_t row,
+                         uint32_t kv_head, kattend_t *call)
+{
+    const kwork_t *work = job->work;
+    const attention_plan_t *plan = work->array[1];
+    call->n = 0;
+    call->n_passes = plan->more != NULL ? 2 : 1;
+    call->scratch = job->queue->device->scratch + thread * ATTEND_SCRATCH_BYTES;
+    call->softcap = plan->softcap;
+    call->scale = work->number;
+    open_pass(work, work->kv, work->layer, kv_head, row, &call->pass[0]);
+    if (plan->more != NULL)
+        open_pass(work, plan->more, plan->more_layer, 0, row, &call->pass[1]);
+}
+
+uint32_t attention_heads_of(const kwork_t *work, uint32_t kv_head, uint16_t heads_out[KHEADS_MAX])
+{
+    const uint16_t *kv_head_of = work->array[0];
+    uint32_t n = 0;
+    for (uint32_t h = 0; h < work->heads; h++)
+        if (kv_head_of[h] == kv_head)
+            heads_out[n++] = (uint16_t)h;
+    return n;
 }
 
 typedef struct {
-    const job_t *job;
+    const attention_job_t *job;
     uint32_t thread, n_threads;
     uint32_t unit; /* counts calls over the whole op */
 } share_t;
@@ -152,9 +156,6 @@ typedef struct {
  * first, as long as every thread gets some. */
 static uint32_t pairs_of_call(const share_t *share, uint64_t n_pairs)
 {
-    const kwork_t *work = share->job->work;
-    if (work->from[2] == NULL && !work->kv->pages.values_in_keys)
-        return ATTEND_ROWS;
     uint64_t most = (n_pairs / share->n_threads + ATTEND_ROWS - 1) / ATTEND_ROWS * ATTEND_ROWS;
     return most < ATTEND_ROWS ? ATTEND_ROWS : most < ATTEND_PAIRS ? (uint32_t)most : ATTEND_PAIRS;
 }
@@ -163,36 +164,25 @@ static uint32_t pairs_of_call(const share_t *share, uint64_t n_pairs)
 static void attend_run(share_t *share, uint32_t first, uint32_t end, uint32_t kv_head)
 {
     const kwork_t *work = share->job->work;
-    const plan_t *plan = work->array[1];
-    kdevice_t *device = share->job->queue->device;
-    const uint16_t *kv_head_of = work->array[0];
     uint16_t heads[KHEADS_MAX];
-    uint32_t n_heads = 0;
-    for (uint32_t h = 0; h < work->heads; h++)
-        if (kv_head_of[h] == kv_head)
-            heads[n_heads++] = (uint16_t)h;
+    uint32_t n_heads = attention_heads_of(work, kv_head, heads);
     uint64_t n_pairs = (uint64_t)(end - first) * n_heads;
     uint32_t step = pairs_of_call(share, n_pairs);
     for (uint64_t at = 0; at < n_pairs; at += step) {
         if (share->unit++ % share->n_threads != share->thread)
             continue;
-        kattend_t call = {.n_passes = plan->more != NULL ? 2 : 1,
-                          .scratch = device->scratch + share->thread * ATTEND_SCRATCH_BYTES,
-                          .softcap = plan->softcap,
-                          .scale = work->number};
-        call.pass[0] = open_pass(work, work->kv, work->layer, kv_head, first);
-        if (plan->more != NULL)
-            call.pass[1] = open_pass(work, plan->more, plan->more_layer, 0, first);
+        kattend_t call;
+        attention_open_call(share->job, share->thread, first, kv_head, &call);
         for (uint64_t i = at; i < at + step && i < n_pairs; i++)
-            add_pair(work, first + (uint32_t)(i / n_heads), heads[i % n_heads], &call);
+            attention_add_pair(work, first + (uint32_t)(i / n_heads), heads[i % n_heads], &call);
         if (call.n > 0)
-            device->level->attend(&call);
+            share->job->queue->device->level->attend(&call);
     }
 }
 
 static void attend_thread(void *arg, uint32_t thread, uint32_t n_threads)
 {
-    const job_t *job = arg;
+    const attention_job_t *job = arg;
     const kwork_t *work = job->work;
     const kbatch_t *batch = work->batch;
     share_t share = {.job = job, .thread = thread, .n_threads = n_threads};
@@ -211,7 +201,7 @@ static void attend_thread(void *arg, uint32_t thread, uint32_t n_threads)
 /* Lists are read from a buffer, so they are checked before they become addresses. */
 static status_t check_lists(const kwork_t *work, const kpages_t *pages)
 {
-    const plan_t *plan = work->array[1];
+    const attention_plan_t *plan = work->array[1];
     for (uint32_t row = 0; row < work->batch->n_rows && work->from[2] != NULL; row++) {
         const uint32_t *list =
             (const uint32_t *)(const void *)work->from[2] + (size_t)row * plan->selected_ld;
@@ -232,12 +222,15 @@ static status_t check_lists(const kwork_t *work, const kpages_t *pages)
 
 static status_t run_attention(kqueue_t *queue, kwork_t *work)
 {
-    const plan_t *plan = work->array[1];
+    const attention_plan_t *plan = work->array[1];
     TRY(check_blocks(work->batch, &work->kv->pages));
     if (plan->more != NULL)
         TRY(check_blocks(work->batch, &plan->more->pages));
     TRY(check_lists(work, plan->more != NULL ? &plan->more->pages : &work->kv->pages));
-    job_t job = {queue, work};
+    attention_job_t job = {queue, work};
+    const kpages_t *pages = &work->kv->pages;
+    if (work->from[2] == NULL && plan->more == NULL && !pages->values_in_keys && !pages->rows)
+        return attention_share(&job);
     device_run(queue->device, attend_thread, &job, work->batch->n_rows * work->heads / ATTEND_ROWS);
     return STATUS_OK;
 }
@@ -283,7 +276,7 @@ status_t op_attention(kqueue_t *queue, kbatch_t *batch, const kkv_t *kv, const k
     if (rows == 0 || what->n_heads == 0)
         return STATUS_OK;
     TRY(check_attention(batch, kv, what));
-    plan_t plan = {.more = what->more,
+    attention_plan_t plan = {.more = what->more,
                    .more_layer = what->more_layer,
                    .window = what->window,
                    .selected_ld = what->selected_ld,

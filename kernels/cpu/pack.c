@@ -6,6 +6,7 @@
 #include "common/base/checked.h"
 #include "common/base/memory.h"
 #include "common/base/qtype.h"
+#include "kernels/cpu/form_z4.h"
 #include "kernels/cpu/fpmode.h"
 #include "kernels/cpu/internal.h"
 #include "kernels/cpu/numbers.h"
@@ -26,6 +27,14 @@ static uint64_t wide_segments(const kinput_t *input)
     return n;
 }
 
+static uint64_t z4_panel_bytes(const kinput_t *input)
+{
+    uint64_t sum = 0;
+    for (uint32_t l = 0; l < input->n_leaves; l++)
+        sum += z4_leaf_bytes(&input->leaves[l]);
+    return sum;
+}
+
 static uint64_t form_panel_bytes(kform_t form, const kinput_t *input)
 {
     uint64_t k = input->k_padded, scale_bytes = FORM_IS_WIDE(form) ? PANEL * 4 : PANEL * 2;
@@ -36,8 +45,10 @@ static uint64_t form_panel_bytes(kform_t form, const kinput_t *input)
     case FORM_BF16:
     case FORM_F16:
         return k * PANEL * 2;
-    case FORM_F8:
-        return k * PANEL * 2 + wide_segments(input) * PANEL * 4;
+    case FORM_Z4:
+        return z4_panel_bytes(input);
+    case FORM_E4:
+        return k * PANEL + wide_segments(input) * PANEL * 4;
     default:
         return k * PANEL * 4;
     }
@@ -135,27 +146,56 @@ static void pack_codes_panel(const kpart_t *part, const uint8_t *rows, size_t ro
     }
 }
 
-/* e4m3 has a shorter mantissa and exponent than BF16, so its values are exact there. */
-static void pack_f8_panel(const kinput_t *input, const uint8_t *rows, size_t row_bytes,
+static void pack_z4_panel(const kinput_t *input, const uint8_t *rows, size_t row_bytes,
+                          uint32_t k_base, uint32_t n_columns, uint8_t *panel)
+{
+    for (uint32_t l = 0; l < input->n_leaves; l++) {
+        const kleaf_t *leaf = &input->leaves[l];
+        uint8_t *lines = panel;
+        panel += z4_leaf_bytes(leaf);
+        for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
+            const kseg_t *seg = &input->segs[s];
+            uint32_t k = k_base + seg->k;
+            uint32_t run = k / QTYPE_Z4_VALUES - leaf->absolute / QTYPE_Z4_VALUES;
+            uint8_t *scales = panel - z4_leaf_bytes(leaf) + (size_t)leaf->len_padded * LINE;
+            uint8_t *zeros = scales + (size_t)z4_runs(leaf) * 64 + (size_t)run * 32;
+            for (uint32_t c = 0; c < n_columns; c++) {
+                const uint8_t *block =
+                    rows + c * row_bytes + k / QTYPE_Z4_VALUES * sizeof(qtype_z4_t);
+                uint8_t values[SEGMENT_K];
+                for (uint32_t i = 0; i < seg->len; i++) {
+                    uint32_t at = k % QTYPE_Z4_VALUES + i;
+                    values[i] = block[offsetof(qtype_z4_t, q) + at / 2] >> (at % 2 * 4) & 15;
+                }
+                pack_segment_column(FORM_Z4, seg, values, lines + column_slot(c));
+                memcpy(scales + (size_t)run * 64 + 2 * (size_t)c, block, 2);
+                zeros[c] = block[offsetof(qtype_z4_t, zero)];
+            }
+            lines += (size_t)seg->pairs * 128;
+        }
+    }
+}
+
+/* Codes stay what they are: the kernels make BF16 of them, in which they are exact. */
+static void pack_e4_panel(const kinput_t *input, const uint8_t *rows, size_t row_bytes,
                           uint32_t k_base, uint32_t n_columns, uint8_t *panel)
 {
     for (uint32_t l = 0; l < input->n_leaves; l++) {
         const kleaf_t *leaf = &input->leaves[l];
         for (uint32_t done = 0, len = 0; done < leaf->len; done += len) {
             len = wide_segment(leaf, done);
-            size_t lines = (size_t)(len + 1) / 2 * 128;
+            size_t codes = (size_t)(len + 1) / 2 * 2 * PANEL;
             uint32_t k = k_base + leaf->k + done;
             for (uint32_t c = 0; c < n_columns; c++) {
                 const uint8_t *block =
                     rows + c * row_bytes + k / WIDE_SEGMENT_K * sizeof(qtype_f8s_t);
-                for (uint32_t i = 0; i < len; i++) {
-                    float value = qtype_e4m3_to_f32(block[4 + k % WIDE_SEGMENT_K + i]);
-                    uint16_t half = bf16_round(value);
-                    memcpy(panel + (size_t)(i / 2) * 128 + column_slot(c) + i % 2 * 2, &half, 2);
-                }
-                memcpy(panel + lines + 4 * (size_t)c, block, 4);
+                const uint8_t *from = block + 4 + k % WIDE_SEGMENT_K;
+                uint8_t *to = panel + (size_t)(c % LINE) * 4 + c / LINE;
+                for (uint32_t i = 0; i < len; i++)
+                    to[(size_t)(i / 2) * 2 * PANEL + (size_t)(i % 2) * 2] = from[i];
+                memcpy(panel + codes + 4 * (size_t)c, block, 4);
             }
-            panel += lines + 128;
+            panel += codes + 128;
         }
     }
 }
@@ -222,8 +262,10 @@ static void pack_thread(void *arg, uint32_t thread, uint32_t n_threads)
             pack_codes_panel(part, rows, row_bytes, k_base, n, job->codes[index], panel);
         else if (part->form < FORM_BF16)
             pack_int8_panel(part->input, part, rows, row_bytes, k_base, n, panel);
-        else if (part->form == FORM_F8)
-            pack_f8_panel(part->input, rows, row_bytes, k_base, n, panel);
+        else if (part->form == FORM_Z4)
+            pack_z4_panel(part->input, rows, row_bytes, k_base, n, panel);
+        else if (part->form == FORM_E4)
+            pack_e4_panel(part->input, rows, row_bytes, k_base, n, panel);
         else if (part->form != FORM_F32)
             pack_half_panel(part->input, part, rows, row_bytes, k_base, n, panel);
         else
@@ -266,7 +308,7 @@ static status_t add_part(kdevice_t *device, const kweight_spec_t *spec, uint32_t
     if (!type_multiply(source->qtype, device->mode, &multiply))
         return fail(STATUS_UNSUPPORTED, "weight %s: type %s cannot be multiplied", spec->name,
                     qtype_name(source->qtype));
-    if (multiply.form == FORM_F8)
+    if (multiply.form == FORM_E4)
         TRY(check_pairs(spec));
     part->form = multiply.form;
     part->input = weight_input(weight, spec, multiply.kind);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/clock.h"
 #include "common/base/memory.h"
 #include "kernels/cpu/fpmode.h"
 
@@ -38,12 +39,13 @@ static void run_work(kqueue_t *queue, kwork_t *work)
 {
     if (queue->status != STATUS_OK)
         return;
+    status_t (*run)(kqueue_t *, kwork_t *) = queue->trace != NULL ? trace_work : work->run;
     if (work->host) {
-        set_failure(queue, work->run(queue, work));
+        set_failure(queue, run(queue, work));
         return;
     }
     uint32_t before = fpmode_enter();
-    status_t status = work->run(queue, work);
+    status_t status = run(queue, work);
     CHECK(fpmode_is_kernel());
     fpmode_leave(before);
     set_failure(queue, status);
@@ -96,7 +98,7 @@ void work_array(kwork_t *work, uint32_t i, const void *array, size_t bytes)
     work->array_bytes[i] = bytes;
 }
 
-status_t queue_submit(kqueue_t *queue, kwork_t *work, void *to, size_t bytes)
+status_t queue_take(kqueue_t *queue, kwork_t *work, void *to, size_t bytes)
 {
     if (queue->kind == KQUEUE_NOW) {
         run_work(queue, work);
@@ -205,6 +207,7 @@ status_t run_rows(kqueue_t *queue, kwork_t *work, pool_fn fn)
 }
 
 typedef struct {
+    kdevice_t *device;
     pool_fn fn;
     void *arg;
 } run_t;
@@ -212,13 +215,17 @@ typedef struct {
 static void run_checked(void *arg, uint32_t thread, uint32_t n_threads)
 {
     const run_t *run = arg;
+    struct busy *busy = run->device->busy;
+    uint64_t begin_ns = busy != NULL ? clock_ns() : 0;
     CHECK(fpmode_is_kernel());
     run->fn(run->arg, thread, n_threads);
+    if (busy != NULL)
+        busy[thread].ns += clock_ns() - begin_ns;
 }
 
 void device_run(kdevice_t *device, pool_fn fn, void *arg, uint32_t units)
 {
-    run_t run = {fn, arg};
+    run_t run = {device, fn, arg};
     if (units < 2)
         run_checked(&run, 0, 1);
     else

@@ -17,12 +17,14 @@ struct kqueue {
     char text[STATUS_TEXT_MAX];
     kwork_t *first, *last; /* late: what is to be done */
     snapshot_t *snapshots; /* late: what outputs held before they were poisoned, newest first */
+    trace_t *trace;        /* NULL: none */
 };
 
 enum { WORK_ARRAYS_MAX = 4, WORK_INPUTS_MAX = 6 };
 
 struct kwork {
     kwork_t *next;
+    const char *name; /* of the function that submitted it, "op_…" */
     status_t (*run)(kqueue_t *queue, kwork_t *work);
     bool host; /* runs in the caller's floating-point mode */
     /* Host arrays and their sizes; a late queue works on copies, freed after the run. */
@@ -50,7 +52,9 @@ struct kwork {
 
 /* Runs or keeps the work. `to` (may be NULL) of `bytes` is what it writes: a late queue poisons it.
  */
-status_t queue_submit(kqueue_t *queue, kwork_t *work, void *to, size_t bytes);
+#define queue_submit(queue, work, to, bytes) \
+    ((work)->name = __func__, queue_take(queue, work, to, bytes))
+status_t queue_take(kqueue_t *queue, kwork_t *work, void *to, size_t bytes);
 
 /* Declares work->array[i] as a host array of that many bytes. */
 void work_array(kwork_t *work, uint32_t i, const void *array, size_t bytes);
@@ -98,6 +102,11 @@ void queue_close(kqueue_t *take_queue);
 status_t event_record(kqueue_t *queue, kevent_t *event_out);
 status_t event_wait(kqueue_t *queue, kevent_t event);
 void queue_reset(kqueue_t *queue);
+
+/* queue_trace.c */
+void queue_trace(kqueue_t *queue, trace_t *trace);
+/* Runs the work and adds it to the queue's trace. */
+status_t trace_work(kqueue_t *queue, kwork_t *work);
 
 /* copies.c */
 status_t op_copy_in(kqueue_t *queue, kref_t to, const void *from, size_t bytes);

@@ -5,6 +5,7 @@
 
 #include "common/base/qtype.h"
 #include "common/base/status.h"
+#include "kernels/cpu/form_z4.h"
 #include "kernels/cpu/numbers.h"
 #include "kernels/cpu/ref.h"
 
@@ -76,6 +77,32 @@ static const uint8_t *leaf_int8(kform_t form, const kinput_t *input, const kleaf
     return panel;
 }
 
+/* Nibbles less the zero point of their 128. */
+static const uint8_t *leaf_z4(const kinput_t *input, const kleaf_t *leaf, const uint8_t *row,
+                              const uint8_t *panel, float sum_out[PANEL])
+{
+    const kinput_seg_t *in = (const kinput_seg_t *)(const void *)row + leaf->seg_first;
+    z4_tail_t tail = z4_tail(leaf, panel);
+    for (uint32_t c = 0; c < PANEL; c++)
+        sum_out[c] = 0;
+    for (uint32_t s = leaf->seg_first; s < leaf->seg_end; tail.scales += 64, tail.zeros += 32)
+        for (uint32_t end = z4_run_end(input, leaf, s); s < end; s++, in++) {
+            const kseg_t *seg = &input->segs[s];
+            for (uint32_t c = 0; c < PANEL; c++) {
+                int32_t dot = 0;
+                size_t slot = (size_t)(c / LINE) * 64 + (size_t)(c % LINE) * 4;
+                for (uint32_t k = 0; k < seg->pairs * PAIR_K; k++) {
+                    uint8_t both = panel[(size_t)(k / PAIR_K) * 128 + slot + k % 4];
+                    dot += ((both >> (k % PAIR_K / 4 * 4) & 15) - tail.zeros[c]) * in->q[k];
+                }
+                float d = qtype_f16_to_f32(load_u16(tail.scales + 2 * (size_t)c));
+                sum_out[c] = fmaf((float)dot * in->da, d, sum_out[c]);
+            }
+            panel += (size_t)seg->pairs * 128;
+        }
+    return tail.end;
+}
+
 /* len values of BF16, in pairs. */
 static const uint8_t *sum_bf16(const uint8_t *a, uint32_t len, const uint8_t *panel,
                                float sum_out[PANEL])
@@ -100,16 +127,25 @@ static const uint8_t *leaf_bf16(const kleaf_t *leaf, const uint8_t *row, const u
     return sum_bf16(row + (size_t)leaf->k_padded * 2, leaf->len_padded, panel, sum_out);
 }
 
-/* A sum as of BF16 for each segment of 128, then fma by its scale. */
-static const uint8_t *leaf_f8(const kleaf_t *leaf, const uint8_t *row, const uint8_t *panel,
+/* A sum as of BF16 for each segment of 128, in which e4m3 codes are exact, then fma by its scale. */
+static const uint8_t *leaf_e4(const kleaf_t *leaf, const uint8_t *row, const uint8_t *panel,
                               float sum_out[PANEL])
 {
     for (uint32_t c = 0; c < PANEL; c++)
         sum_out[c] = 0;
     for (uint32_t done = 0, len = 0; done < leaf->len; done += len) {
-        float sum[PANEL];
+        float sum[PANEL] = {0};
         len = wide_segment(leaf, done);
-        panel = sum_bf16(row + (size_t)(leaf->k_padded + done) * 2, len, panel, sum);
+        const uint8_t *a = row + (size_t)(leaf->k_padded + done) * 2;
+        for (uint32_t k = 0; k < len; k += 2, panel += 2 * PANEL) {
+            float even = bf16_value(load_u16(a + (size_t)k * 2));
+            float odd = bf16_value(load_u16(a + (size_t)k * 2 + 2));
+            for (uint32_t c = 0; c < PANEL; c++) {
+                const uint8_t *codes = panel + (size_t)(c % LINE) * 4 + c / LINE;
+                sum[c] = fmaf(qtype_e4m3_to_f32(codes[2]), odd, sum[c]);
+                sum[c] = fmaf(qtype_e4m3_to_f32(codes[0]), even, sum[c]);
+            }
+        }
         for (uint32_t c = 0; c < PANEL; c++, panel += 4)
             sum_out[c] = fmaf(sum[c], bits_float(load_u32(panel)), sum_out[c]);
     }
@@ -153,8 +189,10 @@ static void panel_row(const kmatmul_t *job, const kpart_t *part, uint32_t index,
                 panel = leaf_int8(part->form, input, leaf, in, panel, stack[depth]);
             else if (part->form == FORM_BF16)
                 panel = leaf_bf16(leaf, in, panel, stack[depth]);
-            else if (part->form == FORM_F8)
-                panel = leaf_f8(leaf, in, panel, stack[depth]);
+            else if (part->form == FORM_Z4)
+                panel = leaf_z4(input, leaf, in, panel, stack[depth]);
+            else if (part->form == FORM_E4)
+                panel = leaf_e4(leaf, in, panel, stack[depth]);
             else
                 panel = leaf_float(part->form, leaf, in, panel, stack[depth]);
             leaf++;

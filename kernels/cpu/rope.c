@@ -53,8 +53,8 @@ status_t rope_open(kdevice_t *device, const krope_spec_t *spec, krope_t **own_ou
         for (uint32_t p = 0; p < spec->positions; p++) {
             double sine, cosine;
             math_sin_cos(p * angle_step, &sine, &cosine);
-            rope->table[(size_t)p * spec->dim + 2 * i] = (float)cosine * magnitude;
-            rope->table[(size_t)p * spec->dim + 2 * i + 1] = (float)sine * sine_magnitude;
+            rope->table[(size_t)p * spec->dim + i] = (float)cosine * magnitude;
+            rope->table[(size_t)p * spec->dim + half + i] = (float)sine * sine_magnitude;
         }
     }
     *own_out = rope;
@@ -69,18 +69,30 @@ void rope_close(krope_t *take_rope)
     free(take_rope);
 }
 
+/* Everything in lanes: the four arrays do not overlap. */
+static void turn_halves(const float *restrict cosine, const float *restrict sine, uint32_t half,
+                        float *restrict first, float *restrict second)
+{
+    for (uint32_t i = 0; i < half; i++) {
+        float a = first[i], b = second[i];
+        first[i] = a * cosine[i] - b * sine[i];
+        second[i] = a * sine[i] + b * cosine[i];
+    }
+}
+
 void rope_turn(const krope_t *rope, uint32_t position, float *head)
 {
     uint32_t half = rope->spec.dim / 2;
-    const float *turn = rope->table + (size_t)position * rope->spec.dim;
+    const float *cosine = rope->table + (size_t)position * rope->spec.dim;
+    const float *sine = cosine + half;
     head += rope->spec.first;
-    bool adjacent = rope->spec.pairs == KROPE_ADJACENT;
-    size_t step = adjacent ? 2 : 1;
-    float *b_of = head + (adjacent ? 1 : half);
+    if (rope->spec.pairs != KROPE_ADJACENT) {
+        turn_halves(cosine, sine, half, head, head + half);
+        return;
+    }
     for (uint32_t i = 0; i < half; i++) {
-        float c = turn[2 * i], s = turn[2 * i + 1];
-        float a = head[i * step], b = b_of[i * step];
-        head[i * step] = a * c - b * s;
-        b_of[i * step] = a * s + b * c;
+        float a = head[2 * i], b = head[2 * i + 1];
+        head[2 * i] = a * cosine[i] - b * sine[i];
+        head[2 * i + 1] = a * sine[i] + b * cosine[i];
     }
 }

@@ -10,12 +10,12 @@ import tempfile
 import time
 import unittest
 
-from harness import BIN, MODEL, ROOT, Cluster
+from harness import BIN, MODEL, ROOT, Cluster, wait_for
 
 SHOAL = os.path.join(BIN, "shoal")
 COMMANDS = ("up", "down", "status", "run", "submit", "jobs list", "jobs get", "jobs watch", "jobs results", "jobs cancel",
             "jobs delete", "deploy", "undeploy", "scale", "drain", "hosts", "replicas", "adopt", "tokenize", "detokenize",
-            "render", "eval", "bench", "inspect", "plan", "seal", "verify", "version")
+            "render", "eval", "bench", "profile", "inspect", "plan", "seal", "verify", "version")
 
 
 def environment(**more):
@@ -148,6 +148,28 @@ class Clustered(unittest.TestCase):
         self.assertEqual(done.returncode, 1)
         self.assertIn("output was lost: Broken pipe", done.stderr)
         self.assertNotIn("tok/s", done.stderr)
+
+    def test_a_new_kv_capacity_is_waited_for(self):
+        before, = self.cluster.replicas()
+        self.cluster.shoal("deploy", "smol", "--model", MODEL, "--replicas", 1, "--tp", 1, "--stages", 1,
+                           "--context-max", 256, "--kv-tokens-max", 1024, "--wait")
+        after, = self.cluster.replicas()
+        self.assertGreater(after["epoch"], before["epoch"])
+        self.assertEqual((after["state"], after["kv_tokens_total"]), ("active", 1024))
+
+    def test_a_replica_that_loads_says_how_far_it_is(self):
+        self.cluster.arm("rank.load=stall:250@*")
+        self.cluster.shoal("scale", "smol", "--replicas", 2)
+        def loading():
+            return [one for one in self.cluster.replicas() if one.get("loaded_percent", 0) > 0]
+        one, = wait_for(loading, 30, "a percentage of loading")
+        self.assertEqual((one["ordinal"], one["state"]), (1, "forming"))
+        self.assertLess(one["loaded_percent"], 100)
+        self.assertRegex(self.cluster.shoal("status").stdout, r"smol/1 +forming, [0-9]+ % loaded")
+        self.cluster.arm("")
+        wait_for(lambda: all(one["state"] == "active" for one in self.cluster.replicas()), 30, "two active replicas")
+        self.assertFalse(any("loaded_percent" in one for one in self.cluster.replicas()))
+        self.cluster.shoal("scale", "smol", "--replicas", 1, "--wait")
 
     def test_a_refused_coordinator_costs_no_time(self):
         with socket.socket() as refused:

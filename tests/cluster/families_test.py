@@ -87,6 +87,33 @@ class Families(unittest.TestCase):
                     self.assertEqual(result["ids"], greedy)
                 self.cluster.shoal("undeploy", family)
 
+    def test_experts_and_attention_are_shared_as_the_deployment_says_and_the_text_stays(self):
+        prompts = recorded("qwen3-moe")
+        model = model_of("qwen3-moe")
+        stands = {}
+        # Left to the planner it is two groups: the model's experts are so narrow that four leaves are uneven.
+        for groups, holders in ((0, 0), (1, 1), (4, 3)):
+            with self.subTest(groups=groups, holders=holders):
+                self.deploy("shared", model, "--tp", 4, "--stages", 1, "--expert-groups", groups,
+                            "--attention-slices", holders)
+                stands = self.replica("shared")
+                self.assertEqual((stands["expert_groups"], stands["attention_slices"]), (groups or 2, holders or 4))
+                with open(os.path.join(self.cluster.dir, "logs", "worker.log"), encoding="utf-8") as log:
+                    told = [line for line in log if f'process {stands["ranks"][3]["pid"]}: ' in line]
+                self.assertIn(f"({groups or 2} groups of experts, attention on {holders or 4})", "".join(told))
+                for result, (_, greedy) in zip(self.answers("shared", prompts), prompts, strict=True):
+                    self.assertEqual(result["ids"], greedy)
+        refused = self.cluster.shoal("deploy", "shared", "--model", model, "--tp", 4, "--expert-groups", 3, check=False)
+        self.assertNotEqual(refused.returncode, 0)
+        self.assertIn("a divisor of 4", refused.stderr)
+        self.assertEqual(self.replica("shared")["epoch"], stands["epoch"])
+        # What was wanted of four slices is not wanted of three.
+        self.cluster.shoal("scale", "shared", "--tp", 3, "--wait", "--timeout", "60s")
+        stands = self.replica("shared")
+        self.assertEqual((stands["tp"], stands["attention_slices"]), (3, 3))
+        for result, (_, greedy) in zip(self.answers("shared", prompts), prompts, strict=True):
+            self.assertEqual(result["ids"], greedy)
+
     def test_a_rank_that_is_killed_in_the_middle_changes_no_text(self):
         for family, victim in (("deepseek-v3-fp8", 3), ("gguf-deepseek2-lite-f16", 0)):
             with self.subTest(family):

@@ -7,7 +7,7 @@
 #include "tests/sim/sim.h"
 
 typedef struct {
-    heap_node_t node;
+    heap_place_t place;
     sim_fn fn;
     void *argument;
     sim_release_fn release;
@@ -25,8 +25,7 @@ void sim_after_with(sim_t *sim, uint64_t delay_ms, sim_fn fn, void *argument,
     h->fn = fn;
     h->argument = argument;
     h->release = release;
-    h->node.owner = h;
-    heap_push(&sim->queue, &h->node, sim->now_ms + delay_ms, ++sim->number);
+    heap_push(&sim->queue, h, &h->place, sim->now_ms + delay_ms, ++sim->number);
 }
 
 uint64_t sim_random(sim_t *sim)
@@ -134,12 +133,12 @@ bool sim_run(uint64_t seed, uint32_t mutant, bool tracing, char violation_out[51
     sim_t *sim = start(seed, mutant, tracing);
     sim_trace(sim, "seed %llu: faults %x, %u replicas of tp %u x stages %u",
               (unsigned long long)seed, sim->faults, sim->replicas, sim->tp, sim->stages);
-    heap_node_t *top;
-    while (!sim->stopped && (top = heap_top(&sim->queue)) && top->major <= SIM_END_MS) {
-        heap_remove(&sim->queue, top);
-        sim->now_ms = top->major;
+    const heap_entry_t *first;
+    while (!sim->stopped && (first = heap_first(&sim->queue)) && first->major <= SIM_END_MS) {
+        happening_t *h = first->thing;
+        sim->now_ms = first->major;
         sim->n_events++;
-        happening_t *h = top->owner;
+        heap_remove(&sim->queue, &h->place);
         sim_fn fn = h->fn;
         void *argument = h->argument;
         free(h);
@@ -157,9 +156,9 @@ bool sim_run(uint64_t seed, uint32_t mutant, bool tracing, char violation_out[51
     leaders_free(sim);
     host_free(sim);
     etcd_free(sim);
-    while ((top = heap_top(&sim->queue))) {
-        heap_remove(&sim->queue, top);
-        happening_t *h = top->owner;
+    while ((first = heap_first(&sim->queue))) {
+        happening_t *h = first->thing;
+        heap_remove(&sim->queue, &h->place);
         h->release(h->argument);
         free(h);
     }

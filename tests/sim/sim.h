@@ -12,8 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/base/heap.h"
 #include "coordinator/core/core.h"
-#include "coordinator/core/heap.h"
 #include "coordinator/core/mutants.h"
 #include "shoal/cluster/v1/state.pb-c.h"
 #include "shoal/worker/v1/engine.pb-c.h"

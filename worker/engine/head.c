@@ -4,8 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/clock.h"
 #include "common/base/failpoint.h"
 #include "common/base/memory.h"
+#include "worker/engine/trace_file.h"
 
 /* A sequence as the sampler knows it, from its open to its close. */
 typedef struct {
@@ -24,6 +26,7 @@ struct head {
     uint32_t *rows;     /* of the step's batch: those that go through the head */
     uint32_t *row_entry;
     step_drawn_t *drawn;
+    bool missed; /* a guess of the entry in work was wrong: its later rows give no token */
     head_slot_t slots[STEP_SLOTS_MAX];
 };
 
@@ -33,7 +36,7 @@ head_t *head_new(stage_t *stage)
     head->stage = stage;
     head->rows = MEM_NEW_ARRAY(uint32_t, stage->rows_max);
     head->row_entry = MEM_NEW_ARRAY(uint32_t, stage->rows_max);
-    head->drawn = MEM_NEW_ARRAY(step_drawn_t, stage->config.batch_max);
+    head->drawn = MEM_NEW_ARRAY(step_drawn_t, STEP_SAMPLES_MAX);
     if (stage->config.slice == 0) {
         head->sampler = sampler_new(stage->shape->vocab);
         if (stage->config.tp > 1)
@@ -85,11 +88,12 @@ static status_t open_slot(head_t *head, const step_open_t *open)
     return STATUS_OK;
 }
 
-static status_t draw(head_t *head, const step_entry_t *entry, const float *logits,
+/* The token that comes after row `row` of the entry. */
+static status_t draw(head_t *head, const step_entry_t *entry, uint32_t row, const float *logits,
                      step_drawn_t *out)
 {
     head_slot_t *slot = &head->slots[entry->slot];
-    uint32_t position = entry->position + entry->n_tokens;
+    uint32_t position = entry->position + row + 1;
     if (!slot->open || slot->n_ids != position)
         return fail(STATUS_INVALID, "a step plan draws position %u in slot %u, which has %u ids",
                     position, entry->slot, slot->n_ids);
@@ -103,6 +107,27 @@ static status_t draw(head_t *head, const step_entry_t *entry, const float *logit
     TRY(status);
     sampler_state_add(&slot->state, out->sampled.id, true);
     slot->n_ids++;
+    return STATUS_OK;
+}
+
+/* Rows first … first + n - 1 of the entry, of which those that draw are its last ones. A token is
+ * drawn from the row of a guess exactly as it would be if the guess had come as a token before; so
+ * the first row whose guess was wrong ends it, and what was drawn until then is the text. */
+static status_t draw_rows(head_t *head, const step_entry_t *entry, uint32_t first, uint32_t n,
+                          const float *logits, step_result_t *result)
+{
+    uint32_t begin = entry->n_tokens - 1 - entry->n_draft;
+    for (uint32_t row = first < begin ? begin : first; row < first + n; row++) {
+        if (row == begin)
+            head->missed = false;
+        if (head->missed)
+            return STATUS_OK;
+        step_drawn_t *drawn = &result->drawn[result->n++];
+        TRY(draw(head, entry, row, logits + (size_t)(row - first) * head->stage->shape->vocab,
+                 drawn));
+        head->missed = drawn->failed ||
+                       (row + 1 < entry->n_tokens && drawn->sampled.id != entry->ids[row + 1]);
+    }
     return STATUS_OK;
 }
 
@@ -123,8 +148,8 @@ static status_t use_group(head_t *head, const step_plan_t *plan, uint32_t first,
         const float *row = logits + (size_t)i * vocab;
         if (entry->want_logits)
             TRY(deliver(context, entry->slot, entry->position + in_entry, count, row));
-        if (entry->sample && in_entry + count == entry->n_tokens)
-            TRY(draw(head, entry, row + (size_t)(count - 1) * vocab, &result->drawn[result->n++]));
+        if (entry->sample)
+            TRY(draw_rows(head, entry, in_entry, count, row, result));
         i += count;
     }
     return STATUS_OK;
@@ -155,8 +180,11 @@ status_t head_run(head_t *head, const step_plan_t *plan, head_logits_fn deliver,
         const float *logits;
         TRY(stage_head(stage, head->rows + first, n, head->whole, &logits));
         stage_beat(stage);
-        if (logits)
-            TRY(use_group(head, plan, first, n, logits, deliver, context, &result));
+        uint64_t begin_ns = stage->trace ? clock_ns() : 0;
+        if (!logits)
+            continue;
+        TRY(use_group(head, plan, first, n, logits, deliver, context, &result));
+        trace_span(stage->trace, "sample", begin_ns, n);
     }
     if (FAILPOINT("rank.sampled"))
         return fail(STATUS_INTERNAL, "fail point rank.sampled");

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/base/memory.h"
+#include "common/base/text.h"
 #include "worker/engine/pack_cache_file.h"
 
 enum {
@@ -26,20 +27,14 @@ typedef struct {
     size_t n, capacity;
 } kept_list_t;
 
-static bool ends_with(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
 static void list_files(const char *dir, const char *except, kept_list_t *out)
 {
     DIR *folder = opendir(dir);
     struct timespec now = {0};
     clock_gettime(CLOCK_REALTIME, &now);
     for (struct dirent *entry; folder != NULL && (entry = readdir(folder)) != NULL;) {
-        bool is_new = ends_with(entry->d_name, ".new");
-        if (!is_new && !ends_with(entry->d_name, ".weights"))
+        bool is_new = text_ends_with(entry->d_name, ".new");
+        if (!is_new && !text_ends_with(entry->d_name, ".weights"))
             continue;
         char *path = mem_format("%s/%s", dir, entry->d_name);
         struct stat info;
@@ -86,7 +81,7 @@ bool pack_file_make_room(const char *dir, const char *path, uint64_t bytes, uint
         total += list.files[i].bytes;
     bool can = bytes <= bytes_max;
     for (size_t i = 0; can && i < list.n && total > bytes_max - bytes; i++)
-        if (ends_with(list.files[i].path, ".weights") && unlink(list.files[i].path) == 0)
+        if (text_ends_with(list.files[i].path, ".weights") && unlink(list.files[i].path) == 0)
             total -= list.files[i].bytes;
     can = can && total <= bytes_max - bytes && disk_has_room(dir, bytes);
     for (size_t i = 0; i < list.n; i++)

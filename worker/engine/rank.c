@@ -5,15 +5,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/clock.h"
 #include "common/base/failpoint.h"
 #include "common/base/memory.h"
 #include "kernels/numerics.h"
 #include "worker/engine/head.h"
 #include "worker/engine/kv.h"
 #include "worker/engine/stage.h"
+#include "worker/engine/trace_file.h"
 
 #define IDLE_WAIT_MS 200u
 #define FORM_TIMEOUT_MS 60000u
+#define TRACE_EVENTS 65536u /* some 6 MB: a hundred steps of thirty layers */
 #define LOGITS_MAGIC 0x5354474cu /* "LGTS": a row of logits on the RESULT lane */
 
 /* A row of logits on its way to the leader; `vocab` floats follow. */
@@ -33,6 +36,7 @@ struct rank {
     fabric_t *fabric;
     leader_t *leader;
     const rank_callbacks_t *callbacks;
+    trace_t *trace; /* NULL: none */
     step_limits_t limits;
     uint64_t last_step;
     uint32_t sampling_rank;
@@ -123,6 +127,10 @@ status_t rank_open(const rank_config_t *config, rank_t **own_out)
     if (rank->stage->last)
         rank->head = head_new(rank->stage);
     rank->sampling_rank = (rank->config.stages - 1) * rank->config.tp;
+    if (config->trace_path) {
+        rank->stage->trace = rank->trace = trace_new(TRACE_EVENTS);
+        rank->stage->ops->queue_trace(rank->stage->queue, rank->trace);
+    }
     *own_out = rank;
     return STATUS_OK;
 }
@@ -132,6 +140,9 @@ void rank_close(rank_t *rank)
     if (!rank)
         return;
     head_free(rank->head);
+    if (rank->trace)
+        rank->stage->ops->queue_trace(rank->stage->queue, NULL);
+    trace_finish(rank->trace, rank->config.trace_path);
     stage_close(rank->stage);
     model_close(rank->model);
     arena_release(&rank->arena);
@@ -230,6 +241,9 @@ static bool holds_armed_token(const step_plan_t *plan)
 static status_t run_step(rank_t *rank, const step_plan_t *plan, step_result_t *result_out)
 {
     stage_t *stage = rank->stage;
+    uint64_t begin_ns = rank->trace ? clock_ns() : 0;
+    if (rank->trace)
+        rank->trace->step = plan->step;
     if (stage->pulse)
         atomic_store_explicit(&stage->pulse->step, plan->step, memory_order_relaxed);
     stage_beat(stage);
@@ -243,6 +257,7 @@ static status_t run_step(rank_t *rank, const step_plan_t *plan, step_result_t *r
         return fail_in(status, "rank %u, step %llu", rank->config.rank,
                        (unsigned long long)plan->step);
     }
+    trace_span(rank->trace, "step", begin_ns, plan->n_tokens);
     return STATUS_OK;
 }
 
@@ -412,6 +427,7 @@ static status_t install_leader(rank_t *rank, uint32_t n_blocks)
         .batch_max = rank->config.batch_max,
         .step_tokens_max = rank->config.prefill_tokens_max,
         .keep_prefixes = !rank->config.no_prefix_cache,
+        .speculate_max = rank->config.speculate_max,
         .text_identity = rank->identity,
     };
     TRY(leader_install(rank->leader, &config, rank->fabric ? ring_fabric : NULL, rank->fabric));
@@ -427,8 +443,13 @@ static status_t form(rank_t *rank)
     if (rank->callbacks->prepared)
         rank->callbacks->prepared(rank->callbacks->context, n_blocks * KV_BLOCK_TOKENS);
     if (rank->fabric) {
+        /* Ranks that shared a stage in different ways would leave out or repeat parts of sums. */
+        char agreed[FABRIC_IDENTITY_BYTES_MAX];
+        const plan_cut_t *cut = &rank->stage->cut;
+        snprintf(agreed, sizeof agreed, "%s, %u groups of experts, attention on %u",
+                 rank->identity, cut->expert_groups, cut->attention_slices);
         stage_waiting(rank->stage, true);
-        status_t status = fabric_form(rank->fabric, rank->identity, n_blocks,
+        status_t status = fabric_form(rank->fabric, agreed, n_blocks,
                                       rank->config.form_timeout_ms, &n_blocks);
         stage_waiting(rank->stage, false);
         TRY(status);

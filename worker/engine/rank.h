@@ -18,6 +18,21 @@
 
 typedef struct rank rank_t;
 
+/* Guesses of a sequence in a step where nobody says otherwise: a replica that serves. Above it the
+ * chance that all before were right is seldom worth a row. */
+#define RANK_SPECULATE 8u
+
+/* What the process around the rank watches, without a lock: `beats` rises with every layer, step
+ * and idle turn; `waiting` is not 0 while the rank waits for a peer (the fabric's own timeout then
+ * decides) or for work. No progress = beats stand still while waiting is 0. */
+typedef struct {
+    _Atomic uint64_t beats;
+    _Atomic uint64_t step; /* in work, or the last one */
+    _Atomic uint32_t layer;
+    _Atomic uint32_t waiting;
+    _Atomic uint32_t loaded_percent; /* of the weights, while rank_open runs */
+} rank_pulse_t;
+
 typedef struct {
     const char *model_path;
     const char *quantize; /* as model_open_quantized; NULL is "" */
@@ -28,6 +43,7 @@ typedef struct {
      * kept from bytes_min on. */
     uint64_t pack_cache_bytes, pack_cache_bytes_min;
     uint32_t rank, stage, slice, tp, stages; /* rank = stage * tp + slice */
+    uint32_t expert_groups, attention_slices; /* the cut, as plan_cut(); alike on all ranks */
     uint32_t layer_first, layer_count;
     uint32_t threads;            /* compute threads, this one included; 0 takes all allowed cores */
     bool activations_f32;        /* "f32" mode; false is "native" */
@@ -37,24 +53,19 @@ typedef struct {
     uint32_t prefill_tokens_max; /* rows of a step; 0 takes 512 */
     uint32_t batch_max;          /* sequences of a step; 0 takes 64 */
     bool no_prefix_cache;
+    uint32_t speculate_max; /* guesses of a sequence in a step; 0: none */
     bool beyond_context;      /* context_max may pass the trained one: eval looks there too */
     uint32_t form_timeout_ms; /* how long to wait for the other ranks; 0 takes 60 s */
+    rank_pulse_t *pulse;      /* moved by rank_open; may be NULL */
     bool late_queue;          /* tests: ops run when their event is waited for */
     /* Tests: sees each row of the residual stream as layer `layer` begins with it (n_layers: as the
      * last one leaves it). On slice 0 of each stage it sees what every slice has. NULL: none. */
     void (*hidden)(void *context, uint32_t layer, uint32_t position, uint32_t n, const float *row);
     void *hidden_context;
+    /* Where rank_close() writes what each op of the last steps cost (trace_file.h); NULL: nothing
+     * is measured. */
+    const char *trace_path;
 } rank_config_t;
-
-/* What the process around the rank watches, without a lock: `beats` rises with every layer, step
- * and idle turn; `waiting` is not 0 while the rank waits for a peer (the fabric's own timeout then
- * decides) or for work. No progress = beats stand still while waiting is 0. */
-typedef struct {
-    _Atomic uint64_t beats;
-    _Atomic uint64_t step; /* in work, or the last one */
-    _Atomic uint32_t layer;
-    _Atomic uint32_t waiting;
-} rank_pulse_t;
 
 typedef struct {
     rank_pulse_t *pulse; /* may be NULL */

@@ -152,13 +152,23 @@ static float penalise(const sampling_t *p, const struct sampler_count *count, fl
     return x;
 }
 
+static bool has_penalties(const sampling_t *p)
+{
+    return p->repetition_penalty != 1.0f || p->presence_penalty != 0 || p->frequency_penalty != 0;
+}
+
+static bool changes_logits(const sampling_t *p)
+{
+    return has_penalties(p) || p->n_bias > 0;
+}
+
 /* sampler->x = logits with penalties and bias. */
 static void prepare(sampler_t *sampler, const float *logits, const sampling_t *p,
                     const sampler_state_t *state)
 {
     float *x = sampler->x;
     memcpy(x, logits, sampler->vocab * sizeof *x);
-    if (p->repetition_penalty != 1.0f || p->presence_penalty != 0 || p->frequency_penalty != 0) {
+    if (has_penalties(p)) {
         for (uint32_t i = 0; i < state->capacity; i++) {
             const struct sampler_count *count = &state->places[i];
             if (count->id < sampler->vocab)
@@ -169,17 +179,65 @@ static void prepare(sampler_t *sampler, const float *logits, const sampling_t *p
         x[p->bias[i].id] = x[p->bias[i].id] + p->bias[i].bias;
 }
 
+/* Four lanes, which the baseline of this architecture has; one comparison of them is a mask. */
+typedef float lanes_t __attribute__((vector_size(16)));
+typedef int32_t mask_t __attribute__((vector_size(16)));
+enum { LANES = 4, LANES_GROUPS = 4 };
+
+static lanes_t load_lanes(const float *x)
+{
+    lanes_t v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+
+static lanes_t higher(lanes_t a, lanes_t b)
+{
+    mask_t above = a > b;
+    return (lanes_t)((above & (mask_t)a) | (~above & (mask_t)b));
+}
+
+/* Whether every value is a number that is not above the largest one, and the highest into *max. */
+static bool highest_of(const float *x, uint32_t n, float *max)
+{
+    const float low = -3.402823466e38f, high = 3.402823466e38f;
+    lanes_t most[LANES_GROUPS];
+    mask_t good[LANES_GROUPS];
+    uint32_t step = LANES * LANES_GROUPS, at = 0;
+    for (uint32_t g = 0; g < LANES_GROUPS; g++) {
+        most[g] = (lanes_t){-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+        good[g] = (mask_t){-1, -1, -1, -1};
+    }
+    for (; at + step <= n; at += step)
+        for (uint32_t g = 0; g < LANES_GROUPS; g++) {
+            lanes_t v = load_lanes(x + at + g * LANES);
+            most[g] = higher(v, most[g]);
+            good[g] &= v <= high;
+        }
+    bool all = true;
+    *max = -INFINITY;
+    for (uint32_t i = 0; i < step; i++) {
+        float m = most[i / LANES][i % LANES];
+        *max = m > *max ? m : *max;
+        all = all && good[i / LANES][i % LANES] != 0;
+    }
+    for (; at < n; at++) {
+        all = all && x[at] <= high;
+        *max = x[at] > *max ? x[at] : *max;
+    }
+    return all && *max >= low;
+}
+
 /* The first of the highest values; vocab when one is NaN or +Inf, or none is above -Inf. */
 static uint32_t first_of_highest(const float *x, uint32_t vocab)
 {
+    float max;
+    if (!highest_of(x, vocab, &max))
+        return vocab;
     uint32_t best = 0;
-    for (uint32_t i = 0; i < vocab; i++) {
-        if (!(x[i] <= 3.402823466e38f))
-            return vocab;
-        if (x[i] > x[best])
-            best = i;
-    }
-    return x[best] >= -3.402823466e38f ? best : vocab;
+    while (x[best] != max)
+        best++;
+    return best;
 }
 
 /* The sum of a block: lane = index mod 16, each lane ascending, then the lanes as a tree. */
@@ -404,11 +462,13 @@ status_t sampler_draw(sampler_t *sampler, const float *logits, const sampling_t 
                       const sampler_state_t *state, uint32_t position, uint32_t choice,
                       sampled_t *out)
 {
-    uint32_t vocab = sampler->vocab;
-    if (first_of_highest(logits, vocab) == vocab)
+    uint32_t vocab = sampler->vocab, best = first_of_highest(logits, vocab);
+    if (best == vocab)
         return fail(STATUS_NUMERIC, "the logits of position %u hold NaN or infinity", position);
-    prepare(sampler, logits, sampling, state);
-    uint32_t best = first_of_highest(sampler->x, vocab);
+    if (changes_logits(sampling) || sampling->temperature != 0) {
+        prepare(sampler, logits, sampling, state);
+        best = first_of_highest(sampler->x, vocab);
+    }
     if (best == vocab)
         return fail(STATUS_NUMERIC, "penalties made the logits of position %u infinite", position);
     uint32_t id =

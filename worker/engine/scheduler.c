@@ -22,8 +22,7 @@ static void take_step_memory(scheduler_t *s)
     s->plan.opens = MEM_NEW_ARRAY(step_open_t, STEP_SLOTS_MAX);
     s->plan.entries = MEM_NEW_ARRAY(step_entry_t, c->batch_max);
     for (uint32_t i = 0; i < c->stages; i++) {
-        s->flights[i].sequences = MEM_NEW_ARRAY(sequence_t *, c->batch_max);
-        s->flights[i].samples = MEM_NEW_ARRAY(bool, c->batch_max);
+        s->flights[i].entries = MEM_NEW_ARRAY(struct flown, c->batch_max);
     }
     /* The lowest slot lies on top. */
     for (uint32_t i = 0; i < STEP_SLOTS_MAX; i++)
@@ -41,6 +40,7 @@ status_t scheduler_new(const scheduler_config_t *config, scheduler_t **own_out)
     c.batch_max = or_default(c.batch_max, 64);
     c.step_tokens_max = or_default(c.step_tokens_max, 512);
     c.sequences_max = or_default(c.sequences_max, 1024);
+    c.fixed_rows = or_default(c.fixed_rows, 8);
     c.keep_ended_ms = c.keep_ended_ms ? c.keep_ended_ms : 30000;
     c.keep_detached_ms = c.keep_detached_ms ? c.keep_detached_ms : 30000;
     if (c.stages < 1 || c.stages > STAGES_MAX)
@@ -51,6 +51,9 @@ status_t scheduler_new(const scheduler_config_t *config, scheduler_t **own_out)
                     "batch_max %u and step_tokens_max %u: at most %u and %u, and a step holds at "
                     "least one token of each sequence",
                     c.batch_max, c.step_tokens_max, STEP_ENTRIES_MAX, STEP_TOKENS_MAX);
+    if (c.speculate_max > DRAFT_MAX)
+        return fail(STATUS_INVALID, "%u guesses a sequence and step; at most %u", c.speculate_max,
+                    DRAFT_MAX);
     if (c.sequences_max > (1u << 20) || c.n_blocks == 0 || c.context_max == 0 || c.vocab == 0)
         return fail(STATUS_INVALID,
                     "a scheduler needs blocks, a context, a vocabulary and at most %u sequences",
@@ -75,6 +78,7 @@ static void sequence_free(sequence_t *q)
     free((void *)(uintptr_t)q->sampling.bias);
     free(q->stop_ids);
     free(q->blocks);
+    draft_release(&q->draft);
     free(q);
 }
 
@@ -93,14 +97,12 @@ void scheduler_free(scheduler_t *s)
         }
     for (uint32_t i = 0; i < s->n_tenants; i++) {
         free(s->tenants[i].name);
-        order_release(&s->tenants[i].waiting);
+        heap_release(&s->tenants[i].waiting);
     }
-    order_release(&s->solo);
-    order_release(&s->due);
-    for (uint32_t i = 0; i < STAGES_MAX; i++) {
-        free(s->flights[i].sequences);
-        free(s->flights[i].samples);
-    }
+    heap_release(&s->solo);
+    heap_release(&s->due);
+    for (uint32_t i = 0; i < STAGES_MAX; i++)
+        free(s->flights[i].entries);
     free(s->plan.closes);
     free(s->plan.opens);
     free(s->plan.entries);
@@ -125,8 +127,23 @@ sequence_t *scheduler_find(const scheduler_t *s, const char *session, uint32_t c
     return q;
 }
 
+/* Whoever comes back after a pause starts level with the least served of those that did not: what
+ * was not asked for is not owed, or the pause would be made up for at everybody else's cost. */
+static void come_back(scheduler_t *s, tenant_t *tenant)
+{
+    uint64_t least = UINT64_MAX;
+    if (tenant->n_live > 0)
+        return;
+    for (uint32_t i = 0; i < s->n_tenants; i++)
+        if (s->tenants[i].n_live > 0 && s->tenants[i].served < least)
+            least = s->tenants[i].served;
+    if (least != UINT64_MAX && least > tenant->served)
+        tenant->served = least;
+}
+
 void scheduler_add(scheduler_t *s, sequence_t *q)
 {
+    come_back(s, &s->tenants[q->tenant]);
     sequence_t **place = &s->table[place_of(s, q->session, q->choice)];
     q->hash_next = *place;
     *place = q;
@@ -265,6 +282,36 @@ static void leave_flight(scheduler_t *s, sequence_t *q)
         scheduler_retime(s, q);
 }
 
+/* Whether the result has tokens for every entry that draws, and for no other. */
+static bool answers(const flight_t *flight, const step_result_t *result)
+{
+    uint32_t k = 0;
+    for (uint32_t i = 0; i < flight->n; i++) {
+        const struct flown *entry = &flight->entries[i];
+        uint32_t n = 0;
+        while (n < entry->n_samples_max && k < result->n && result->drawn[k].slot == entry->slot) {
+            n++;
+            if (result->drawn[k++].failed)
+                break;
+        }
+        if (n == 0 && entry->n_samples_max > 0)
+            return false;
+    }
+    return flight->step == result->step && k == result->n;
+}
+
+/* n >= 1 tokens of one entry. */
+static void take_drawn(scheduler_t *s, sequence_t *q, const step_drawn_t *drawn, uint32_t n)
+{
+    uint32_t n_good = n - drawn[n - 1].failed;
+    /* Guesses that were right have their KV; a sequence preempted meanwhile has none at all. */
+    if (q->state == SEQUENCE_RUNNING && n_good > 1)
+        q->n_computed += n_good - 1;
+    s->load.accepted_tokens += n - 1;
+    for (uint32_t i = 0; i < n; i++)
+        append_drawn(s, q, &drawn[i]);
+}
+
 status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64_t now_ms)
 {
     s->now_ms = now_ms;
@@ -272,19 +319,20 @@ status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64
         return fail(STATUS_INTERNAL, "step %llu came back, but none is in flight",
                     (unsigned long long)result->step);
     flight_t *flight = &s->flights[s->flight_first];
-    uint32_t n_samples = 0;
-    for (uint32_t i = 0; i < flight->n; i++)
-        n_samples += flight->samples[i];
-    if (flight->step != result->step || n_samples != result->n)
+    if (!answers(flight, result))
         return fail(STATUS_INTERNAL,
-                    "step %llu came back with %u tokens; step %llu with %u was due",
+                    "step %llu came back with %u tokens, which do not answer step %llu of %u "
+                    "sequences",
                     (unsigned long long)result->step, result->n, (unsigned long long)flight->step,
-                    n_samples);
+                    flight->n);
     for (uint32_t i = 0, k = 0; i < flight->n; i++) {
-        sequence_t *q = flight->sequences[i];
-        leave_flight(s, q);
-        if (flight->samples[i])
-            append_drawn(s, q, &result->drawn[k++]);
+        const struct flown *entry = &flight->entries[i];
+        uint32_t first = k;
+        while (k < result->n && result->drawn[k].slot == entry->slot)
+            k++;
+        leave_flight(s, entry->sequence);
+        if (k > first)
+            take_drawn(s, entry->sequence, &result->drawn[first], k - first);
     }
     flight->n = 0;
     s->flight_first = (s->flight_first + 1) % s->config.stages;
@@ -303,7 +351,7 @@ uint32_t scheduler_flying(const scheduler_t *s, char (*sessions_out)[SESSION_BYT
     for (uint32_t f = 0; f < s->n_flights; f++) {
         const flight_t *flight = &s->flights[(s->flight_first + f) % s->config.stages];
         for (uint32_t i = 0; i < flight->n && n < max; i++)
-            memcpy(sessions_out[n++], flight->sequences[i]->session, SESSION_BYTES);
+            memcpy(sessions_out[n++], flight->entries[i].sequence->session, SESSION_BYTES);
     }
     return n;
 }
@@ -316,7 +364,7 @@ uint32_t scheduler_lose(scheduler_t *s, const char *why, uint64_t now_ms,
     for (uint32_t f = 0; f < s->n_flights; f++) {
         flight_t *flight = &s->flights[(s->flight_first + f) % s->config.stages];
         for (uint32_t i = 0; i < flight->n; i++)
-            leave_flight(s, flight->sequences[i]);
+            leave_flight(s, flight->entries[i].sequence);
         flight->n = 0;
     }
     s->n_flights = 0;

@@ -6,7 +6,8 @@
  * Rules
  * - Continuous batching: sequences that decode come first, prefill chunks fill what is left of
  *   step_tokens_max. With S stages up to S batches are in flight; a sequence is in at most one.
- * - Waiting sequences start by priority, then by tokens served to their tenant, then by arrival.
+ * - Waiting sequences start by priority, then by tokens served to their tenant while it wanted some,
+ *   then by arrival.
  * One that lacks blocks may be passed by others SCHEDULER_PASSES_MAX times; then blocks are saved
  * for it.
  * - Short of blocks, the youngest running sequence is preempted, never the oldest; it comes back,
@@ -19,6 +20,9 @@
  * first.
  * - An ended sequence stays known for keep_ended_ms; one that nobody is attached to for
  *   keep_detached_ms is cancelled.
+ *
+ * - Guesses (draft.h) are further rows of a sequence that decodes. They take no other's place, no
+ *   blocks that another needs, and no row unless it is likely to pay.
  *
  * No allocation in the step path; admission allocates what the sequence will need. A step costs
  * O(running + log of all), however many wait. */
@@ -54,6 +58,8 @@ typedef struct {
     uint64_t keep_ended_ms;    /* 0 takes 30,000 */
     uint64_t keep_detached_ms; /* 0 takes 30,000 */
     bool keep_prefixes;
+    uint32_t speculate_max;    /* guesses of a sequence in a step (draft.h); 0: none */
+    uint32_t fixed_rows;       /* what a step costs beside its rows, in rows; 0 takes 8 */
     const char *text_identity; /* borrowed for the call */
 } scheduler_config_t;
 
@@ -124,6 +130,8 @@ typedef struct {
     uint64_t sequences_max_in_step;
     uint64_t tokens_produced;
     uint64_t preemptions;
+    uint64_t drafted_tokens;  /* guesses that were computed */
+    uint64_t accepted_tokens; /* and of those the ones that became tokens */
 } scheduler_load_t;
 
 status_t scheduler_new(const scheduler_config_t *config, scheduler_t **own_out) MUST_USE;

@@ -4,8 +4,11 @@
 #ifndef SHOAL_WORKER_ENGINE_SCHEDULER_INTERNAL_H
 #define SHOAL_WORKER_ENGINE_SCHEDULER_INTERNAL_H
 
+#include <stddef.h>
+
+#include "common/base/heap.h"
+#include "worker/engine/draft.h"
 #include "worker/engine/kv.h"
-#include "worker/engine/order.h"
 #include "worker/engine/scheduler.h"
 
 #define SLOT_NONE UINT32_MAX
@@ -13,47 +16,48 @@
 
 typedef enum { SEQUENCE_WAITING, SEQUENCE_RUNNING, SEQUENCE_ENDED } sequence_state_t;
 
-/* One (request, choice). `ids` never moves: plans and outputs point into it. */
+/* One (request, choice). `ids` never moves: plans and outputs point into it. Behind the ids that
+ * are known stand the guesses of the step in flight. */
 typedef struct sequence {
+    /* What every step of it looks at, together: see scheduler_fetch(). */
+    sequence_state_t state;
+    bool solo;
+    bool dirty;                        /* in its stream's list of what is owed */
+    uint32_t n_prompt, n_given, n_ids; /* n_given: produced ids that came with the admission */
+    uint32_t max_tokens;
+    uint32_t n_computed;  /* tokens whose KV planned steps have written */
+    uint32_t n_blocks, n_published; /* of those, blocks offered to later prompts */
+    uint32_t n_in_flight; /* 0 or 1 */
+    uint32_t slot;
+    uint32_t tenant;      /* index into the tenants */
+    uint32_t logits_next; /* eval: next position whose logits are owed */
+    uint32_t stream;      /* attached, 0 when nobody is */
+    uint64_t planned;     /* the round in whose plan it stands */
+    uint32_t *ids;        /* prompt, then produced; room for n_prompt + max_tokens */
+    uint32_t *blocks;     /* room for n_prompt + max_tokens */
+    sampled_t *drawn; /* of produced ids after the given ones; NULL without logprobs */
+    uint32_t n_stop_ids, *stop_ids;
+    draft_t draft;
+    uint64_t serial; /* order of arrival; the lowest running one is never preempted */
+    kv_link_t link;
+
     char session[SESSION_BYTES];
     uint32_t choice;
     uint64_t owner;
-    uint64_t serial; /* order of arrival; the lowest running one is never preempted */
-    sequence_state_t state;
-
-    uint32_t *ids;                     /* prompt, then produced; room for n_prompt + max_tokens */
-    uint32_t n_prompt, n_given, n_ids; /* n_given: produced ids that came with the admission */
-    sampled_t *drawn; /* of produced ids after the given ones; NULL without logprobs */
     sampling_t sampling;
-    uint32_t max_tokens;
-    uint32_t n_stop_ids, *stop_ids;
     int32_t priority;
     uint64_t deadline_at_ms; /* UINT64_MAX is none */
-    uint32_t tenant;         /* index into the tenants */
     uint32_t namespace_id;
-    bool solo;
-    uint32_t logits_next; /* eval: next position whose logits are owed */
-
-    uint32_t *blocks; /* room for n_prompt + max_tokens */
-    uint32_t n_blocks;
-    uint32_t n_computed;  /* tokens whose KV planned steps have written */
-    uint32_t n_published; /* blocks of those offered to later prompts */
-    kv_link_t link;
     uint32_t n_cached; /* prompt tokens found in the cache at the first start */
-    uint32_t slot;
-    bool started;         /* ran at least once: a later start is a return after preemption */
-    uint32_t n_in_flight; /* 0 or 1 */
-    uint64_t planned;     /* the round in whose plan it stands */
-    uint32_t passed;      /* by smaller ones, while blocks were too few for it */
-    bool refused;         /* did not fit when so many blocks were free and sequences ran: */
+    bool started;      /* ran at least once: a later start is a return after preemption */
+    uint32_t passed;   /* by smaller ones, while blocks were too few for it */
+    bool refused;      /* did not fit when so many blocks were free and sequences ran: */
     uint32_t refused_free, refused_running;
-    order_place_t waiting_place, solo_place; /* among those that may start */
-    order_place_t due_place;                 /* among those that time will change */
+    heap_place_t waiting_place, solo_place; /* among those that may start */
+    heap_place_t due_place;                 /* among those that time will change */
 
-    uint32_t stream; /* attached, 0 when nobody is */
-    uint32_t sent;   /* produced ids that the stream has */
-    bool end_owed;   /* the stream was not sent the end yet */
-    bool dirty;      /* in its stream's list of what is owed */
+    uint32_t sent; /* produced ids that the stream has */
+    bool end_owed; /* the stream was not sent the end yet */
     struct sequence *dirty_next, *dirty_before;
     uint64_t detached_at_ms;
 
@@ -92,7 +96,7 @@ typedef struct {
     char *name;
     uint64_t served;  /* tokens computed for it */
     uint32_t n_live;  /* sequences that have not ended */
-    order_t waiting;  /* its sequences that may start: priority, returns first, arrival */
+    heap_t waiting;  /* its sequences that may start: priority, returns first, arrival */
     uint32_t active;  /* 1-based place among the tenants with such; 0: it has none */
 } tenant_t;
 
@@ -101,8 +105,11 @@ typedef struct {
     uint64_t step;
     bool alone; /* solo, or eval's rows of logits: nothing else may be in flight */
     uint32_t n;
-    sequence_t **sequences;
-    bool *samples;
+    struct flown {
+        sequence_t *sequence;
+        uint32_t slot; /* at the time: an ended sequence has none */
+        uint32_t n_samples_max; /* tokens that it may give: 0, or 1 and one for each guess */
+    } * entries;
 } flight_t;
 
 struct scheduler {
@@ -120,8 +127,8 @@ struct scheduler {
     uint32_t n_running, running_max;
     uint32_t n_waiting;
     uint32_t n_solo; /* of those that have not ended */
-    order_t solo;    /* those of them that may start */
-    order_t due;     /* by the time at which a deadline passes or it is forgotten */
+    heap_t solo;    /* those of them that may start */
+    heap_t due;     /* by the time at which a deadline passes or it is forgotten */
     sequence_t *settled, *settled_last; /* longest settled first */
     uint32_t n_settled;
     sequence_t *slots[STEP_SLOTS_MAX];
@@ -145,6 +152,14 @@ struct scheduler {
     step_plan_t plan; /* its arrays are reused */
     scheduler_load_t load;
 };
+
+/* Between two steps a forward pass has gone through the caches; a plan that waits for each sequence
+ * in turn spends half of its time there. */
+static inline void scheduler_fetch(const sequence_t *q)
+{
+    for (size_t at = 0; at < offsetof(sequence_t, session); at += 64)
+        __builtin_prefetch((const char *)q + at, 1);
+}
 
 static inline uint32_t sequence_produced(const sequence_t *q)
 {

@@ -6,6 +6,8 @@
 
 #define LOOKS_MAX 16u /* waiting sequences looked at while one plan is made */
 
+#define FETCH_AHEAD 8u /* sequences */
+
 #define TICKS_MAX 32u /* sequences whose time is over that one plan deals with */
 
 typedef struct {
@@ -13,6 +15,7 @@ typedef struct {
     flight_t *flight;
     uint32_t tokens_left;
     uint32_t entries_max;
+    uint32_t drafts_left; /* of the tokens that one step may give */
     bool alone;
     bool looked_again; /* at blocks for one that did not fit before */
     uint32_t n_looked; /* taken out of line; those that did not start go back after the plan */
@@ -82,13 +85,47 @@ static bool owes_logits(const sequence_t *q)
 static void ask_for_logits(sequence_t *q, step_entry_t *entry)
 {
     uint32_t end = entry->position + entry->n_tokens;
-    entry->n_logits = entry->sample;
+    entry->n_logits = entry->sample + entry->n_draft;
     if (!owes_logits(q) || q->logits_next >= end)
         return;
     uint32_t first = q->logits_next > entry->position ? q->logits_next : entry->position;
     entry->n_logits = end - first;
     entry->want_logits = true;
     q->logits_next = end;
+}
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Guesses behind q's last id, as many as pay and have room; what they need is what nobody else
+ * does: rows that those who decode leave over, and blocks beside one for each who runs. */
+static uint32_t guess(planning_t *p, sequence_t *q)
+{
+    scheduler_t *s = p->s;
+    uint32_t produced = q->n_ids - q->n_prompt, n_rows = least(s->n_running, p->entries_max);
+    uint32_t rows = p->tokens_left > s->n_running ? p->tokens_left - s->n_running : 0;
+    uint32_t most = least(least(s->config.speculate_max, rows),
+                          least(p->drafts_left, q->max_tokens - produced - 1));
+    if (most == 0 || q->n_ids - q->n_computed != 1 || owes_logits(q) || !q->draft.places ||
+        !draft_may_pay(n_rows, s->config.fixed_rows) ||
+        !draft_learn(&q->draft, q->ids, q->n_ids))
+        return 0;
+    uint32_t n = draft_length(&q->draft, n_rows, s->config.fixed_rows, most);
+    uint32_t wanted = kv_blocks_for(q->n_ids + n);
+    if (wanted > q->n_blocks) {
+        uint32_t more = wanted - q->n_blocks;
+        if (kv_blocks_free(s->kv) >= more + s->n_running &&
+            kv_take(s->kv, more, q->blocks + q->n_blocks))
+            q->n_blocks = wanted;
+        else
+            n = q->n_blocks * KV_BLOCK_TOKENS - q->n_ids;
+    }
+    draft_write(&q->draft, q->ids, q->n_ids, n);
+    p->drafts_left -= n;
+    s->load.drafted_tokens += n;
+    return n;
 }
 
 /* Puts q's next chunk into the plan. False when it got nothing. */
@@ -104,21 +141,23 @@ static bool add_entry(planning_t *p, sequence_t *q)
         return false;
     if (!hold_blocks(p, q, q->n_computed + n))
         return false;
+    uint32_t n_draft = guess(p, q);
     step_entry_t *entry = &s->plan.entries[p->flight->n];
     *entry = (step_entry_t){
         .slot = q->slot,
         .position = q->n_computed,
-        .n_tokens = n,
-        .n_blocks = kv_blocks_for(q->n_computed + n),
+        .n_tokens = n + n_draft,
+        .n_blocks = kv_blocks_for(q->n_computed + n + n_draft),
         .sample = q->n_computed + n == q->n_ids,
+        .n_draft = n_draft,
         .ids = q->ids + q->n_computed,
         .blocks = q->blocks,
     };
     ask_for_logits(q, entry);
     p->alone |= entry->want_logits || q->solo;
-    p->flight->sequences[p->flight->n] = q;
-    p->flight->samples[p->flight->n++] = entry->sample;
-    p->tokens_left -= n;
+    p->flight->entries[p->flight->n++] =
+        (struct flown){q, q->slot, entry->sample + entry->n_draft};
+    p->tokens_left -= entry->n_tokens;
     q->n_computed += n;
     q->n_in_flight++;
     q->planned = s->round;
@@ -127,19 +166,14 @@ static bool add_entry(planning_t *p, sequence_t *q)
      */
     if (!entry->sample || n > 1)
         s->tenants[q->tenant].served += n;
-    s->plan.n_tokens += n;
+    s->plan.n_tokens += entry->n_tokens;
     s->plan.n_blocks += entry->n_blocks;
     s->plan.n_logits += entry->n_logits;
-    s->plan.n_samples += entry->sample;
+    s->plan.n_samples += entry->sample + entry->n_draft;
     return true;
 }
 
 /* ---- starting ---- */
-
-static uint32_t least(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
 
 /* Blocks that must be free before q starts: for all its tokens and the next one, or the next 256
  * when it returns, and one for each running sequence, so that a start is not undone in the next
@@ -283,6 +317,8 @@ static void plan_together(planning_t *p)
     for (int prefill = 0; prefill <= 1; prefill++)
         for (uint32_t i = 0; i < s->n_running && has_room(p);) {
             sequence_t *q = s->running[i];
+            if (i + FETCH_AHEAD < s->n_running)
+                scheduler_fetch(s->running[i + FETCH_AHEAD]);
             bool wanted = (q->n_ids - q->n_computed > 1) == (prefill == 1);
             if (wanted && !q->solo && q->n_in_flight == 0)
                 add_entry(p, q);
@@ -364,6 +400,7 @@ static bool make_plan(scheduler_t *s)
         .flight = flight,
         .tokens_left = s->config.step_tokens_max,
         .entries_max = least(s->config.batch_max, share > 0 ? share : 1),
+        .drafts_left = STEP_SAMPLES_MAX - s->config.batch_max,
     };
     fill(&p);
     for (uint32_t i = 0; i < p.n_looked; i++)

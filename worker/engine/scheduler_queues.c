@@ -1,12 +1,12 @@
-/* Who may start next, and whose time is over. Both are kept in orders (order.h), so that a step
+/* Who may start next, and whose time is over. Both are kept in heaps (heap.h), so that a step
  * looks at the few that it needs and never at all that wait. */
 #include "worker/engine/scheduler_internal.h"
 
 void scheduler_reserve(scheduler_t *s, const sequence_t *q)
 {
-    order_reserve(&s->tenants[q->tenant].waiting, s->tenants[q->tenant].n_live);
-    order_reserve(&s->solo, s->n_solo);
-    order_reserve(&s->due, s->n_known);
+    heap_reserve(&s->tenants[q->tenant].waiting, s->tenants[q->tenant].n_live);
+    heap_reserve(&s->solo, s->n_solo);
+    heap_reserve(&s->due, s->n_known);
 }
 
 /* ---- who may start ---- */
@@ -39,32 +39,32 @@ void scheduler_line_up(scheduler_t *s, sequence_t *q)
 {
     tenant_t *tenant = &s->tenants[q->tenant];
     if (q->waiting_place == 0)
-        order_put(&tenant->waiting, q, &q->waiting_place, waiting_major(q), q->serial);
+        heap_put(&tenant->waiting, q, &q->waiting_place, waiting_major(q), q->serial);
     if (q->solo && q->solo_place == 0)
-        order_put(&s->solo, q, &q->solo_place, waiting_major(q), q->serial);
+        heap_put(&s->solo, q, &q->solo_place, waiting_major(q), q->serial);
     set_active(s, q->tenant, true);
 }
 
 static void take_out(scheduler_t *s, sequence_t *q)
 {
     tenant_t *tenant = &s->tenants[q->tenant];
-    order_remove(&tenant->waiting, &q->waiting_place);
+    heap_remove(&tenant->waiting, &q->waiting_place);
     set_active(s, q->tenant, tenant->waiting.n > 0);
 }
 
 void scheduler_leave_line(scheduler_t *s, sequence_t *q)
 {
     take_out(s, q);
-    order_remove(&s->solo, &q->solo_place);
+    heap_remove(&s->solo, &q->solo_place);
 }
 
 sequence_t *scheduler_next_waiting(scheduler_t *s)
 {
-    const order_entry_t *best = NULL;
+    const heap_entry_t *best = NULL;
     uint64_t best_served = 0;
     for (uint32_t i = 0; i < s->n_active; i++) {
         const tenant_t *tenant = &s->tenants[s->active[i]];
-        const order_entry_t *first = order_first(&tenant->waiting);
+        const heap_entry_t *first = heap_first(&tenant->waiting);
         if (best && first->major > best->major)
             continue;
         if (best && first->major == best->major &&
@@ -83,7 +83,7 @@ sequence_t *scheduler_next_waiting(scheduler_t *s)
 
 sequence_t *scheduler_next_solo(const scheduler_t *s)
 {
-    const order_entry_t *first = order_first(&s->solo);
+    const heap_entry_t *first = heap_first(&s->solo);
     return first ? first->thing : NULL;
 }
 
@@ -127,22 +127,22 @@ void scheduler_retime(scheduler_t *s, sequence_t *q)
 {
     settle(s, q,
            q->state == SEQUENCE_ENDED && q->n_in_flight == 0 && !q->dirty && !q->end_owed);
-    order_remove(&s->due, &q->due_place);
+    heap_remove(&s->due, &q->due_place);
     uint64_t due = due_ms(s, q);
     if (due != UINT64_MAX)
-        order_put(&s->due, q, &q->due_place, due, q->serial);
+        heap_put(&s->due, q, &q->due_place, due, q->serial);
 }
 
 void scheduler_leave_time(scheduler_t *s, sequence_t *q)
 {
     settle(s, q, false);
-    order_remove(&s->due, &q->due_place);
+    heap_remove(&s->due, &q->due_place);
 }
 
 void scheduler_tick_some(scheduler_t *s, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
-        const order_entry_t *first = order_first(&s->due);
+        const heap_entry_t *first = heap_first(&s->due);
         if (!first || first->major > s->now_ms)
             return;
         sequence_t *q = first->thing;
@@ -160,6 +160,6 @@ uint64_t scheduler_tick(scheduler_t *s, uint64_t now_ms)
 {
     s->now_ms = now_ms;
     scheduler_tick_some(s, UINT32_MAX);
-    const order_entry_t *first = order_first(&s->due);
+    const heap_entry_t *first = heap_first(&s->due);
     return first ? first->major : UINT64_MAX;
 }

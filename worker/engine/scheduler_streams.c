@@ -222,6 +222,8 @@ static sequence_t *sequence_new(scheduler_t *s, const admission_t *a)
     q->blocks = MEM_NEW_ARRAY(uint32_t, kv_blocks_for(capacity));
     q->slot = SLOT_NONE;
     q->error_code = "";
+    if (s->config.speculate_max > 0 && !a->solo)
+        draft_start(&q->draft, (uint32_t)capacity, q->ids, q->n_ids);
     return q;
 }
 

@@ -7,12 +7,13 @@
 #include "common/base/memory.h"
 #include "worker/engine/kv.h"
 
-static void cut_leaves(stage_cut_t *cut, uint32_t n_leaves, uint32_t tp)
+static void cut_leaves(stage_cut_t *cut, uint32_t n_leaves, const plan_cut_t *plan, bool attention)
 {
     cut->n_leaves = n_leaves;
     cut->n_partials_all = 0;
-    for (uint32_t i = 0; i < tp; i++) {
-        plan_run_t run = plan_leaf_run(n_leaves, tp, i);
+    for (uint32_t i = 0; i < plan->tp; i++) {
+        plan_run_t run = attention ? plan_attention_run(plan, n_leaves, i)
+                                   : plan_leaf_run(n_leaves, plan->tp, i);
         cut->runs[i] = (tree_run_t){(uint16_t)run.first, (uint16_t)(run.first + run.count)};
         cut->n_partials[i] = tree_cover_size(n_leaves, cut->runs[i]);
         cut->n_partials_before[i] = cut->n_partials_all;
@@ -25,10 +26,10 @@ static void cut_stage(stage_t *stage)
     const model_config_t *shape = stage->shape;
     plan_leaves_t leaves;
     plan_leaf_edges_attention(shape, &leaves);
-    cut_leaves(&stage->attention_cut, leaves.n, stage->config.tp);
+    cut_leaves(&stage->attention_cut, leaves.n, &stage->cut, true);
     if (shape->ffn > 0) {
         plan_leaf_edges_ffn(shape->ffn, &leaves);
-        cut_leaves(&stage->ffn_cut, leaves.n, stage->config.tp);
+        cut_leaves(&stage->ffn_cut, leaves.n, &stage->cut, false);
     }
     uint32_t heads_per_kv = shape->n_heads / shape->n_kv_heads;
     for (uint32_t i = 0; i < stage->slice.heads.count; i++)
@@ -134,6 +135,7 @@ static status_t open_stream_scratch(stage_t *stage)
 {
     size_t rows = stage->rows_max, f = sizeof(float), n = stage->shape->streams.n;
     TRY(new_rows(stage, rows, stage->residual_columns * f, &stage->flat));
+    TRY(new_rows(stage, rows, stage_input_row_bytes(stage), &stage->mix_input));
     TRY(new_rows(stage, rows, (2 + n) * n * f, &stage->mixes));
     TRY(new_rows(stage, rows, (1 + n) * n * f, &stage->mix_weights));
     return new_rows(stage, rows, stage->shape->hidden * f, &stage->collapsed);
@@ -142,31 +144,29 @@ static status_t open_stream_scratch(stage_t *stage)
 static status_t open_expert_scratch(stage_t *stage)
 {
     const model_config_t *shape = stage->shape;
-    size_t rows = stage->rows_max, used = shape->experts.n_used;
+    size_t rows = stage->rows_max, used = shape->experts.n_used, tp = stage->config.tp;
     TRY(new_rows(stage, rows, (shape->experts.n + 1) * sizeof(float), &stage->router_out));
     TRY(new_rows(stage, rows, used * sizeof(uint32_t), &stage->expert_ids));
     TRY(new_rows(stage, rows, used * sizeof(float), &stage->expert_weights));
-    return new_rows(stage, rows, (size_t)stage->config.tp * shape->hidden * sizeof(int64_t),
-                    &stage->sums);
+    TRY(new_rows(stage, rows, shape->hidden * sizeof(int64_t), &stage->sums));
+    return new_rows(stage, stage->part_rows, tp > 1 ? tp * shape->hidden * sizeof(int64_t) : 0,
+                    &stage->sums_of_all);
 }
 
 static status_t open_scratch(stage_t *stage)
 {
     const model_config_t *shape = stage->shape;
     const plan_slice_t *slice = &stage->slice;
-    size_t rows = stage->rows_max, f = sizeof(float);
-    uint32_t n_partials = stage->attention_cut.n_partials_all > stage->ffn_cut.n_partials_all
-                              ? stage->attention_cut.n_partials_all
-                              : stage->ffn_cut.n_partials_all;
+    size_t rows = stage->rows_max, part = stage->part_rows, f = sizeof(float);
     size_t value_dim = stage->has_latent ? shape->latent.value_dim : shape->head_dim;
     TRY(new_rows(stage, rows, stage->residual_columns * f, &stage->residual));
     TRY(new_rows(stage, rows, shape->hidden * f, &stage->normed));
-    TRY(new_rows(stage, rows, stage_input_row_bytes(stage), &stage->input));
     TRY(new_rows(stage, rows, stage_qkv_columns(stage) * f, &stage->qkv_out));
     TRY(new_rows(stage, rows, slice->heads.count * value_dim * f, &stage->attended));
-    TRY(new_rows(stage, rows, 2 * (size_t)slice->ffn.count * f, &stage->gate_up_out));
-    TRY(new_rows(stage, rows, (size_t)slice->ffn.count * f, &stage->ffn_out));
-    TRY(new_rows(stage, rows, (size_t)n_partials * shape->hidden * f, &stage->partials));
+    TRY(new_rows(stage, part, 2 * (size_t)slice->ffn.count * f, &stage->gate_up_out));
+    TRY(new_rows(stage, part, (size_t)slice->ffn.count * f, &stage->ffn_out));
+    TRY(new_rows(stage, part, stage_input_row_bytes(stage), &stage->input));
+    TRY(new_rows(stage, part, stage_partials_row_bytes(stage), &stage->partials));
     if (stage->has_latent)
         TRY(open_latent_scratch(stage));
     if (stage->has_compressed)
@@ -185,7 +185,9 @@ static status_t open_scratch(stage_t *stage)
     }
     stage->rows = MEM_NEW_ARRAY(kbatch_row_t, rows);
     stage->tables = MEM_NEW_ARRAY(kbatch_table_t, STEP_ENTRIES_MAX);
-    stage->calls = MEM_NEW_ARRAY(stage_call_t, 3 * (size_t)stage->config.layer_count + 2);
+    stage->calls = MEM_NEW_ARRAY(stage_call_t, stage_calls_of_layer(stage) *
+                                                   (size_t)stage->config.layer_count + 2);
+    TRY(stage->ops->batch_new(stage->device, stage->part_rows, 0, &stage->part_batch));
     return stage->ops->batch_new(stage->device, stage->rows_max, stage->blocks_max, &stage->batch);
 }
 
@@ -206,13 +208,17 @@ status_t stage_open(const rank_config_t *config, const model_t *model, stage_t *
     stage->ops = kernels_cpu();
     stage->model = model;
     stage->shape = model_config(model);
+    stage->pulse = config->pulse;
     stage->first = config->stage == 0;
     stage->last = config->stage == config->stages - 1;
     stage->rows_max = config->prefill_tokens_max;
     stage->blocks_max = config->batch_max * kv_blocks_for(config->context_max);
     status_t status = open_seal(stage);
     if (status == STATUS_OK)
-        status = plan_slice(stage->shape, config->tp, config->slice, &stage->slice);
+        status = plan_cut(stage->shape, config->tp, config->expert_groups,
+                          config->attention_slices, &stage->cut);
+    if (status == STATUS_OK)
+        status = plan_slice(stage->shape, &stage->cut, config->slice, &stage->slice);
     if (status == STATUS_OK) {
         cut_stage(stage);
         describe_layers(stage);
@@ -222,12 +228,15 @@ status_t stage_open(const rank_config_t *config, const model_t *model, stage_t *
         status = stage_load_weights(stage);
     if (status == STATUS_OK)
         status = stage_open_caches(stage);
-    if (status == STATUS_OK)
+    if (status == STATUS_OK) {
+        stage->part_rows = stage_part_rows(stage);
         status = open_scratch(stage);
+    }
     if (status != STATUS_OK) {
         stage_close(stage);
         return status;
     }
+    stage->pulse = NULL; /* an epoch brings its own */
     *own_out = stage;
     return STATUS_OK;
 }
@@ -247,12 +256,16 @@ void stage_close(stage_t *stage)
                             stage->router_out, stage->expert_ids, stage->expert_weights,
                             stage->sums, stage->index_q_out, stage->index_k_out,
                             stage->index_weights_out, stage->selected, stage->n_selected,
-                            stage->flat, stage->mixes, stage->mix_weights, stage->collapsed,
-                            stage->compress_out, stage->grouped};
+                            stage->flat, stage->mix_input, stage->mixes, stage->mix_weights,
+                            stage->collapsed,
+                            stage->compress_out, stage->grouped,
+                            stage->sums_of_all};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         ops->buffer_release(buffers[i]);
     if (stage->batch)
         ops->batch_release(stage->batch);
+    if (stage->part_batch)
+        ops->batch_release(stage->part_batch);
     stage_close_caches(stage);
     if (stage->device)
         ops->device_close(stage->device);

@@ -96,8 +96,16 @@ typedef struct stage stage_t;
 typedef struct {
     stage_t *stage;
     const stage_cut_t *cut;
-    uint32_t layer; /* of the model */
+    uint32_t layer;             /* of the model */
+    uint32_t row_first, n_rows; /* of the step: those of a part */
 } stage_call_t;
+
+/* Rows of a step that go together through what treats each row for itself, so that its scratch need
+ * not hold a whole step. Any division gives the same bytes. */
+typedef struct {
+    kbatch_t *batch;
+    uint32_t index, first, n;
+} stage_part_t;
 
 struct stage {
     rank_config_t config; /* its texts are not used after stage_open */
@@ -107,6 +115,7 @@ struct stage {
     const model_config_t *shape;
     kdevice_t *device;
     kqueue_t *queue;
+    plan_cut_t cut;
     plan_slice_t slice;
     bool first, last; /* of the replica's stages */
     stage_layer_t *layers;
@@ -126,8 +135,9 @@ struct stage {
     kkv_t *kv, *index_kv;
     stage_entries_t overlap, stride;
     stage_mix_t head_mix;
-    kbatch_t *batch;
+    kbatch_t *batch, *part_batch;
     uint32_t rows_max, blocks_max, n_blocks;
+    uint32_t part_rows; /* of a part; the last one may have less */
     uint32_t index_top_k; /* keys that a row sees at most */
     uint64_t weight_bytes;
 
@@ -136,21 +146,23 @@ struct stage {
     pack_cache_t *pack_cache;
     uint64_t load_told_ms;
 
-    /* Scratch of a step, by rows_max. */
-    kbuffer_t *residual, *normed, *input, *qkv_out, *attended, *gate_up_out, *ffn_out, *partials;
+    /* Scratch of a step, by rows_max; the second line by part_rows. */
+    kbuffer_t *residual, *normed, *qkv_out, *attended;
+    kbuffer_t *input, *gate_up_out, *ffn_out, *partials, *sums_of_all;
     kbuffer_t *latent_q, *latent_query, *latent_attended;
-    kbuffer_t *flat, *mixes, *mix_weights, *collapsed; /* streams */
+    kbuffer_t *flat, *mix_input, *mixes, *mix_weights, *collapsed; /* streams */
     kbuffer_t *compress_out, *grouped;
     kbuffer_t *router_out, *expert_ids, *expert_weights, *sums;
     kbuffer_t *index_q_out, *index_k_out, *index_weights_out, *selected, *n_selected;
     kbuffer_t *head_rows, *head_input, *logits; /* last stage, by STAGE_LOGIT_ROWS */
     kbatch_row_t *rows;
     kbatch_table_t *tables;
-    stage_call_t *calls; /* 3 for each layer, 2 for the ends */
+    stage_call_t *calls; /* 2 for each layer and part, 1 for each layer, 2 for the ends */
 
     /* The step in work. */
     fabric_t *fabric;
     rank_pulse_t *pulse;
+    trace_t *trace; /* of the rank; NULL: none */
     uint64_t step;
     uint32_t n_rows;
 };
@@ -185,6 +197,15 @@ static inline void stage_waiting(stage_t *stage, bool waiting)
 {
     if (stage->pulse)
         atomic_store_explicit(&stage->pulse->waiting, waiting, memory_order_relaxed);
+}
+
+/* What the host call in work is called in a trace, and the bytes that it moves. */
+static inline void stage_label(stage_t *stage, const char *operation, uint64_t bytes)
+{
+    if (stage->trace) {
+        stage->trace->label = operation;
+        stage->trace->label_bytes = bytes;
+    }
 }
 
 /* Columns of qkv_out. */
@@ -232,11 +253,37 @@ status_t stage_open_caches(stage_t *stage) MUST_USE;
 void stage_close_caches(stage_t *stage);
 
 /* stage_reduce.c */
-/* A block ends with post norm of (tree sum of all slices' partials of `weight`, whose input rows are
- * in stage->input, + bias). NULL: none of it. */
-status_t stage_reduce(stage_t *stage, const kweight_t *weight, const stage_cut_t *cut,
-                      kbuffer_t *bias, const stage_mix_t *mix, kbuffer_t *post_norm,
-                      stage_call_t *call) MUST_USE;
+/* Rows of a part, from the widths of partials and sums; to be called once all cuts are known. */
+uint32_t stage_part_rows(const stage_t *stage);
+/* Host calls that one layer may make in a step. */
+uint32_t stage_calls_of_layer(const stage_t *stage);
+/* Bytes a row of the partials of all slices together. */
+size_t stage_partials_row_bytes(const stage_t *stage);
+/* Part `index` of the step in work; false behind the last one. Its batch is ready for ops that are
+ * queued behind stage_part_begin and before that of the next part. */
+bool stage_part(const stage_t *stage, uint32_t index, stage_part_t *out);
+status_t stage_part_begin(stage_t *stage, const stage_part_t *part) MUST_USE;
+/* Where a part's rows of a matrix begin. */
+static inline kref_t stage_part_at(const stage_part_t *part, kref_t matrix, size_t row_bytes)
+{
+    return stage_at(matrix.buffer, matrix.offset + part->first * row_bytes);
+}
+/* The tree sum of all slices' partials of `weight`, whose rows of the part are `input`, + bias: where
+ * stage_reduce_end expects it. NULL: none of it. `call` is the block's first one. */
+status_t stage_reduce_part(stage_t *stage, const stage_part_t *part, const kweight_t *weight,
+                           kref_t input, const stage_cut_t *cut, kbuffer_t *bias,
+                           const stage_mix_t *mix, kbuffer_t *post_norm,
+                           stage_call_t *call) MUST_USE;
+/* After all parts: post norm and the way into the residual. */
+status_t stage_reduce_end(stage_t *stage, const stage_mix_t *mix, kbuffer_t *post_norm) MUST_USE;
+/* All of it, for all parts, from `x`, rows of ld floats. */
+status_t stage_reduce(stage_t *stage, const kweight_t *weight, kref_t x, uint32_t ld,
+                      const stage_cut_t *cut, kbuffer_t *bias, const stage_mix_t *mix,
+                      kbuffer_t *post_norm, stage_call_t *call) MUST_USE;
+/* y = weight x for each row of the step, x being rows of ld floats and y of as many as the weight has
+ * outputs. */
+status_t stage_multiply(stage_t *stage, const kweight_t *weight, kref_t x, uint32_t ld,
+                        kref_t y) MUST_USE;
 /* The same with the sum of all slices' integers; this one's are in stage->sums. */
 status_t stage_reduce_integers(stage_t *stage, const stage_mix_t *mix, kbuffer_t *post_norm,
                                stage_call_t *call) MUST_USE;

@@ -49,21 +49,17 @@ static status_t attend(stage_t *stage, uint32_t index, uint32_t ld)
 
 status_t stage_grouped(stage_t *stage, uint32_t index, stage_call_t *call)
 {
-    const kernel_ops_t *ops = stage->ops;
     const model_config_t *shape = stage->shape;
     const stage_layer_t *layer = &stage->layers[index];
-    kref_t input = stage_at(stage->input, 0), normed = stage_at(stage->normed, 0);
     if (layer->qkv) {
         uint32_t ld = stage_qkv_columns(stage);
         TRY(stage_begin(stage, &layer->attn_mix, layer->attn_norm));
-        TRY(ops->quantize(stage->queue, stage->batch, layer->qkv, normed, shape->hidden, input));
-        TRY(ops->matmul(stage->queue, stage->batch, layer->qkv, input,
-                        stage_at(stage->qkv_out, 0)));
+        TRY(stage_multiply(stage, layer->qkv, stage_at(stage->normed, 0), shape->hidden,
+                           stage_at(stage->qkv_out, 0)));
         TRY(prepare(stage, layer, ld));
         TRY(attend(stage, index, ld));
-        TRY(ops->quantize(stage->queue, stage->batch, layer->output, stage_at(stage->attended, 0),
-                          stage->slice.heads.count * shape->head_dim, input));
     }
-    return stage_reduce(stage, layer->output, &stage->attention_cut, layer->output_bias,
-                        &layer->attn_mix, layer->attn_post_norm, call);
+    return stage_reduce(stage, layer->output, stage_at(stage->attended, 0),
+                        stage->slice.heads.count * shape->head_dim, &stage->attention_cut,
+                        layer->output_bias, &layer->attn_mix, layer->attn_post_norm, call);
 }

@@ -12,14 +12,6 @@ static kref_t none(void)
     return (kref_t){NULL, 0};
 }
 
-/* y = weight x, x being rows of ld floats. */
-static status_t multiply(stage_t *stage, const kweight_t *weight, kref_t x, uint32_t ld, kref_t y)
-{
-    kref_t input = stage_at(stage->input, 0);
-    TRY(stage->ops->quantize(stage->queue, stage->batch, weight, x, ld, input));
-    return stage->ops->matmul(stage->queue, stage->batch, weight, input, y);
-}
-
 /* Queries into latent_q, the key into the cache; the normed rank stays in front of qkv_out. */
 static status_t project(stage_t *stage, uint32_t index)
 {
@@ -31,12 +23,12 @@ static status_t project(stage_t *stage, uint32_t index)
     kref_t both = stage_at(stage->qkv_out, 0), q = stage_at(stage->latent_q, 0);
     kref_t key = stage_at(stage->qkv_out, rank * sizeof(float));
     krope_t *rope = stage->ropes[layer->kind->rope];
-    TRY(multiply(stage, layer->qkv, stage_at(stage->normed, 0), shape->hidden, both));
+    TRY(stage_multiply(stage, layer->qkv, stage_at(stage->normed, 0), shape->hidden, both));
     TRY(ops->norm_heads(stage->queue, stage->batch, 1, rank, both, ld,
                         stage_at(layer->q_a_norm, 0), shape->norm_eps));
     TRY(ops->norm_heads(stage->queue, stage->batch, 1, dim, key, ld,
                         stage_at(layer->kv_a_norm, 0), shape->norm_eps));
-    TRY(multiply(stage, layer->q_b, both, ld, q));
+    TRY(stage_multiply(stage, layer->q_b, both, ld, q));
     TRY(ops->norm_heads(stage->queue, stage->batch, n_heads, dim, q, n_heads * dim, none(),
                         shape->norm_eps));
     TRY(ops->rope(stage->queue, stage->batch, rope, q, n_heads * dim, n_heads, dim));
@@ -62,7 +54,8 @@ static status_t compress(stage_t *stage, const stage_layer_t *layer,
         .eps = stage->shape->norm_eps,
         .rope = rope,
     };
-    TRY(multiply(stage, compressor->weight, stage_at(stage->normed, 0), stage->shape->hidden, out));
+    TRY(stage_multiply(stage, compressor->weight, stage_at(stage->normed, 0), stage->shape->hidden,
+                       out));
     return stage->ops->compress(stage->queue, stage->batch, &what, inputs, entries, out, ld);
 }
 
@@ -74,8 +67,10 @@ static status_t choose_entries(stage_t *stage, const stage_layer_t *layer, katte
     kref_t q = stage_at(stage->index_q_out, 0), w = stage_at(stage->index_weights_out, 0);
     TRY(compress(stage, layer, &layer->index_compressor, shape->head_dim, stage->index_rope,
                  stage->overlap.index_inputs, stage->overlap.index_entries));
-    TRY(multiply(stage, layer->index_q, stage_at(stage->qkv_out, 0), stage_qkv_columns(stage), q));
-    TRY(multiply(stage, layer->index_weights, stage_at(stage->normed, 0), stage->shape->hidden, w));
+    TRY(stage_multiply(stage, layer->index_q, stage_at(stage->qkv_out, 0),
+                       stage_qkv_columns(stage), q));
+    TRY(stage_multiply(stage, layer->index_weights, stage_at(stage->normed, 0),
+                       stage->shape->hidden, w));
     TRY(ops->rope(stage->queue, stage->batch, stage->index_rope, q, ld, shape->n_heads,
                   shape->head_dim));
     kindex_t select = {
@@ -132,20 +127,18 @@ status_t stage_compressed(stage_t *stage, uint32_t index, stage_call_t *call)
     const stage_layer_t *layer = &stage->layers[index];
     /* Also a rank without heads keeps its streams. */
     TRY(stage_begin(stage, &layer->attn_mix, layer->attn_norm));
+    uint32_t in_group = shape->n_heads / compressed->groups * shape->head_dim;
+    uint32_t ld = stage->slice.heads.count * shape->head_dim;
+    uint32_t out_ld = ld / in_group * compressed->group_rank;
+    kref_t grouped = stage_at(stage->grouped, 0);
     if (layer->qkv) {
-        uint32_t in_group = shape->n_heads / compressed->groups * shape->head_dim;
-        uint32_t ld = stage->slice.heads.count * shape->head_dim, n = ld / in_group;
-        uint32_t out_ld = n * compressed->group_rank;
-        kref_t grouped = stage_at(stage->grouped, 0);
         TRY(project(stage, index));
         TRY(attend(stage, index));
         TRY(ops->head_matmul(stage->queue, stage->batch, layer->output_a,
                              stage_at(stage->attended, 0),
                              (kheads_at_t){.ld = ld, .stride = in_group}, grouped,
                              (kheads_at_t){.ld = out_ld, .stride = compressed->group_rank}));
-        TRY(ops->quantize(stage->queue, stage->batch, layer->output, grouped, out_ld,
-                          stage_at(stage->input, 0)));
     }
-    return stage_reduce(stage, layer->output, &stage->attention_cut, layer->output_bias,
-                        &layer->attn_mix, layer->attn_post_norm, call);
+    return stage_reduce(stage, layer->output, grouped, out_ld, &stage->attention_cut,
+                        layer->output_bias, &layer->attn_mix, layer->attn_post_norm, call);
 }

@@ -2,33 +2,47 @@
  * integers, so that any rank may hold any part of any expert. */
 #include "worker/engine/stage.h"
 
-static status_t activate(stage_t *stage, uint32_t n, kref_t gate_up, kref_t out)
+static status_t activate(stage_t *stage, kbatch_t *batch, uint32_t n, kref_t gate_up, kref_t out)
 {
     if (stage->activate.kind == KACTIVATE_SILU)
-        return stage->ops->silu_mul(stage->queue, stage->batch, n, gate_up, out);
-    return stage->ops->activate(stage->queue, stage->batch, &stage->activate, n, gate_up, out);
+        return stage->ops->silu_mul(stage->queue, batch, n, gate_up, out);
+    return stage->ops->activate(stage->queue, batch, &stage->activate, n, gate_up, out);
 }
 
-status_t stage_dense(stage_t *stage, uint32_t index, stage_call_t *call)
+/* From normed rows of a part to the input of down. */
+static status_t gate_and_up(stage_t *stage, const stage_layer_t *layer, const stage_part_t *part)
 {
     const kernel_ops_t *ops = stage->ops;
+    uint32_t n = stage->slice.ffn.count, hidden = stage->shape->hidden;
+    kref_t gate_up = stage_at(stage->gate_up_out, 0), product = stage_at(stage->ffn_out, 0);
+    kref_t input = stage_at(stage->input, 0);
+    TRY(ops->quantize(stage->queue, part->batch, layer->gate_up,
+                      stage_part_at(part, stage_at(stage->normed, 0), hidden * sizeof(float)),
+                      hidden, input));
+    TRY(ops->matmul(stage->queue, part->batch, layer->gate_up, input, gate_up));
+    if (layer->gate_up_bias)
+        TRY(ops->bias_add(stage->queue, part->batch, 2 * n, gate_up, 2 * n,
+                          stage_at(layer->gate_up_bias, 0)));
+    TRY(activate(stage, part->batch, n, gate_up, product));
+    return ops->quantize(stage->queue, part->batch, layer->down, product, n, input);
+}
+
+/* What is between the norm and the sum treats each row for itself and is wide, so it goes by parts. */
+status_t stage_dense(stage_t *stage, uint32_t index, stage_call_t *call)
+{
     const stage_layer_t *layer = &stage->layers[index];
-    kref_t input = stage_at(stage->input, 0), normed = stage_at(stage->normed, 0);
-    uint32_t n = stage->slice.ffn.count;
-    if (layer->gate_up) {
-        kref_t gate_up = stage_at(stage->gate_up_out, 0), product = stage_at(stage->ffn_out, 0);
+    stage_part_t part;
+    if (layer->gate_up)
         TRY(stage_begin(stage, &layer->ffn_mix, layer->ffn_norm));
-        TRY(ops->quantize(stage->queue, stage->batch, layer->gate_up, normed, stage->shape->hidden,
-                          input));
-        TRY(ops->matmul(stage->queue, stage->batch, layer->gate_up, input, gate_up));
-        if (layer->gate_up_bias)
-            TRY(ops->bias_add(stage->queue, stage->batch, 2 * n, gate_up, 2 * n,
-                              stage_at(layer->gate_up_bias, 0)));
-        TRY(activate(stage, n, gate_up, product));
-        TRY(ops->quantize(stage->queue, stage->batch, layer->down, product, n, input));
+    for (uint32_t i = 0; stage_part(stage, i, &part); i++) {
+        TRY(stage_part_begin(stage, &part));
+        if (layer->gate_up)
+            TRY(gate_and_up(stage, layer, &part));
+        TRY(stage_reduce_part(stage, &part, layer->down, stage_at(stage->input, 0),
+                              &stage->ffn_cut, layer->down_bias, &layer->ffn_mix,
+                              layer->ffn_post_norm, call));
     }
-    return stage_reduce(stage, layer->down, &stage->ffn_cut, layer->down_bias,
-                        &layer->ffn_mix, layer->ffn_post_norm, call);
+    return stage_reduce_end(stage, &layer->ffn_mix, layer->ffn_post_norm);
 }
 
 static status_t route(stage_t *stage, const stage_layer_t *layer, uint32_t ld,
@@ -36,10 +50,9 @@ static status_t route(stage_t *stage, const stage_layer_t *layer, uint32_t ld,
 {
     const kernel_ops_t *ops = stage->ops;
     const model_experts_t *experts = &stage->shape->experts;
-    kref_t input = stage_at(stage->input, 0), logits = stage_at(stage->router_out, 0);
-    TRY(ops->quantize(stage->queue, stage->batch, layer->router, stage_at(stage->normed, 0),
-                      stage->shape->hidden, input));
-    TRY(ops->matmul(stage->queue, stage->batch, layer->router, input, logits));
+    kref_t logits = stage_at(stage->router_out, 0);
+    TRY(stage_multiply(stage, layer->router, stage_at(stage->normed, 0), stage->shape->hidden,
+                       logits));
     if (layer->router_bias)
         TRY(ops->bias_add(stage->queue, stage->batch, experts->n, logits, ld,
                           stage_at(layer->router_bias, 0)));

@@ -11,14 +11,6 @@ static kref_t none(void)
     return (kref_t){NULL, 0};
 }
 
-/* y = weight x, x being rows of ld floats. */
-static status_t multiply(stage_t *stage, const kweight_t *weight, kref_t x, uint32_t ld, kref_t y)
-{
-    kref_t input = stage_at(stage->input, 0);
-    TRY(stage->ops->quantize(stage->queue, stage->batch, weight, x, ld, input));
-    return stage->ops->matmul(stage->queue, stage->batch, weight, input, y);
-}
-
 /* Where this rank's queries are once they are made. */
 typedef struct {
     kref_t q;
@@ -36,13 +28,13 @@ static status_t project(stage_t *stage, uint32_t index, queries_t *q_out)
     uint32_t ld = stage_qkv_columns(stage), entry_dim = latent->kv_rank + latent->rope_dim;
     kref_t both = stage_at(stage->qkv_out, 0);
     kref_t entry = stage_at(stage->qkv_out, (ld - entry_dim) * sizeof(float));
-    TRY(multiply(stage, layer->qkv, stage_at(stage->normed, 0), shape->hidden, both));
+    TRY(stage_multiply(stage, layer->qkv, stage_at(stage->normed, 0), shape->hidden, both));
     *q_out = (queries_t){both, ld};
     if (layer->q_b) {
         TRY(ops->norm_heads(stage->queue, stage->batch, 1, latent->q_rank, both, ld,
                             stage_at(layer->q_a_norm, 0), latent->norm_eps));
         *q_out = (queries_t){stage_at(stage->latent_q, 0), n_heads * dim};
-        TRY(multiply(stage, layer->q_b, both, ld, q_out->q));
+        TRY(stage_multiply(stage, layer->q_b, both, ld, q_out->q));
     }
     TRY(ops->norm_heads(stage->queue, stage->batch, 1, latent->kv_rank, entry, ld,
                         stage_at(layer->kv_a_norm, 0), latent->norm_eps));
@@ -60,9 +52,10 @@ static status_t choose_keys(stage_t *stage, uint32_t index, kattention_t *what)
     uint32_t hidden = stage->shape->hidden, ld = shape->n_heads * shape->head_dim;
     kref_t normed = stage_at(stage->normed, 0), q = stage_at(stage->index_q_out, 0);
     kref_t k = stage_at(stage->index_k_out, 0), w = stage_at(stage->index_weights_out, 0);
-    TRY(multiply(stage, layer->index_q, stage_at(stage->qkv_out, 0), stage_qkv_columns(stage), q));
-    TRY(multiply(stage, layer->index_k, normed, hidden, k));
-    TRY(multiply(stage, layer->index_weights, normed, hidden, w));
+    TRY(stage_multiply(stage, layer->index_q, stage_at(stage->qkv_out, 0),
+                       stage_qkv_columns(stage), q));
+    TRY(stage_multiply(stage, layer->index_k, normed, hidden, k));
+    TRY(stage_multiply(stage, layer->index_weights, normed, hidden, w));
     TRY(ops->layer_norm(stage->queue, stage->batch, shape->head_dim, k, shape->head_dim,
                         stage_at(layer->index_norm, 0), stage_at(layer->index_norm_bias, 0),
                         shape->norm_eps));
@@ -121,7 +114,6 @@ static status_t attend(stage_t *stage, uint32_t index, const queries_t *q)
 
 status_t stage_latent(stage_t *stage, uint32_t index, stage_call_t *call)
 {
-    const kernel_ops_t *ops = stage->ops;
     const model_config_t *shape = stage->shape;
     const stage_layer_t *layer = &stage->layers[index];
     if (layer->qkv) {
@@ -129,10 +121,8 @@ status_t stage_latent(stage_t *stage, uint32_t index, stage_call_t *call)
         TRY(stage_begin(stage, &layer->attn_mix, layer->attn_norm));
         TRY(project(stage, index, &q));
         TRY(attend(stage, index, &q));
-        TRY(ops->quantize(stage->queue, stage->batch, layer->output, stage_at(stage->attended, 0),
-                          stage->slice.heads.count * shape->latent.value_dim,
-                          stage_at(stage->input, 0)));
     }
-    return stage_reduce(stage, layer->output, &stage->attention_cut, layer->output_bias,
-                        &layer->attn_mix, layer->attn_post_norm, call);
+    return stage_reduce(stage, layer->output, stage_at(stage->attended, 0),
+                        stage->slice.heads.count * shape->latent.value_dim, &stage->attention_cut,
+                        layer->output_bias, &layer->attn_mix, layer->attn_post_norm, call);
 }

@@ -2,6 +2,7 @@
  * rows and leaf runs that plan.h gives it; the pages of the rest are never touched. */
 #include <stdlib.h>
 
+#include "common/base/failpoint.h"
 #include "common/base/memory.h"
 #include "worker/engine/stage_pack.h"
 #include "worker/engine/stage_read.h"
@@ -74,6 +75,8 @@ static status_t load_layer(stage_t *stage, uint32_t index)
 {
     uint32_t layer = stage->config.layer_first + index;
     stage_layer_t *out = &stage->layers[index];
+    if (FAILPOINT("rank.load"))
+        return fail(STATUS_INTERNAL, "fail point rank.load");
     out->kind = &stage->shape->layers[layer];
     TRY(stage_pack_norm(stage, tensor_of(stage, MODEL_ATTN_NORM, layer), &out->attn_norm));
     TRY(stage_pack_norm(stage, tensor_of(stage, MODEL_ATTN_POST_NORM, layer),

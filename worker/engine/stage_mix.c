@@ -17,12 +17,12 @@ static khyper_t describe(const stage_t *stage, const stage_mix_t *mix, bool head
     };
 }
 
-/* stage->mixes from rows of streams. */
+/* stage->mixes from rows of streams, those of a step or of the head. */
 static status_t make_mixes(stage_t *stage, const stage_mix_t *mix, kref_t streams)
 {
     const kernel_ops_t *ops = stage->ops;
     uint32_t n = stage->residual_columns;
-    kref_t flat = stage_at(stage->flat, 0), input = stage_at(stage->input, 0);
+    kref_t flat = stage_at(stage->flat, 0), input = stage_at(stage->mix_input, 0);
     TRY(ops->rmsnorm(stage->queue, stage->batch, n, streams, stage_at(NULL, 0),
                      stage->shape->norm_eps, flat));
     TRY(ops->quantize(stage->queue, stage->batch, mix->fn, flat, n, input));

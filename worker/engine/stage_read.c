@@ -21,8 +21,8 @@ enum {
 
 /* ---- the cache of packed weights ---- */
 
-/* Everything that decides the bytes: what the model is, how it is quantized, the slice and the
- * layers, and how the device packs. A model that was sealed since, or sealed anew, is read
+/* Everything that decides the bytes: what the model is, how it is quantized, the slice, the cut and
+ * the layers, and how the device packs. A model that was sealed since, or sealed anew, is read
  * again, so that its rows are checked against that seal. */
 static char *cache_key(const stage_t *stage)
 {
@@ -33,9 +33,11 @@ static char *cache_key(const stage_t *stage)
     free(path);
     if (status != STATUS_OK)
         return NULL;
-    return mem_format("layout %s\nmodel %s\nseal %s\nquantize %s\nslice %u of %u\nlayers %u+%u of "
-                      "%u\n", stage->ops->weight_layout(stage->device), config->model_digest, seal,
+    return mem_format("layout %s\nmodel %s\nseal %s\nquantize %s\nslice %u of %u\nexperts %u\n"
+                      "attention %u\nlayers %u+%u of %u\n",
+                      stage->ops->weight_layout(stage->device), config->model_digest, seal,
                       config->quantize ? config->quantize : "", config->slice, config->tp,
+                      stage->cut.expert_groups, stage->cut.attention_slices,
                       config->layer_first, config->layer_count, stage->shape->n_layers);
 }
 
@@ -117,6 +119,7 @@ void stage_read_end(stage_t *stage, bool loaded)
 {
     pool_close(stage->readers);
     stage->readers = NULL;
+    source_forget_all(model_source(stage->model));
     /* Rows that had to be made lay on the heap, which keeps what was freed. */
     malloc_trim(0);
     if (loaded && stage->pack_cache)
@@ -126,7 +129,13 @@ void stage_read_end(stage_t *stage, bool loaded)
 void stage_read_progress(stage_t *stage, uint32_t layers_done)
 {
     uint64_t now = clock_ms();
+    /* What follows the layers counts as one more. */
+    if (stage->pulse)
+        atomic_store_explicit(&stage->pulse->loaded_percent,
+                              100 * layers_done / (stage->config.layer_count + 1),
+                              memory_order_relaxed);
     stage_beat(stage);
+    source_forget_all(model_source(stage->model));
     if (now - stage->load_told_ms < PROGRESS_MS)
         return;
     stage->load_told_ms = now;

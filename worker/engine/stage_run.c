@@ -24,6 +24,8 @@ static status_t receive_rows(void *arg)
     stage_call_t *call = arg;
     stage_t *stage = call->stage;
     fabric_where_t where = where_of(call, "receive of activations");
+    stage_label(stage, where.operation,
+                (uint64_t)stage->n_rows * stage->residual_columns * sizeof(float));
     stage_waiting(stage, true);
     status_t status =
         fabric_receive_exact(stage->fabric, stage->config.rank - stage->config.tp,
@@ -38,6 +40,8 @@ static status_t send_rows(void *arg)
     stage_call_t *call = arg;
     stage_t *stage = call->stage;
     fabric_where_t where = where_of(call, "send of activations");
+    stage_label(stage, where.operation,
+                (uint64_t)stage->n_rows * stage->residual_columns * sizeof(float));
     if (FAILPOINT("rank.send"))
         return fail(STATUS_INTERNAL, "fail point rank.send");
     stage_waiting(stage, true);
@@ -96,18 +100,20 @@ static status_t run_layer(stage_t *stage, uint32_t index)
 {
     const model_layer_t *kind = stage->layers[index].kind;
     uint32_t layer = stage->config.layer_first + index;
-    stage_call_t *calls = &stage->calls[3 * index];
-    calls[0] = calls[1] = (stage_call_t){.stage = stage, .layer = layer};
+    uint32_t n_calls = stage_calls_of_layer(stage);
+    stage_call_t *calls = &stage->calls[n_calls * index], *ffn_calls = calls + n_calls / 2;
+    for (uint32_t i = 0; i < n_calls; i++)
+        calls[i] = (stage_call_t){.stage = stage, .layer = layer};
     switch ((model_attention_kind_t)kind->attention) {
     case MODEL_ATTENTION_GROUPED: TRY(stage_grouped(stage, index, &calls[0])); break;
     case MODEL_ATTENTION_LATENT: TRY(stage_latent(stage, index, &calls[0])); break;
     case MODEL_ATTENTION_COMPRESSED: TRY(stage_compressed(stage, index, &calls[0])); break;
     }
     if (kind->ffn == MODEL_FFN_DENSE)
-        TRY(stage_dense(stage, index, &calls[1]));
+        TRY(stage_dense(stage, index, ffn_calls));
     else
-        TRY(stage_experts(stage, index, &calls[1]));
-    return show(stage, layer + 1, &calls[2]);
+        TRY(stage_experts(stage, index, ffn_calls));
+    return show(stage, layer + 1, &calls[n_calls - 1]);
 }
 
 static status_t begin_rows(stage_t *stage, stage_call_t *calls)
@@ -130,7 +136,7 @@ static status_t begin_rows(stage_t *stage, stage_call_t *calls)
 status_t stage_run(stage_t *stage, const step_plan_t *plan)
 {
     const kernel_ops_t *ops = stage->ops;
-    stage_call_t *edge = &stage->calls[3 * stage->config.layer_count];
+    stage_call_t *edge = &stage->calls[stage_calls_of_layer(stage) * stage->config.layer_count];
     TRY(set_rows(stage, plan));
     *edge = (stage_call_t){.stage = stage, .layer = stage->config.layer_first};
     TRY(begin_rows(stage, edge));
@@ -167,6 +173,7 @@ static status_t gather_logits(void *arg)
     uint32_t leader = stage->config.rank - stage->config.slice;
     float *mine = host_of(stage, stage->logits);
     fabric_where_t where = {.operation = "gather of logits", .step = stage->step, .layer = -1};
+    stage_label(stage, where.operation, (uint64_t)gather->n * vocab * sizeof(float));
     if (stage->config.slice != 0) {
         size_t bytes = (size_t)gather->n * stage->slice.vocab.count * sizeof(float);
         return fabric_send(stage->fabric, leader, FABRIC_LOGITS, &where, mine, bytes);

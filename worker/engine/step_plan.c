@@ -74,6 +74,7 @@ void step_plan_write(const step_plan_t *plan, buffer_t *out)
         put_u32(out, entry->n_logits);
         put_u32(out, (entry->sample ? ENTRY_SAMPLE : 0u) |
                          (entry->want_logits ? ENTRY_WANT_LOGITS : 0u));
+        put_u32(out, entry->n_draft);
         buffer_append(out, entry->ids, entry->n_tokens * sizeof *entry->ids);
         buffer_append(out, entry->blocks, entry->n_blocks * sizeof *entry->blocks);
     }
@@ -217,6 +218,7 @@ static status_t read_entry(reader_t *in, const step_limits_t *limits, arena_t *a
     entry->n_blocks = get_u32(in);
     entry->n_logits = get_u32(in);
     uint32_t flags = get_u32(in);
+    entry->n_draft = get_u32(in);
     entry->sample = flags & ENTRY_SAMPLE;
     entry->want_logits = flags & ENTRY_WANT_LOGITS;
     if (in->short_of || entry->slot >= STEP_SLOTS_MAX || flags > (ENTRY_SAMPLE | ENTRY_WANT_LOGITS))
@@ -232,6 +234,10 @@ static status_t read_entry(reader_t *in, const step_limits_t *limits, arena_t *a
     if (entry->n_logits > entry->n_tokens || (entry->n_logits == 0 && flags != 0))
         return fail(STATUS_INVALID, "a step plan asks for %u rows of logits of %u tokens",
                     entry->n_logits, entry->n_tokens);
+    if (entry->n_draft > 0 && (flags != ENTRY_SAMPLE || entry->n_logits != entry->n_draft + 1ull))
+        return fail(STATUS_INVALID,
+                    "a step plan has %u guesses and %u rows of logits; sampling needs one more",
+                    entry->n_draft, entry->n_logits);
     bool bad = false;
     entry->ids = get_numbers(in, entry->n_tokens, limits->vocab, arena, &bad);
     entry->blocks = get_numbers(in, entry->n_blocks, limits->n_blocks, arena, &bad);
@@ -251,9 +257,10 @@ static status_t read_entries(reader_t *in, const step_limits_t *limits, arena_t 
         plan->n_tokens += entry->n_tokens;
         plan->n_blocks += entry->n_blocks;
         plan->n_logits += entry->n_logits;
-        plan->n_samples += entry->sample;
-        if (plan->n_tokens > STEP_TOKENS_MAX)
-            return fail(STATUS_INVALID, "a step plan has over %u tokens", STEP_TOKENS_MAX);
+        plan->n_samples += entry->sample + entry->n_draft;
+        if (plan->n_tokens > STEP_TOKENS_MAX || plan->n_samples > STEP_SAMPLES_MAX)
+            return fail(STATUS_INVALID, "a step plan has over %u tokens or draws over %u",
+                        STEP_TOKENS_MAX, STEP_SAMPLES_MAX);
     }
     return STATUS_OK;
 }
@@ -295,7 +302,7 @@ status_t step_result_read(const void *bytes, size_t size, uint32_t vocab, arena_
     uint32_t magic = get_u32(&in);
     step_result_t result = {.n = get_u32(&in)};
     result.step = get_u64(&in);
-    if (in.short_of || magic != RESULT_MAGIC || result.n > STEP_ENTRIES_MAX)
+    if (in.short_of || magic != RESULT_MAGIC || result.n > STEP_SAMPLES_MAX)
         return fail(STATUS_INVALID, "a message of %zu bytes is no step result", size);
     result.drawn = ARENA_NEW_ARRAY(arena, step_drawn_t, result.n + 1);
     for (uint32_t i = 0; i < result.n; i++) {

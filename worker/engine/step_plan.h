@@ -19,6 +19,7 @@
 #define STEP_ENTRIES_MAX 512u /* sequences in one step */
 #define STEP_SLOTS_MAX 1024u  /* sequences that the last stage knows at once */
 #define STEP_TOKENS_MAX 8192u /* rows of one step */
+#define STEP_SAMPLES_MAX STEP_ENTRIES_MAX /* tokens that one step gives */
 #define STEP_PLAN_BYTES_MAX (64u << 20)
 
 typedef enum {
@@ -43,6 +44,8 @@ typedef struct {
     uint32_t n_blocks;   /* covers position + n_tokens tokens */
     uint32_t n_logits;   /* the last n_logits rows go through the head; at least `sample` */
     bool sample;         /* draw a token from the last row */
+    uint32_t n_draft;    /* with `sample`: the last n_draft rows are guesses. Draws begin n_draft rows
+                            earlier and end with the first token that is not the next row's */
     bool want_logits;    /* send the n_logits rows to the leader as well (eval) */
     const uint32_t *ids; /* n_tokens */
     const uint32_t *blocks;
@@ -55,7 +58,7 @@ typedef struct {
     uint32_t n_tokens;  /* sum over the entries */
     uint32_t n_blocks;  /* sum over the entries */
     uint32_t n_logits;  /* sum over the entries */
-    uint32_t n_samples; /* entries with `sample` */
+    uint32_t n_samples; /* entries with `sample`, and their guesses: tokens that may come of it */
     uint32_t *closes;   /* slots; carried out before the opens */
     step_open_t *opens;
     step_entry_t *entries;
@@ -75,10 +78,12 @@ void step_plan_write(const step_plan_t *plan, buffer_t *out);
 status_t step_plan_read(const void *bytes, size_t size, const step_limits_t *limits, arena_t *arena,
                         step_plan_t *out) MUST_USE;
 
-/* What the sampling rank answers for one entry with `sample`. */
+/* What the sampling rank answers: for each entry with `sample` one token, and further ones as far as
+ * its guesses were right, all with its slot. */
 typedef struct {
     uint32_t slot;
-    bool failed; /* the row was not finite: no token; the sequence's loss, not the replica's */
+    bool failed; /* the row was not finite: no token; the sequence's loss, not the replica's; the
+                    last of its entry */
     sampled_t sampled;
 } step_drawn_t;
 

@@ -150,6 +150,81 @@ static void test_a_rank_that_waits_at_work_without_computing_is_killed_after_5_s
     agent_core_free(world.core);
 }
 
+/* Two beats a tick: of the first rank, which gets on, and of the second. */
+static void load_for(world_t *world, uint32_t ticks, uint64_t *progress, bool second_moves)
+{
+    for (uint32_t i = 0; i < ticks; i++) {
+        beat_loading(world, 1, ++*progress, 10);
+        beat_loading(world, 2, second_moves ? *progress : 7, 43);
+        tick(world, 1);
+    }
+}
+
+static void test_a_rank_that_stands_still_while_it_loads_is_killed_after_30_s_and_named(void **state)
+{
+    (void)state;
+    world_t world = world_new(0);
+    uint64_t progress = 0;
+    agent_plan_t plan = plan_of(10, 2, 1, "aa");
+    plan.formation_ms = 600000; /* the weights are many */
+    assert_int_equal(agent_core_assign(world.core, &plan, world.now), STATUS_OK);
+    hello(&world, 1, "first");
+    hello(&world, 2, "second");
+    load_for(&world, 2 * AGENT_STUCK_LOADING_MS / AGENT_TICK_MS, &progress, true);
+    while (next(&world))
+        assert_int_not_equal(world.action.kind, AGENT_KILL);
+    /* A disk that is slow for a while is no reason; longer than for work is waited. */
+    load_for(&world, AGENT_STUCK_LOADING_MS / AGENT_TICK_MS, &progress, false);
+    while (next(&world))
+        assert_int_not_equal(world.action.kind, AGENT_KILL);
+    load_for(&world, 1, &progress, false);
+    skip_to(&world, AGENT_KILL);
+    assert_int_equal(world.action.rank_id, 2);
+    assert_non_null(strstr(world.action.text, "loading (43 %) without progress for 30000 ms"));
+    died(&world, 2, false, "killed by signal 9");
+    skip_to(&world, AGENT_PUBLISH_FAILED);
+    assert_int_equal(world.action.failed->rank, 1);
+    assert_non_null(strstr(world.action.failed->text, "rank 1 (host a)"));
+    assert_non_null(strstr(world.action.failed->text, "loading (43 %)"));
+    agent_core_free(world.core);
+}
+
+static void test_loads_that_take_long_are_shown_once_a_second_until_they_end(void **state)
+{
+    (void)state;
+    world_t world = world_new(0);
+    uint32_t n = 0, last = 0;
+    agent_plan_t plan = plan_of(10, 2, 1, "aa");
+    plan.formation_ms = 600000;
+    assert_int_equal(agent_core_assign(world.core, &plan, world.now), STATUS_OK);
+    hello(&world, 1, "first");
+    hello(&world, 2, "second");
+    while (next(&world))
+        ;
+    for (uint32_t i = 1; i <= 48; i++) {
+        beat_loading(&world, 1, i, 90);
+        beat_loading(&world, 2, i, (uint8_t)i); /* the slower one counts */
+        tick(&world, 1);
+        while (next(&world)) {
+            assert_int_equal(world.action.kind, AGENT_PUBLISH_LOADING);
+            assert_int_equal(world.action.percent, i);
+            assert_true(i >= AGENT_LOADING_SHOWN_MS / AGENT_TICK_MS);
+            assert_true(n == 0 || i - last >= AGENT_LOADING_TELL_MS / AGENT_TICK_MS);
+            last = i;
+            n++;
+        }
+    }
+    assert_int_equal(n, 3);
+    beat(&world, 1, 50, false, 0);
+    beat(&world, 2, 50, false, 0);
+    tick(&world, 1);
+    expect(&world, AGENT_PUBLISH_LOADING);
+    assert_int_equal(world.action.percent, 100);
+    tick(&world, 1);
+    expect_nothing(&world);
+    agent_core_free(world.core);
+}
+
 static void test_a_rank_that_computes_slowly_has_a_minute_for_a_piece_of_work(void **state)
 {
     (void)state;
@@ -314,6 +389,9 @@ int main(void)
         cmocka_unit_test(test_a_rank_that_its_peers_find_silent_is_killed_before_the_next_epoch),
         cmocka_unit_test(test_an_agent_that_was_stopped_itself_takes_nobody_for_silent),
         cmocka_unit_test(test_a_rank_that_waits_at_work_without_computing_is_killed_after_5_s),
+        cmocka_unit_test(
+            test_a_rank_that_stands_still_while_it_loads_is_killed_after_30_s_and_named),
+        cmocka_unit_test(test_loads_that_take_long_are_shown_once_a_second_until_they_end),
         cmocka_unit_test(test_a_rank_that_computes_slowly_has_a_minute_for_a_piece_of_work),
         cmocka_unit_test(test_a_rank_that_is_idle_is_not_stuck_for_as_long_as_it_likes),
         cmocka_unit_test(test_a_leaders_crash_is_told_at_once_with_the_sessions_of_its_last_step),

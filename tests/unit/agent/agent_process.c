@@ -194,6 +194,23 @@ void remove_plan(cluster_t *cluster)
     must_delete(cluster->etcd, PREFIX "assign/a/smol/0");
 }
 
+static bool shows_loading(cluster_t *cluster, uint64_t epoch, uint32_t percent)
+{
+    const char *key = PREFIX "replicas/smol/0/loading/a";
+    if (!has_key(cluster, key))
+        return false;
+    Shoal__Cluster__V1__LoadingRecord *record =
+        (void *)get_message(cluster, key, &shoal__cluster__v1__loading_record__descriptor);
+    bool shows = record->epoch == epoch && record->percent == percent;
+    rpc_message_free(record);
+    return shows;
+}
+
+void wait_loading(cluster_t *cluster, uint64_t epoch, uint32_t percent)
+{
+    wait_for(shows_loading(cluster, epoch, percent));
+}
+
 Shoal__Cluster__V1__ActiveRecord *wait_active(cluster_t *cluster, uint64_t epoch)
 {
     Shoal__Cluster__V1__ActiveRecord *record = NULL;

@@ -235,6 +235,62 @@ static void test_a_rank_that_stands_still_at_work_is_killed_within_seconds(void 
     cluster_end(&cluster);
 }
 
+static void write_points(const char *path, const char *points)
+{
+    FILE *file = fopen(path, "we");
+    assert_non_null(file);
+    assert_true(fputs(points, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+}
+
+/* Its heart beats on; only its weights do not come. */
+static void test_a_rank_that_hangs_while_it_loads_is_killed_named_and_replaced(void **state)
+{
+    (void)state;
+    cluster_t cluster;
+    char path[] = "/tmp/shoal-load-points-XXXXXX", points[64];
+    int file = mkstemp(path);
+    assert_true(file >= 0);
+    close(file);
+    snprintf(points, sizeof points, "file:%s", path);
+    write_points(path, "rank.load=stall:120000@2"); /* the second layer */
+    assert_int_equal(setenv("SHOAL_LOAD_STUCK", "2s", 1), 0);
+    cluster_start(&cluster, points);
+    assert_int_equal(unsetenv("SHOAL_LOAD_STUCK"), 0);
+    char *digest = model_digest_of_host(&cluster);
+    uint64_t begin = clock_ms();
+    Shoal__Cluster__V1__FailureRecord *failed =
+        wait_failed(&cluster, put_plan(&cluster, digest, 1, 1));
+    assert_true(clock_ms() - begin >= 2000);
+    assert_int_equal(failed->rank, 0);
+    assert_false(failed->crashed);
+    assert_non_null(strstr(failed->message, "rank 0 (host a)"));
+    assert_non_null(strstr(failed->message, "loading (25 %) without progress for 2000 ms"));
+    shoal__cluster__v1__failure_record__free_unpacked(failed, NULL);
+    write_points(path, "");
+    text_t text = {0};
+    serve_once(&cluster, digest, 1, 1, &text);
+    assert_memory_equal(text.ids, oracle.ids, sizeof text.ids);
+    unlink(path);
+    free(digest);
+    cluster_end(&cluster);
+}
+
+static void test_a_long_load_is_shown_in_etcd_until_it_ends(void **state)
+{
+    (void)state;
+    cluster_t cluster;
+    cluster_start(&cluster, "rank.load=stall:1300@*"); /* three layers */
+    char *digest = model_digest_of_host(&cluster);
+    uint64_t epoch = put_plan(&cluster, digest, 1, 1);
+    wait_loading(&cluster, epoch, 25);
+    wait_loading(&cluster, epoch, 50);
+    shoal__cluster__v1__active_record__free_unpacked(wait_active(&cluster, epoch), NULL);
+    wait_for(!has_key(&cluster, "/shoal/test/replicas/smol/0/loading/a"));
+    free(digest);
+    cluster_end(&cluster);
+}
+
 static void test_no_rank_outlives_its_agent_and_nothing_stays_in_dev_shm(void **state)
 {
     (void)state;
@@ -377,6 +433,8 @@ int main(void)
         cmocka_unit_test(test_a_hello_of_another_identity_or_version_is_refused_by_name),
         cmocka_unit_test(test_deaths_are_told_with_their_cause_and_the_living_ranks_are_kept),
         cmocka_unit_test(test_a_rank_that_stands_still_at_work_is_killed_within_seconds),
+        cmocka_unit_test(test_a_rank_that_hangs_while_it_loads_is_killed_named_and_replaced),
+        cmocka_unit_test(test_a_long_load_is_shown_in_etcd_until_it_ends),
         cmocka_unit_test(test_no_rank_outlives_its_agent_and_nothing_stays_in_dev_shm),
         cmocka_unit_test(test_serving_goes_on_while_etcd_is_away),
         cmocka_unit_test(test_a_draining_agent_lets_its_sequences_end_and_takes_no_new_ones),

@@ -42,7 +42,8 @@ void skip_to(world_t *world, agent_action_kind_t kind)
 agent_plan_t plan_of(uint64_t epoch, uint32_t tp, uint32_t stages, const char *hosts)
 {
     agent_plan_t plan = {.epoch = epoch, .tp = tp, .stages = stages, .n_ranks = tp * stages,
-                         .context_max = 512, .formation_ms = 5000, .kv_tokens_max = 4096};
+                         .context_max = 512, .formation_ms = 5000, .kv_tokens_max = 4096,
+                         .expert_groups = tp, .attention_slices = 1};
     snprintf(plan.deployment, sizeof plan.deployment, "smol");
     snprintf(plan.activations, sizeof plan.activations, "native");
     snprintf(plan.model_digest, sizeof plan.model_digest, "sha256:aa");
@@ -80,6 +81,16 @@ void beat_used(world_t *world, uint64_t id, uint64_t progress, uint64_t cpu_ms)
     control_message_t *message = MEM_NEW(control_message_t);
     message->kind = CONTROL_BEAT;
     message->beat = (control_beat_t){.progress = progress, .busy = true, .cpu_ms = cpu_ms};
+    agent_core_message(world->core, id, message, world->now);
+    free(message);
+}
+
+void beat_loading(world_t *world, uint64_t id, uint64_t progress, uint8_t percent)
+{
+    control_message_t *message = MEM_NEW(control_message_t);
+    message->kind = CONTROL_BEAT;
+    message->beat = (control_beat_t){
+        .progress = progress, .busy = true, .loading = true, .loaded_percent = percent};
     agent_core_message(world->core, id, message, world->now);
     free(message);
 }

@@ -35,6 +35,8 @@ void hello(world_t *world, uint64_t id, const char *address);
 void beat(world_t *world, uint64_t id, uint64_t progress, bool busy, uint32_t sequences);
 /* Of a busy rank that has used so much processor time. */
 void beat_used(world_t *world, uint64_t id, uint64_t progress, uint64_t cpu_ms);
+/* Of a rank that loads. */
+void beat_loading(world_t *world, uint64_t id, uint64_t progress, uint8_t percent);
 void died(world_t *world, uint64_t id, bool crashed, const char *text);
 void active(world_t *world, uint64_t id, uint64_t epoch);
 void failed(world_t *world, uint64_t id, uint64_t epoch, status_t status, uint32_t lost,

@@ -42,6 +42,8 @@ void rig_put(rig_t *rig, const char *key, const void *value, size_t size);
 void rig_delete(rig_t *rig, const char *key);
 void rig_listed(rig_t *rig);
 void rig_deploy(rig_t *rig, uint32_t replicas, uint32_t tp, uint32_t stages);
+/* One slice, one stage, and this KV capacity. */
+void rig_deploy_kv(rig_t *rig, uint32_t replicas, uint64_t kv_tokens);
 /* Plan and active record of a slot on host `host`; returns the epoch. */
 uint64_t rig_replica(rig_t *rig, uint32_t ordinal, const char *host, const char *identity);
 void rig_host(rig_t *rig, const char *id);

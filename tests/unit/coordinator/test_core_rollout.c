@@ -207,6 +207,18 @@ static void test_scaling_down_removes_plan_and_assignments(void **state)
     rig_stop(&rig);
 }
 
+/* Those of the steps so far ended well. */
+static void end_transactions(rig_t *rig)
+{
+    for (size_t i = 0; i < rig->actions.n; i++)
+        if (rig->actions.items[i].kind == CORE_ACTION_TXN) {
+            core_event_t event = {.kind = CORE_EVENT_TXN_DONE};
+            event.txn_done.op = rig->actions.items[i].op;
+            event.txn_done.known = true;
+            rig_event(rig, &event);
+        }
+}
+
 static void test_another_shape_is_formed_one_replica_at_a_time(void **state)
 {
     (void)state;
@@ -217,13 +229,7 @@ static void test_another_shape_is_formed_one_replica_at_a_time(void **state)
         rig_pass(&rig, 300);
         rig_hello(&rig, rig_link(&rig), epoch, 1024);
     }
-    for (size_t i = 0; i < rig.actions.n; i++)
-        if (rig.actions.items[i].kind == CORE_ACTION_TXN) {
-            core_event_t event = {.kind = CORE_EVENT_TXN_DONE};
-            event.txn_done.op = rig.actions.items[i].op;
-            event.txn_done.known = true;
-            rig_event(&rig, &event);
-        }
+    end_transactions(&rig);
     rig_pass(&rig, 3000);
     rig_clear(&rig);
     rig_deploy(&rig, 2, 2, 1);
@@ -231,6 +237,76 @@ static void test_another_shape_is_formed_one_replica_at_a_time(void **state)
     assert_int_equal(rig_count(&rig, CORE_ACTION_TXN), 1);
     Shoal__Cluster__V1__ReplicaPlan *plan = planned(&rig);
     assert_int_equal(plan->tp, 2);
+    shoal__cluster__v1__replica_plan__free_unpacked(plan, NULL);
+    rig_stop(&rig);
+}
+
+static void say_loading(rig_t *rig, const char *key, uint64_t epoch, uint32_t percent)
+{
+    uint8_t packed[64];
+    Shoal__Cluster__V1__LoadingRecord record = SHOAL__CLUSTER__V1__LOADING_RECORD__INIT;
+    record.epoch = epoch;
+    record.percent = percent;
+    rig_put(rig, key, packed, shoal__cluster__v1__loading_record__pack(&record, packed));
+}
+
+/* What is shown of the only replica: the percentage, or -1 for none. */
+static int shown_loading(const rig_t *rig)
+{
+    arena_t arena = {0};
+    Shoal__V1__ListReplicasResponse list;
+    core_list_replicas(rig->core, "", &arena, &list);
+    assert_int_equal(list.n_replicas, 1);
+    int percent = list.replicas[0]->loading ? (int)list.replicas[0]->loaded_percent : -1;
+    arena_release(&arena);
+    return percent;
+}
+
+static void test_of_hosts_that_load_the_slowest_is_shown_until_the_replica_is_active(void **state)
+{
+    (void)state;
+    rig_t rig;
+    elected(&rig, 1, 2);
+    uint64_t epoch = rig_replica(&rig, 0, "h0", RIG_IDENTITY);
+    say_loading(&rig, "replicas/toy/0/loading/h0", epoch, 40);
+    assert_int_equal(shown_loading(&rig), -1); /* active: what is left of loading says nothing */
+    rig_delete(&rig, "replicas/toy/0/active");
+    assert_int_equal(shown_loading(&rig), 40);
+    say_loading(&rig, "replicas/toy/0/loading/h1", epoch, 10);
+    assert_int_equal(shown_loading(&rig), 10);
+    say_loading(&rig, "replicas/toy/0/loading/h1", epoch, 50);
+    assert_int_equal(shown_loading(&rig), 40);
+    say_loading(&rig, "replicas/toy/0/loading/h0", epoch - 1, 1); /* of an epoch that is over */
+    assert_int_equal(shown_loading(&rig), 50);
+    rig_delete(&rig, "replicas/toy/0/loading/h1");
+    assert_int_equal(shown_loading(&rig), -1);
+    /* It makes no deployment and no slot. */
+    size_t n = core_n_deployments(rig.core);
+    say_loading(&rig, "replicas/gone/0/loading/h0", epoch, 5);
+    say_loading(&rig, "replicas/toy/7/loading/h0", epoch, 5);
+    assert_int_equal(core_n_deployments(rig.core), n);
+    assert_int_equal(shown_loading(&rig), -1);
+    rig_stop(&rig);
+}
+
+static void test_another_kv_capacity_is_formed_anew(void **state)
+{
+    (void)state;
+    rig_t rig;
+    elected(&rig, 1, 2);
+    uint64_t epoch = rig_replica(&rig, 0, "h0", RIG_IDENTITY);
+    rig_pass(&rig, 300);
+    rig_hello(&rig, rig_link(&rig), epoch, 1024);
+    end_transactions(&rig);
+    rig_pass(&rig, 3000);
+    rig_clear(&rig);
+    rig_pass(&rig, 2000);
+    assert_int_equal(rig_count(&rig, CORE_ACTION_TXN), 0); /* as it is wanted */
+    rig_deploy_kv(&rig, 1, 4096);
+    rig_pass(&rig, 2000);
+    assert_int_equal(rig_count(&rig, CORE_ACTION_TXN), 1);
+    Shoal__Cluster__V1__ReplicaPlan *plan = planned(&rig);
+    assert_int_equal(plan->kv_tokens_wanted, 4096);
     shoal__cluster__v1__replica_plan__free_unpacked(plan, NULL);
     rig_stop(&rig);
 }
@@ -338,6 +414,8 @@ int main(void)
         cmocka_unit_test(test_a_transaction_that_lost_is_not_repeated_with_old_knowledge),
         cmocka_unit_test(test_scaling_down_removes_plan_and_assignments),
         cmocka_unit_test(test_another_shape_is_formed_one_replica_at_a_time),
+        cmocka_unit_test(test_of_hosts_that_load_the_slowest_is_shown_until_the_replica_is_active),
+        cmocka_unit_test(test_another_kv_capacity_is_formed_anew),
         cmocka_unit_test(test_a_draining_host_gives_its_replica_to_another),
         cmocka_unit_test(test_a_foreign_store_stops_plans_but_not_serving),
         cmocka_unit_test(test_claims_of_a_dead_coordinator_are_released_after_ten_seconds),

@@ -9,7 +9,6 @@
 
 #include <cmocka.h>
 
-#include "coordinator/core/heap.h"
 #include "coordinator/core/table.h"
 #include "coordinator/core/text_log.h"
 #include "tests/sim/sim.h"
@@ -111,26 +110,6 @@ static void test_an_id_outside_of_the_vocabulary_changes_nothing(void **state)
     text_log_release(&log);
 }
 
-static void test_a_heap_gives_the_smallest_and_forgets_what_is_removed(void **state)
-{
-    (void)state;
-    heap_t heap = {0};
-    static heap_node_t nodes[500];
-    for (uint64_t i = 0; i < 500; i++)
-        heap_push(&heap, &nodes[i], (i * 7919) % 101, i);
-    for (size_t i = 0; i < 500; i += 3)
-        heap_remove(&heap, &nodes[i]);
-    uint64_t major = 0, minor = 0, n = 0;
-    for (heap_node_t *top; (top = heap_top(&heap)); n++) {
-        assert_true(top->major > major || (top->major == major && (n == 0 || top->minor > minor)));
-        major = top->major;
-        minor = top->minor;
-        heap_remove(&heap, top);
-    }
-    assert_int_equal(n, 333);
-    heap_release(&heap);
-}
-
 static void test_a_table_finds_what_was_put_after_any_removals(void **state)
 {
     (void)state;
@@ -160,7 +139,6 @@ int main(void)
         cmocka_unit_test(test_the_last_id_releases_what_was_held),
         cmocka_unit_test(test_the_text_after_n_ids_is_that_of_a_replay_of_n_ids),
         cmocka_unit_test(test_an_id_outside_of_the_vocabulary_changes_nothing),
-        cmocka_unit_test(test_a_heap_gives_the_smallest_and_forgets_what_is_removed),
         cmocka_unit_test(test_a_table_finds_what_was_put_after_any_removals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -157,12 +157,18 @@ static void build_words(words_t *words, const eval_args_t *args, const char *dir
     add(words, text("-o"));
     add(words, text("json"));
     add_number(words, "tp", args->tp);
+    add_number(words, "expert-groups", args->expert_groups);
+    add_number(words, "attention-slices", args->attention_slices);
     add_number(words, "stages", args->stages);
     add_number(words, "threads", args->threads);
     add_number(words, "batch", args->batch);
     add_number(words, "chunk", args->chunk);
     add_number(words, "passes", args->passes);
     add_number(words, "greedy", args->greedy);
+    add_number(words, "speculate", args->speculate);
+    add_number(words, "seed", args->seed);
+    if (args->temperature > 0)
+        add(words, text("--temperature=%g", args->temperature));
     if (args->quantize)
         add(words, text("--quantize=%s", args->quantize));
     if (args->pack_cache)
@@ -250,7 +256,12 @@ static void read_lines(const char *dir, eval_result_t *out)
     while (fgets(line, sizeof line, file)) {
         json_t *row = json_loads(line, 0, NULL);
         assert_non_null(row);
-        if (!json_object_get(row, "prompt")) { /* what quantization costs, the last line */
+        if (!json_object_get(row, "prompt")) { /* what quantization costs, how guesses went */
+            if (json_object_get(row, "guessed")) {
+                out->guessed = (uint64_t)json_integer_value(json_object_get(row, "guessed"));
+                out->guessed_right =
+                    (uint64_t)json_integer_value(json_object_get(row, "guessed_right"));
+            }
             json_decref(row);
             continue;
         }

@@ -21,6 +21,9 @@ typedef struct {
     const char *failpoints;
     const char *quantize, *pack_cache; /* NULL: none */
     uint32_t tp, stages, threads, batch, chunk, passes, greedy; /* 0: the default */
+    uint32_t expert_groups, attention_slices;                   /* 0: the rule */
+    uint32_t speculate, seed;
+    double temperature;
     bool f32, last, no_sums, no_prefix_cache, late_queue, hidden;
 } eval_args_t;
 
@@ -28,6 +31,7 @@ typedef struct {
     uint32_t n_prompts;
     uint32_t vocab;
     uint32_t n_greedy;
+    uint64_t guessed, guessed_right; /* with speculate */
     uint32_t n_hidden_layers; /* layers + 1; 0 when they were not asked for */
     struct {
         uint32_t rows;

@@ -4,61 +4,8 @@
  * beside them, or BF16). */
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "eval_run.h"
-
-enum { N_PROMPTS = 4, N_GREEDY = 32 };
-
-typedef struct {
-    char *model, *tensors;
-    json_t *golden, *ids;
-} fixture_t;
-
-static void open_fixture(const char *name, fixture_t *out)
-{
-    char path[128];
-    snprintf(path, sizeof path, "%s/golden.json", name);
-    char *json = eval_golden(path);
-    out->golden = json_load_file(json, 0, NULL);
-    free(json);
-    assert_non_null(out->golden);
-    snprintf(path, sizeof path, "%s/model.gguf", name);
-    out->model = eval_golden(path);
-    snprintf(path, sizeof path, "%s/golden.safetensors", name);
-    out->tensors = eval_golden(path);
-    out->ids = json_array();
-    for (size_t i = 0; i < N_PROMPTS; i++)
-        json_array_append(
-            out->ids, json_object_get(json_array_get(json_object_get(out->golden, "prompts"), i),
-                                      "input_ids"));
-}
-
-static void close_fixture(fixture_t *fixture)
-{
-    free(fixture->model);
-    free(fixture->tensors);
-    json_decref(fixture->ids);
-    json_decref(fixture->golden);
-}
-
-static double worst_difference(const fixture_t *fixture, const eval_result_t *result)
-{
-    double worst = 0;
-    for (uint32_t i = 0; i < N_PROMPTS; i++) {
-        char name[32];
-        uint64_t n;
-        snprintf(name, sizeof name, "p%u.logits", i);
-        float *wanted = eval_read_tensor(fixture->tensors, name, &n);
-        assert_non_null(wanted);
-        assert_int_equal(n, (uint64_t)result->prompts[i].rows * result->vocab);
-        double d = eval_max_abs(result->prompts[i].logits, wanted, n);
-        worst = d > worst ? d : worst;
-        free(wanted);
-    }
-    return worst;
-}
+#include "recorded.h"
 
 static double number_at(const json_t *golden, const char *row)
 {
@@ -68,21 +15,23 @@ static double number_at(const json_t *golden, const char *row)
 
 static void check_f32(const char *name)
 {
-    fixture_t fixture;
+    recorded_t recorded;
     eval_result_t result;
-    open_fixture(name, &fixture);
-    eval_args_t args = {
-        .model = fixture.model, .ids = fixture.ids, .threads = 1, .greedy = N_GREEDY, .f32 = true};
+    recorded_open(name, &recorded);
+    eval_args_t args = {.model = recorded.model,
+                        .ids = recorded.ids,
+                        .threads = 1,
+                        .greedy = RECORDED_GREEDY,
+                        .f32 = true};
     eval_run(&args, &result);
-    double tolerance = json_number_value(json_object_get(fixture.golden, "tolerance_fp32_max_abs"));
-    assert_true(tolerance > 0 && tolerance < 2e-3);
-    assert_true(worst_difference(&fixture, &result) <= tolerance);
-    for (uint32_t i = 0; i < N_PROMPTS; i++) {
-        const json_t *prompt = json_array_get(json_object_get(fixture.golden, "prompts"), i);
+    double tolerance = recorded.tolerance;
+    assert_true(recorded_worst_logit(&recorded, &result) <= tolerance);
+    for (uint32_t i = 0; i < RECORDED_PROMPTS; i++) {
+        const json_t *prompt = json_array_get(json_object_get(recorded.golden, "prompts"), i);
         const json_t *greedy = json_object_get(prompt, "greedy_ids");
         /* The reference's own margin is larger than the tolerance, so its text has to be ours. */
         assert_true(json_number_value(json_object_get(prompt, "min_gap")) > 2 * tolerance);
-        for (uint32_t k = 0; k < N_GREEDY; k++)
+        for (uint32_t k = 0; k < RECORDED_GREEDY; k++)
             assert_int_equal(result.prompts[i].greedy[k],
                              json_integer_value(json_array_get(greedy, k)));
         double nll = json_number_value(json_object_get(prompt, "prompt_nll"));
@@ -90,22 +39,23 @@ static void check_f32(const char *name)
                     1e-3 + tolerance * result.prompts[i].rows);
     }
     eval_release(&result);
-    close_fixture(&fixture);
+    recorded_close(&recorded);
 }
 
 static void check_native(const char *name, const char *row, double factor)
 {
-    fixture_t fixture;
+    recorded_t recorded;
     eval_result_t result;
-    open_fixture(name, &fixture);
-    eval_args_t args = {.model = fixture.model, .ids = fixture.ids, .threads = 1};
+    recorded_open(name, &recorded);
+    eval_args_t args = {.model = recorded.model, .ids = recorded.ids, .threads = 1};
     eval_run(&args, &result);
-    double noise = number_at(fixture.golden, row), worst = worst_difference(&fixture, &result);
+    double noise = number_at(recorded.golden, row);
+    double worst = recorded_worst_logit(&recorded, &result);
     print_message("%s native: %.3f; recorded %s %.3f\n", name, worst, row, noise);
     assert_true(noise > 0);
     assert_true(worst <= factor * noise);
     eval_release(&result);
-    close_fixture(&fixture);
+    recorded_close(&recorded);
 }
 
 static void test_f32_weights_give_the_recorded_logits_and_text(void **state)
@@ -146,11 +96,11 @@ static void test_native_mode_stays_within_the_noise_of_its_arithmetic(void **sta
 static void test_a_late_queue_gives_the_same_bytes(void **state)
 {
     (void)state;
-    fixture_t fixture;
+    recorded_t recorded;
     eval_result_t now, late;
-    open_fixture("gguf-llama-q4_0", &fixture);
+    recorded_open("gguf-llama-q4_0", &recorded);
     eval_args_t args = {
-        .model = fixture.model, .ids = fixture.ids, .threads = 1, .greedy = 8, .chunk = 16};
+        .model = recorded.model, .ids = recorded.ids, .threads = 1, .greedy = 8, .chunk = 16};
     eval_run(&args, &now);
     args.late_queue = true;
     eval_run(&args, &late);
@@ -163,7 +113,7 @@ static void test_a_late_queue_gives_the_same_bytes(void **state)
     assert_true(eval_hash_rows(&now) == eval_hash_rows(&late));
     eval_release(&now);
     eval_release(&late);
-    close_fixture(&fixture);
+    recorded_close(&recorded);
 }
 
 int main(void)

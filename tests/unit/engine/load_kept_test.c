@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/model/manifest.h"
+#include "copies.h"
 #include "eval_run.h"
 
 enum { FILES_MAX = 16, FIRST_IMAGE = 4096 };
@@ -49,25 +50,10 @@ static uint32_t list_kept(kept_t out[FILES_MAX])
     return n;
 }
 
-static void remove_all(const char *path)
-{
-    DIR *folder = opendir(path);
-    for (struct dirent *entry; folder != NULL && (entry = readdir(folder)) != NULL;) {
-        char inner[600];
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-            continue;
-        snprintf(inner, sizeof inner, "%s/%s", path, entry->d_name);
-        remove_all(inner);
-    }
-    if (folder != NULL)
-        closedir(folder);
-    assert_int_equal(remove(path), 0);
-}
-
 static int teardown(void **state)
 {
     (void)state;
-    remove_all(cache);
+    copies_remove(cache);
     return 0;
 }
 
@@ -85,17 +71,6 @@ static void make_old(const char *path)
 {
     const struct timespec times[2] = {{.tv_sec = 1000000000}, {.tv_sec = 1000000000}};
     assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
-}
-
-static void flip_byte(const char *path, off_t at)
-{
-    uint8_t byte;
-    int fd = open(path, O_RDWR);
-    assert_true(fd >= 0);
-    assert_int_equal(pread(fd, &byte, 1, at), 1);
-    byte ^= 4;
-    assert_int_equal(pwrite(fd, &byte, 1, at), 1);
-    close(fd);
 }
 
 /* Each file of `before` is still there; whether it is the same one and was used. */
@@ -128,7 +103,7 @@ static void check_model(eval_args_t args)
     assert_int_equal(run(&args), wanted);
     check_kept(kept, n, true);
     for (uint32_t i = 0; i < n; i++) {
-        flip_byte(kept[i].path, FIRST_IMAGE);
+        copies_flip(kept[i].path, FIRST_IMAGE, 4);
         make_old(kept[i].path);
     }
     assert_int_equal(run(&args), wanted);
@@ -209,18 +184,6 @@ static void test_forms_of_one_model_do_not_mix(void **state)
 
 /* ---- a sealed model ---- */
 
-static void copy_file(const char *from, const char *to)
-{
-    char buffer[4096];
-    FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
-    assert_non_null(in);
-    assert_non_null(out);
-    for (size_t n; (n = fread(buffer, 1, sizeof buffer, in)) > 0;)
-        assert_int_equal(fwrite(buffer, 1, n, out), n);
-    fclose(in);
-    assert_int_equal(fclose(out), 0);
-}
-
 static void on_file(void *context, const char *name, const char *problem)
 {
     (void)context, (void)name;
@@ -236,7 +199,7 @@ static void test_kept_weights_do_not_get_round_a_seal(void **state)
     assert_int_equal(setup(NULL), 0);
     snprintf(model, sizeof model, "%s/model.gguf", cache);
     snprintf(from, sizeof from, "%s/gguf-llama-q8_0/model.gguf", SHOAL_TEST_DATA);
-    copy_file(from, model);
+    copies_file(from, model);
     assert_int_equal(stat(model, &about), 0);
     json_t *ids = json_loads("[[1, 5, 9, 200, 31]]", 0, NULL);
     eval_args_t args = {.model = model, .ids = ids, .threads = 1, .pack_cache = cache};
@@ -247,7 +210,7 @@ static void test_kept_weights_do_not_get_round_a_seal(void **state)
     assert_int_equal(list_kept(kept), 2);
     assert_int_equal(run(&args), wanted);
     assert_int_equal(list_kept(kept), 2);
-    flip_byte(model, about.st_size - about.st_size / 4);
+    copies_flip(model, about.st_size - about.st_size / 4, 4);
     assert_int_not_equal(eval_run_failing(&args, words, sizeof words), 0);
     assert_non_null(strstr(words, "model.gguf"));
     assert_int_equal(list_kept(kept), 2);

@@ -254,8 +254,7 @@ static void test_pages_of_packed_weights_leave_the_process(void **state)
     }
     assert_int_equal(rank_open(&config, &rank), STATUS_OK);
     assert_true(rank_weight_bytes(rank) > (uint64_t)info.st_size / 2);
-    assert_true(mapped_now() > 0);
-    assert_true(mapped_now() < (uint64_t)info.st_size / 50);
+    assert_int_equal(mapped_now(), 0); /* the next test shows that pages would be seen */
     rank_close(rank);
 }
 

@@ -10,9 +10,13 @@ static uint64_t chain(uint64_t before, uint32_t id)
     return XXH3_64bits_withSeed(&id, sizeof id, before);
 }
 
-/* Even ids above the end of text, so that no text ends by accident. */
-static uint32_t next_id(uint64_t hash)
+uint32_t rig_repeats;
+
+/* Even ids above the end of text, so that no text ends by accident. `last` is the id before. */
+static uint32_t next_id(uint64_t hash, uint32_t last)
 {
+    if (rig_repeats)
+        return 8 + (last / 2 + 1 + (hash % 11 == 0)) % rig_repeats * 2;
     return 8 + (uint32_t)(hash % (RIG_VOCAB - 16)) / 2 * 2;
 }
 
@@ -98,30 +102,52 @@ static void carry_out_opens(rig_t *rig, const step_plan_t *plan)
     }
 }
 
+/* Id i as the rows of the entry have it: behind the known ones stand guesses. */
+static uint32_t id_of(const rig_t *rig, const step_entry_t *entry, uint32_t i)
+{
+    if (i < entry->position)
+        return rig->slots[entry->slot].ids[i];
+    uint32_t id = entry->ids[i - entry->position];
+    if (i < entry->position + entry->n_tokens - entry->n_draft)
+        assert_int_equal(id, rig->slots[entry->slot].ids[i]);
+    return id;
+}
+
 /* Writes the KV of every row of the step, as every layer does before its attention. */
 static void write_kv(rig_t *rig, const step_entry_t *entry)
 {
     uint64_t hash = 0;
     for (uint32_t i = 0; i < entry->position + entry->n_tokens; i++) {
-        hash = chain(hash, rig->slots[entry->slot].ids[i]);
+        hash = chain(hash, id_of(rig, entry, i));
         assert_true(entry->blocks[i / 16] < rig->config.n_blocks);
         if (i >= entry->position)
             rig->kv[entry->blocks[i / 16] * 16 + i % 16] = hash;
     }
 }
 
-/* Everything that the rows of the entry read is this sequence's own. Returns the last hash. */
-static uint64_t check_kv(const rig_t *rig, const step_entry_t *entry)
+/* Everything that the rows of the entry read is this sequence's own. Draws from its last rows until
+ * one has not the next row's id. */
+static uint32_t check_and_draw(rig_t *rig, const step_entry_t *entry, step_drawn_t *drawn_out)
 {
     uint64_t hash = 0;
+    uint32_t first = entry->position + entry->n_tokens - 1 - entry->n_draft, n_drawn = 0;
+    uint32_t *n_ids = &rig->slots[entry->slot].n_ids;
+    bool draws = entry->sample;
+    if (draws)
+        assert_int_equal(*n_ids, first + 1);
     for (uint32_t i = 0; i < entry->position + entry->n_tokens; i++) {
-        uint32_t id = rig->slots[entry->slot].ids[i];
-        if (i >= entry->position)
-            assert_int_equal(entry->ids[i - entry->position], id);
+        uint32_t id = id_of(rig, entry, i);
         hash = chain(hash, id);
         assert_true(rig->kv[entry->blocks[i / 16] * 16 + i % 16] == hash);
+        if (i < first || !draws)
+            continue;
+        uint32_t next = next_id(hash, id);
+        drawn_out[n_drawn++] = (step_drawn_t){.slot = entry->slot, .sampled = {.id = next}};
+        rig->slots[entry->slot].ids[(*n_ids)++] = next;
+        draws = i + 1 < entry->position + entry->n_tokens &&
+                entry->ids[i + 1 - entry->position] == next;
     }
-    return hash;
+    return n_drawn;
 }
 
 static void note_entry(rig_t *rig, const step_plan_t *plan, uint32_t i)
@@ -133,6 +159,7 @@ static void note_entry(rig_t *rig, const step_plan_t *plan, uint32_t i)
     strcpy(rig->entries[i].session, session);
     rig->entries[i].position = entry->position;
     rig->entries[i].n_tokens = entry->n_tokens;
+    rig->entries[i].n_draft = entry->n_draft;
     rig->entries[i].sample = entry->sample;
     rig_sequence_t *q = rig_find(rig, session);
     if (q && q->first_step == 0)
@@ -156,17 +183,10 @@ bool rig_plan(rig_t *rig)
         note_entry(rig, &plan, i);
         write_kv(rig, &plan.entries[i]);
     }
-    for (uint32_t i = 0; i < plan.n_entries; i++) {
-        const step_entry_t *entry = &plan.entries[i];
-        uint64_t hash = check_kv(rig, entry);
-        if (!entry->sample)
-            continue;
-        uint32_t *n = &rig->slots[entry->slot].n_ids;
-        assert_int_equal(*n, entry->position + entry->n_tokens);
-        drawn[result.n++] = (step_drawn_t){.slot = entry->slot, .sampled = {.id = next_id(hash)}};
-        rig->slots[entry->slot].ids[(*n)++] = next_id(hash);
-    }
+    for (uint32_t i = 0; i < plan.n_entries; i++)
+        result.n += check_and_draw(rig, &plan.entries[i], drawn + result.n);
     rig->n_entries = plan.n_entries;
+    rig->n_rows += plan.n_tokens;
     rig->results[rig->n_flights++] = result;
     return true;
 }
@@ -241,7 +261,8 @@ void rig_check_text(const rig_sequence_t *q)
     for (uint32_t i = 0; i < q->n_prompt; i++)
         hash = chain(hash, q->prompt[i]);
     for (uint32_t i = 0; i < q->n_ids; i++) {
-        assert_int_equal(q->ids[i], next_id(hash));
+        uint32_t last = i ? q->ids[i - 1] : q->prompt[q->n_prompt - 1];
+        assert_int_equal(q->ids[i], next_id(hash, last));
         hash = chain(hash, q->ids[i]);
     }
 }

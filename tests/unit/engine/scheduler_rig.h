@@ -2,7 +2,7 @@
  * to it, and the next id is a function of the last hash. Carrying out a plan checks that every KV
  * entry that its rows would read is the right one, so a block that is shared, freed or written too
  * early shows at once; and each sequence's text is a pure function of its prompt, so any schedule
- * can be held against it. */
+ * can be held against it. Texts never repeat themselves unless rig_repeats says so. */
 #ifndef SHOAL_TESTS_ENGINE_SCHEDULER_RIG_H
 #define SHOAL_TESTS_ENGINE_SCHEDULER_RIG_H
 
@@ -49,16 +49,21 @@ typedef struct {
     uint32_t n_flights;
     step_result_t results[8];
     step_drawn_t drawn[8][STEP_ENTRIES_MAX];
+    uint64_t n_rows; /* of all plans */
     /* The plan that was made last. */
     uint32_t n_entries;
     struct {
         char session[SESSION_BYTES];
-        uint32_t position, n_tokens;
+        uint32_t position, n_tokens, n_draft;
         bool sample;
     } entries[STEP_ENTRIES_MAX];
     rig_sequence_t sequences[RIG_SEQUENCES_MAX];
     uint32_t n_sequences;
 } rig_t;
+
+/* 0, or how many ids the texts of this process go round in: n after n, but that now and then (as the
+ * hash says) one is left out. So guesses are right often, and wrong often. */
+extern uint32_t rig_repeats;
 
 /* Defaults: 64 blocks, context 512, 1 stage, 8 sequences and 64 tokens a step. */
 rig_t *rig_new(void (*change)(scheduler_config_t *config));

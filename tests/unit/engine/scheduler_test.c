@@ -302,6 +302,43 @@ static void test_tenants_take_turns_by_tokens_served(void **state)
     rig_free(rig);
 }
 
+/* What counts is tokens, and only those of the time in which both wanted some. */
+static void test_a_tenant_that_paused_has_no_arrears_and_small_requests_run_more_often(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(one_at_a_time);
+    char name[16];
+    rig_admit(rig, "early", 5, 0, 2, tenant_b);
+    rig_run(rig);
+    for (uint32_t i = 0; i < 20; i++) {
+        snprintf(name, sizeof name, "a%u", i);
+        rig_admit(rig, name, 10, 1 + i, 30, tenant_a);
+    }
+    while (rig_find(rig, "a9")->n_ends == 0)
+        rig_step(rig);
+    for (uint32_t i = 0; i < 20; i++) {
+        snprintf(name, sizeof name, "b%u", i);
+        rig_admit(rig, name, 5, 21 + i, 5, tenant_b);
+    }
+    rig_run(rig);
+    /* Four of 10 tokens for each one of 40; not 40 of them first for the ten that b missed. */
+    for (uint32_t i = 0; i < 4; i++) {
+        uint64_t next_a[2];
+        for (uint32_t k = 0; k < 2; k++) {
+            snprintf(name, sizeof name, "a%u", 11 + i + k);
+            next_a[k] = rig_find(rig, name)->first_step;
+        }
+        uint32_t between = 0;
+        for (uint32_t k = 0; k < 20; k++) {
+            snprintf(name, sizeof name, "b%u", k);
+            uint64_t step = rig_find(rig, name)->first_step;
+            between += step > next_a[0] && step < next_a[1];
+        }
+        assert_in_range(between, 3, 5);
+    }
+    rig_free(rig);
+}
+
 static void solo(admission_t *admission)
 {
     admission->solo = true;
@@ -396,6 +433,8 @@ int main(void)
         cmocka_unit_test(test_a_block_is_shared_only_when_all_of_it_was_planned),
         cmocka_unit_test(test_a_higher_priority_starts_first),
         cmocka_unit_test(test_tenants_take_turns_by_tokens_served),
+        cmocka_unit_test(
+            test_a_tenant_that_paused_has_no_arrears_and_small_requests_run_more_often),
         cmocka_unit_test(test_a_solo_sequence_is_alone_in_its_steps_and_in_flight),
         cmocka_unit_test(test_a_long_random_run_keeps_every_text),
     };

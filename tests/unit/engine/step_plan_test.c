@@ -35,12 +35,21 @@ static void write_example(buffer_t *out)
          .ids = ids,
          .blocks = blocks},
         {.slot = 0, .position = 32, .n_tokens = 1, .n_blocks = 3, .ids = ids, .blocks = blocks},
+        {.slot = 1,
+         .position = 40,
+         .n_tokens = 3,
+         .n_blocks = 3,
+         .n_logits = 3,
+         .sample = true,
+         .n_draft = 2,
+         .ids = ids,
+         .blocks = blocks},
     };
     step_plan_t plan = {.kind = STEP_RUN,
                         .step = 77,
                         .n_closes = 2,
                         .n_opens = 1,
-                        .n_entries = 2,
+                        .n_entries = 3,
                         .closes = closes,
                         .opens = &open,
                         .entries = entries};
@@ -56,10 +65,11 @@ static void test_a_plan_is_read_as_it_was_written(void **state)
     write_example(&bytes);
     assert_int_equal(step_plan_read(bytes.data, bytes.size, &limits, &arena, &plan), STATUS_OK);
     assert_int_equal(plan.step, 77);
-    assert_int_equal(plan.n_tokens, 19);
-    assert_int_equal(plan.n_blocks, 5);
-    assert_int_equal(plan.n_logits, 3);
-    assert_int_equal(plan.n_samples, 1);
+    assert_int_equal(plan.n_tokens, 22);
+    assert_int_equal(plan.n_blocks, 8);
+    assert_int_equal(plan.n_logits, 6);
+    assert_int_equal(plan.n_samples, 4);
+    assert_int_equal(plan.entries[2].n_draft, 2);
     assert_int_equal(plan.entries[0].ids[17], 99);
     assert_true(plan.entries[0].want_logits && plan.entries[0].sample && !plan.entries[1].sample);
     assert_int_equal(plan.entries[1].blocks[2], 3);
@@ -116,6 +126,8 @@ static void test_a_changed_word_is_refused_or_harmless(void **state)
                     const step_entry_t *entry = &plan.entries[e];
                     assert_true(entry->slot < STEP_SLOTS_MAX && entry->n_logits <= entry->n_tokens);
                     assert_true(entry->position + entry->n_tokens <= limits.context_max);
+                    assert_true(entry->n_draft == 0 || entry->n_logits == entry->n_draft + 1);
+                    assert_true(entry->n_draft == 0 || (entry->sample && !entry->want_logits));
                     for (uint32_t i = 0; i < entry->n_tokens; i++)
                         assert_true(entry->ids[i] < limits.vocab);
                     for (uint32_t i = 0; i < entry->n_blocks; i++)

@@ -84,6 +84,7 @@ static const scales_t SCALES[] = {
     {QTYPE_Q6_K, HALVES, {208, -1}, 0.00005f}, {QTYPE_IQ4_NL, HALVES, {0, -1}, 0.001f},
     {QTYPE_IQ4_XS, HALVES, {0, -1}, 0.0001f},  {QTYPE_MXFP4, EXPONENT, {0, -1}, 0},
     {QTYPE_I8S, FLOAT, {0, -1}, 0.001f},       {QTYPE_F8S, FLOAT, {0, -1}, 0.001f},
+    {QTYPE_Z4, HALVES, {0, -1}, 0.005f},
 };
 
 /* Every byte random but the scales, which now and then are 0 or subnormal. */
@@ -95,6 +96,8 @@ static void make_other_block(random_t *random, const scales_t *scales, uint8_t *
         if (scales->type == QTYPE_F8S && (block[i] & 0x7f) == 0x7f)
             block[i] = 0x7e;
     }
+    if (scales->type == QTYPE_Z4)
+        block[2] %= QTYPE_Z4_ZERO_MAX + 1;
     bool corner = random_below(random, 8) == 0;
     float d = scales->factor * random_normal(random);
     if (scales->kind == EXPONENT)

@@ -2,8 +2,8 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-#include "common/base/clock.h"
 #include "kernels/cpu/fpmode.h"
 #include "kernels/cpu/selfcheck.h"
 #include "support.h"
@@ -56,15 +56,23 @@ static void test_what_cannot_run_is_refused_by_name(void **state)
     assert_int_equal(kernels_cpu()->device_open(&options, &device), STATUS_INVALID);
 }
 
+/* What this process has computed for: on a busy machine the wall clock says nothing. */
+static uint64_t cpu_ns(void)
+{
+    struct timespec now;
+    assert_int_equal(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now), 0);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 static void test_the_self_check_passes_fast_and_gives_the_mode_back(void **state)
 {
     (void)state;
     uint32_t before = _mm_getcsr();
     uint64_t best = UINT64_MAX;
     for (int i = 0; i < 5; i++) {
-        uint64_t start = clock_ns();
+        uint64_t start = cpu_ns();
         assert_null(selfcheck(best_level()));
-        uint64_t took = clock_ns() - start;
+        uint64_t took = cpu_ns() - start;
         best = took < best ? took : best;
     }
     assert_int_equal(_mm_getcsr() & 0xffc0u, before & 0xffc0u);

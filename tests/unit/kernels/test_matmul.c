@@ -12,6 +12,7 @@ static const qtype_t TYPES[] = {
     QTYPE_Q4_1, QTYPE_Q8_0, QTYPE_Q4_0,  QTYPE_BF16,   QTYPE_F16,    QTYPE_F32,
     QTYPE_Q5_0, QTYPE_Q5_1, QTYPE_Q2_K,  QTYPE_Q3_K,   QTYPE_Q4_K,   QTYPE_Q5_K,
     QTYPE_Q6_K, QTYPE_I8S,  QTYPE_MXFP4, QTYPE_IQ4_NL, QTYPE_IQ4_XS, QTYPE_F8S,
+    QTYPE_Z4,
 };
 /* The first six have all widths, the others, which share their kernels, three. */
 enum { N_TYPES = sizeof TYPES / sizeof TYPES[0], N_WIDTHS = 6 * 6 + 3 * (N_TYPES - 6) };
@@ -274,12 +275,14 @@ static void test_every_cut_of_the_leaves_gives_the_uncut_bits(void **state)
 static void test_leaves_with_odd_edges_give_refs_bits_and_the_exact_product(void **state)
 {
     (void)state;
-    static const qtype_t types[] = {QTYPE_BF16, QTYPE_F16, QTYPE_F32, QTYPE_I8S, QTYPE_Q8_0};
+    static const qtype_t types[] = {QTYPE_BF16, QTYPE_F16, QTYPE_F32,
+                                    QTYPE_I8S,  QTYPE_Q8_0, QTYPE_Z4};
+    enum { N = sizeof types / sizeof *types };
     const shape_t shape = {.k = 96, .n = 35, .n_leaves = 5, .edges = {0, 11, 12, 47, 47, 96}};
     const char *levels[3];
     uint32_t n_levels = kernels_cpu_levels(levels);
     random_t random = {8};
-    for (uint32_t t = 0; t < 2 * 5; t++) {
+    for (uint32_t t = 0; t < 2 * N; t++) {
         kmode_t mode = t % 2 ? KMODE_F32 : KMODE_NATIVE;
         size_t bytes;
         uint8_t *data = make_rows(&random, types[t / 2], shape.n, shape.k, &bytes);

@@ -3,6 +3,7 @@
 #include <stdatomic.h>
 #include <time.h>
 
+#include "common/base/clock.h"
 #include "common/base/pool.h"
 #include "support.h"
 
@@ -70,6 +71,111 @@ static void test_the_start_function_runs_on_all_but_the_caller(void **state)
     pool_close(NULL);
 }
 
+static void sleep_us(uint32_t us)
+{
+    nanosleep(&(struct timespec){.tv_nsec = (long)us * 1000}, NULL);
+}
+
+typedef struct {
+    _Atomic bool late;     /* threads other than the caller take 5 ms, as if they were preempted */
+    _Atomic uint32_t parts; /* of one run, a bit each */
+    uint32_t n_threads;    /* of the last run */
+} elastic_t;
+
+static void elastic_thread(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    elastic_t *work = arg;
+    if (thread == 0)
+        work->n_threads = n_threads;
+    else if (work->late)
+        sleep_us(5000);
+    atomic_fetch_or(&work->parts, 1u << thread);
+}
+
+/* Runs for that long or until all threads take part; returns in how many runs they did. */
+static uint32_t run_elastic(pool_t *pool, elastic_t *work, uint64_t ms, bool until_whole)
+{
+    uint32_t whole = 0;
+    for (uint64_t end_ms = clock_ms() + ms; clock_ms() < end_ms;) {
+        work->parts = 0;
+        pool_run(pool, elastic_thread, work);
+        assert_int_equal(work->parts, (1u << work->n_threads) - 1);
+        whole += work->n_threads == pool_threads(pool);
+        if (whole > 0 && until_whole)
+            return whole;
+        sleep_us(50);
+    }
+    return whole;
+}
+
+static void test_an_elastic_team_goes_on_without_a_late_thread_and_takes_it_back(void **state)
+{
+    (void)state;
+    for (uint32_t n = 2; n <= 3; n++) {
+        pool_t *pool = NULL;
+        assert_ok(pool_open(n, NULL, &pool));
+        elastic_t work = {.late = true};
+        /* Every run of a team that waits takes 5 ms: there are at least 60 of them. */
+        uint32_t runs = run_elastic(pool, &work, 300, false);
+        assert_in_range(runs, 2, 60);
+        pool_elastic(pool);
+        uint32_t stalls = run_elastic(pool, &work, 600, false);
+        assert_in_range(stalls, 1, 20);
+        work.late = false;
+        /* The longest time out is a quarter of a second; a loaded machine may add stalls. */
+        assert_in_range(run_elastic(pool, &work, 10000, true), 1, 1);
+        pool_close(pool);
+    }
+}
+
+typedef struct {
+    uint64_t cpu_ns, wall_ns; /* of the second thread's parts, from the beginning of the runs on */
+    uint64_t begin_ns;
+    uint32_t whole;
+} burn_t;
+
+static uint64_t thread_cpu_ns(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+static void burn_thread(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    burn_t *burn = arg;
+    if (thread == 0) {
+        burn->whole += n_threads == 2;
+        return;
+    }
+    uint64_t begin_cpu_ns = thread_cpu_ns(), cpu_ns;
+    while ((cpu_ns = thread_cpu_ns() - begin_cpu_ns) < 2000000)
+        ;
+    burn->cpu_ns += cpu_ns;
+    burn->wall_ns += clock_ns() - burn->begin_ns;
+}
+
+static void test_an_elastic_team_keeps_a_thread_that_only_has_more_to_do(void **state)
+{
+    (void)state;
+    pool_t *pool = NULL;
+    assert_ok(pool_open(2, NULL, &pool));
+    pool_elastic(pool);
+    /* A machine that runs something else proves nothing: then it is tried again. */
+    for (uint32_t attempt = 0; attempt < 20; attempt++) {
+        burn_t burn = {0};
+        for (uint32_t i = 0; i < 20; i++) {
+            burn.begin_ns = clock_ns();
+            pool_run(pool, burn_thread, &burn);
+        }
+        if (burn.wall_ns > burn.cpu_ns + burn.cpu_ns / 20 || burn.whole == 0)
+            continue;
+        assert_int_equal(burn.whole, 20);
+        break;
+    }
+    pool_close(pool);
+}
+
 static void test_slices_cover_everything_once(void **state)
 {
     (void)state;
@@ -93,6 +199,8 @@ int main(void)
         cmocka_unit_test(test_every_thread_works_once_a_run),
         cmocka_unit_test(test_threads_that_slept_wake_up),
         cmocka_unit_test(test_the_start_function_runs_on_all_but_the_caller),
+        cmocka_unit_test(test_an_elastic_team_goes_on_without_a_late_thread_and_takes_it_back),
+        cmocka_unit_test(test_an_elastic_team_keeps_a_thread_that_only_has_more_to_do),
         cmocka_unit_test(test_slices_cover_everything_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -210,6 +210,49 @@ static void test_packed_int4_and_int8_rows_that_end_inside_a_block(void **state)
     }
 }
 
+/* --- what is beside the matrices --- */
+
+static size_t n_tensors(const char *config, const char *name, const char *dtype, const char *shape,
+                        const void *bytes, size_t n)
+{
+    st_draft_t draft = {0};
+    source_t *source;
+    char *folder = folder_new();
+    add_fp8(&draft, 3, 150);
+    st_add(&draft, "m.weight_scale", "F32", "[]", (float[]){2}, 4);
+    st_add(&draft, name, dtype, shape, bytes, n);
+    folder_write_text(folder, "config.json", config);
+    folder_write_draft(folder, "model.safetensors", &draft);
+    if (source_open(folder, &source) != STATUS_OK)
+        fail_msg("%s: %s", name, status_text());
+    size_t found = source_n_tensors(source);
+    assert_non_null(source_tensor(source, "m.weight"));
+    source_close(source);
+    folder_remove(folder);
+    return found;
+}
+
+/* No weight changes with them. What is not one of them stays in the list, and is refused by whoever
+ * looks for the architecture's tensors. */
+static void test_static_scales_of_activations_and_caches_are_left_aside(void **state)
+{
+    (void)state;
+    static const char ct[] = "{\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
+                             "\"format\":\"float-quantized\"}}";
+    static const float scales[2] = {0.5f, 2};
+    static const char *const left[] = {"m.input_scale", "a.self_attn.k_scale",
+                                       "a.self_attn.v_scale", "a.self_attn.k_proj.output_scale"};
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++) {
+        assert_int_equal(n_tensors(FP8, left[i], "F32", "[]", scales, 4), 1);
+        assert_int_equal(n_tensors(ct, left[i], "BF16", "[1]", scales, 2), 1);
+        assert_int_equal(n_tensors("{\"model_type\":\"llama\"}", left[i], "F32", "[1]", scales, 4),
+                         2);
+    }
+    assert_int_equal(n_tensors(FP8, "m.input_scale", "F32", "[2]", scales, 8), 2);
+    assert_int_equal(n_tensors(FP8, "other.input_scale", "F32", "[]", scales, 4), 2);
+    assert_int_equal(n_tensors(FP8, "a.mlp.k_scale", "F32", "[]", scales, 4), 2);
+}
+
 /* --- what is refused --- */
 
 static void test_methods_that_cannot_be_read_are_refused_by_name(void **state)
@@ -373,6 +416,7 @@ int main(void)
         cmocka_unit_test(test_gptq_of_2_4_and_8_bits_and_both_ways_to_count_zero_points),
         cmocka_unit_test(test_fp8_with_scales_by_tensor_by_row_or_none),
         cmocka_unit_test(test_packed_int4_and_int8_rows_that_end_inside_a_block),
+        cmocka_unit_test(test_static_scales_of_activations_and_caches_are_left_aside),
         cmocka_unit_test(test_methods_that_cannot_be_read_are_refused_by_name),
         cmocka_unit_test(test_parts_that_do_not_fit_their_matrix_are_refused_by_name),
         cmocka_unit_test(test_a_group_number_out_of_range_is_refused),

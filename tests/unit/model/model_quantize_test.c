@@ -11,6 +11,7 @@
 
 #include "common/base/memory.h"
 #include "common/model/model.h"
+#include "common/model/model_outline.h"
 #include "common/model/plan.h"
 
 #define GOLDEN SHOAL_TEST_DATA "/"
@@ -142,6 +143,44 @@ static void test_the_planner_counts_the_quantized_bytes(void **state)
     model_close(model);
 }
 
+/* What is planned before a model is there is what is loaded. */
+static void test_a_plan_from_the_configuration_counts_what_loading_makes(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"q8", "q4", "fp8"};
+    static const char *const models[] = {
+        GOLDEN "qwen2-f16",        GOLDEN "llama-tied-f32", GOLDEN "qwen3-moe",
+        GOLDEN "deepseek-v2-lite", GOLDEN "deepseek-v3",    GOLDEN "deepseek-v32-dsa",
+        GOLDEN "deepseek-v4",      GOLDEN "gpt-oss-bf16",   GOLDEN "gemma3-text",
+    };
+    for (size_t m = 0; m < sizeof models / sizeof *models; m++)
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+            model_t *loaded, *stored, *outline;
+            if (model_open_quantized(models[m], names[i], &loaded) != STATUS_OK ||
+                model_open(models[m], &stored) != STATUS_OK ||
+                model_outline_open(models[m], &outline) != STATUS_OK ||
+                model_outline_quantize(stored, names[i]) != STATUS_OK ||
+                model_outline_quantize(outline, names[i]) != STATUS_OK)
+                fail_msg("%s", status_text());
+            for (int role = 0; role < MODEL_N_ROLES; role++)
+                for (uint32_t layer = 0; layer < model_config(loaded)->n_layers; layer++) {
+                    const model_tensor_t *a = model_tensor(loaded, (model_role_t)role, layer);
+                    const model_tensor_t *b = model_tensor(stored, (model_role_t)role, layer);
+                    const model_tensor_t *c = model_tensor(outline, (model_role_t)role, layer);
+                    if (a == NULL || a->rows == 1) /* of vectors a configuration does not tell */
+                        continue;
+                    if (a->type != b->type || a->bytes != b->bytes || a->type != c->type ||
+                        a->bytes != c->bytes)
+                        fail_msg("%s in %s: role %d is loaded as %s, planned as %s and %s",
+                                 models[m], names[i], role, qtype_name((uint32_t)a->type),
+                                 qtype_name((uint32_t)b->type), qtype_name((uint32_t)c->type));
+                }
+            model_close(loaded);
+            model_close(stored);
+            model_close(outline);
+        }
+}
+
 static void test_what_cannot_be_quantized_is_refused_by_name(void **state)
 {
     (void)state;
@@ -160,6 +199,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matrices_are_read_quantized_and_nothing_else_is),
         cmocka_unit_test(test_the_planner_counts_the_quantized_bytes),
+        cmocka_unit_test(test_a_plan_from_the_configuration_counts_what_loading_makes),
         cmocka_unit_test(test_what_cannot_be_quantized_is_refused_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -23,18 +23,20 @@ typedef struct {
     forecast_t forecast;
 } case_t;
 
-/* `quantize` QTYPE_F32: none. */
-static case_t *case_new(const char *config, const char *hosts, qtype_t quantize, uint32_t context)
+/* `quantize` NULL: none. */
+static case_t *case_new(const char *config, const char *hosts, const char *quantize,
+                        uint32_t context)
 {
     case_t *c = MEM_NEW(case_t);
     if (model_outline_open_bytes("config.json", config, strlen(config), &c->model) != STATUS_OK ||
         hosts_file_parse("hosts", hosts, strlen(hosts), &c->hosts) != STATUS_OK)
         fail_msg("%s", status_text());
-    if (quantize != QTYPE_F32)
+    if (quantize != NULL)
         assert_int_equal(model_outline_quantize(c->model, quantize), STATUS_OK);
     plan_sizes(c->model, &c->sizes);
     c->question = (forecast_question_t){
-        .sizes = &c->sizes, .weights = quantize != QTYPE_F32 ? quantize : QTYPE_BF16,
+        .sizes = &c->sizes,
+        .weights = quantize != NULL ? model_tensor(c->model, MODEL_FFN_DOWN, 0)->type : QTYPE_BF16,
         .context = context, .prompt = 1024, .batch_max = 64};
     return c;
 }
@@ -129,7 +131,7 @@ static const char two_hosts_of_80_gib[] =
 static void test_deepseek_v3_fits_two_hosts_of_eight_with_80_gib_each(void **state)
 {
     (void)state;
-    case_t *c = case_new(PLAN_CONFIG_DEEPSEEK_V3, two_hosts_of_80_gib, QTYPE_F32, 8192);
+    case_t *c = case_new(PLAN_CONFIG_DEEPSEEK_V3, two_hosts_of_80_gib, NULL, 8192);
     c->question.tp = 8;
     c->question.stages = 2;
     c->question.weights = QTYPE_F8S;
@@ -159,7 +161,7 @@ static void test_deepseek_v3_fits_two_hosts_of_eight_with_80_gib_each(void **sta
 static void test_deepseek_v3_is_cut_between_the_hosts_and_does_not_fit_one(void **state)
 {
     (void)state;
-    case_t *c = case_new(PLAN_CONFIG_DEEPSEEK_V3, two_hosts_of_80_gib, QTYPE_F32, 8192);
+    case_t *c = case_new(PLAN_CONFIG_DEEPSEEK_V3, two_hosts_of_80_gib, NULL, 8192);
     c->question.weights = QTYPE_F8S;
     make(c);
     const forecast_t *f = &c->forecast;
@@ -186,7 +188,7 @@ static void test_deepseek_v3_is_cut_between_the_hosts_and_does_not_fit_one(void 
     static const char one[] =
         "{\"hosts\": [{\"devices\": [{\"name\": \"H100-80\", \"count\": 8}]}]}";
     forecast_advice_t advice;
-    c = case_new(PLAN_CONFIG_DEEPSEEK_V3, one, QTYPE_F32, 8192);
+    c = case_new(PLAN_CONFIG_DEEPSEEK_V3, one, NULL, 8192);
     make(c);
     assert_false(c->forecast.fits);
     assert_non_null(strstr(c->forecast.reason, "MiB for weights"));
@@ -215,7 +217,7 @@ static void test_67b_on_eight_a100(void **state)
     (void)state;
     static const char hosts[] =
         "{\"hosts\": [{\"devices\": [{\"name\": \"A100-80\", \"count\": 8}]}]}";
-    case_t *c = case_new(PLAN_CONFIG_DEEPSEEK_67B, hosts, QTYPE_F32, 4096);
+    case_t *c = case_new(PLAN_CONFIG_DEEPSEEK_67B, hosts, NULL, 4096);
     c->question.tp = 8;
     c->question.stages = 1;
     make(c);
@@ -256,35 +258,35 @@ typedef struct {
 } row_t;
 
 /* Of a dense layer, hidden h, q = heads*128, k = kv heads*128, ffn f, in bytes a value b (2; q8
- * 34/32; q4 18/32): norms 4h, (q h + 2 k h + h q + 3 f h) * b, and in Qwen biases 2 (q + 2k). With
+ * 34/32; q4 20/32): norms 4h, (q h + 2 k h + h q + 3 f h) * b, and in Qwen biases 2 (q + 2k). With
  * an eighth:
- *   7B  (3584, 3584, 512, 18944):  524,380,032 | 278,589,312 | 147,500,928, 28 layers
- *   8B  (4096, 4096, 1024, 14336): 490,752,000 | 260,720,640 | 138,037,248, 32 layers
- *   14B (5120, 5120, 1024, 13824): 619,354,368 | 329,050,368 | 174,221,568, 48 layers
- *   32B (5120, 5120, 1024, 27648): 1,097,111,808 | 582,859,008 | 308,590,848, 64 layers
- * The embedding stays BF16: 2 V h; so does the head, (2 V h + 2 h) * 9/8; V 152064 (8B: 128256). 7B
- * in BF16: 28*524,380,032 + 1,089,994,752 + 1,226,252,160 = 16,998,887,808.
+ *   7B  (3584, 3584, 512, 18944):  524,380,032 | 278,589,312 | 163,886,976, 28 layers
+ *   8B  (4096, 4096, 1024, 14336): 490,752,000 | 260,720,640 | 153,372,672, 32 layers
+ *   14B (5120, 5120, 1024, 13824): 619,354,368 | 329,050,368 | 193,575,168, 48 layers
+ *   32B (5120, 5120, 1024, 27648): 1,097,111,808 | 582,859,008 | 342,874,368, 64 layers
+ * The embedding stays BF16: 2 V h; the head has eight bits in q8 and q4, (2 V h or 34/32 V h, and 2 h)
+ * * 9/8; V 152064 (8B: 128256). 7B in BF16: 28*524,380,032 + 1,089,994,752 + 1,226,252,160 = 16,998,887,808.
  * Work space: 512 rows * 4 * (5h + 2*128*(heads + kv heads) + 3f) + 64*4*2V + 64 MiB.
  * Devices: 12288, 24564 and 46068 MiB, less 1 GiB. Tokens: what is left, over KV bytes, in whole
- * tiles of 64; two sequences of 8,192 must fit. 8B in q8 on 12 GB has room for 7,232 tokens; 32B in
- * q4 on 24 GB for 4,672. */
+ * tiles of 64; two sequences of 8,192 must fit. 8B in q8 on 12 GB has room for 11,456 tokens; 32B
+ * in q4 is too large for 24 GB. */
 static const row_t rows[] = {
     {"7B", PLAN_CONFIG_QWEN_7B, 57344,
      {{16998887808, 314834944, {0, 128512, 521728}},
-      {10116747648, 314834944, {24000, 248512, 641728}},
-      {6446272896, 314834944, {88064, 312512, 705728}}}},
+      {9541945728, 314834944, {34048, 258496, 651712}},
+      {6330280320, 314834944, {90048, 314560, 707776}}}},
     {"8B", PLAN_CONFIG_LLAMA_8B, 131072,
      {{17936753664, 283770880, {0, 49280, 221312}},
-      {10575750144, 283770880, {0, 105408, 277440}},
-      {6649881600, 283770880, {37184, 135360, 307392}}}},
+      {10021684224, 283770880, {0, 109632, 281664}},
+      {6586549248, 283770880, {37632, 135872, 307904}}}},
     {"14B", PLAN_CONFIG_QWEN_14B, 196608,
      {{33037933824, 307494912, {0, 0, 70592}},
-      {19103341824, 307494912, {0, 26816, 141504}},
-      {11671559424, 307494912, {0, 64576, 179264}}}},
+      {18282196224, 307494912, {0, 30976, 145664}},
+      {11779386624, 307494912, {0, 64064, 178752}}}},
     {"32B", PLAN_CONFIG_QWEN_32B, 262144,
      {{73524079872, 392429568, {0, 0, 0}},
-      {40611900672, 392429568, {0, 0, 23744}},
-      {23058738432, 392429568, {0, 0, 90688}}}},
+      {39790755072, 392429568, {0, 0, 26880}},
+      {24431738112, 392429568, {0, 0, 85440}}}},
 };
 
 static void check_row(const row_t *row, size_t as, size_t on)
@@ -294,8 +296,8 @@ static void check_row(const row_t *row, size_t as, size_t on)
         "{\"hosts\": [{\"devices\": [{\"name\": \"RTX-4090-24\"}]}]}",
         "{\"hosts\": [{\"devices\": [{\"name\": \"L40S-48\"}]}]}",
     };
-    static const qtype_t types[] = {QTYPE_F32, QTYPE_Q8_0, QTYPE_Q4_0};
-    case_t *c = case_new(row->config, hosts[on], types[as], 8192);
+    static const char *const names[] = {NULL, "q8", "q4"};
+    case_t *c = case_new(row->config, hosts[on], names[as], 8192);
     make(c);
     const forecast_t *f = &c->forecast;
     uint64_t wanted = row->as[as].tokens[on];
@@ -317,26 +319,26 @@ static void test_7b_to_32b_on_12_24_and_48_gb(void **state)
                 check_row(&rows[i], as, on);
 }
 
-/* 32B in q4 on 24 GB: room for 4,672 tokens, 73 tiles; two sequences of 36 tiles, 2,304 positions,
- * but not of 37. A device needs 23,058,738,432 + 392,429,568 + 16,384*262,144 + 1 GiB. On two
+/* 8B in q8 on 12 GB: room for 11,456 tokens, 179 tiles; two sequences of 89 tiles, 5,696 positions,
+ * but not of 90. A device needs 10,021,684,224 + 283,770,880 + 16,384*131,072 + 1 GiB. On two
  * devices at tp 2 each has half of nearly everything. */
 static void test_what_would_fit_is_said_with_numbers(void **state)
 {
     (void)state;
-    static const char hosts[] = "{\"hosts\": [{\"devices\": [{\"name\": \"RTX-4090-24\"}]}]}";
-    case_t *c = case_new(PLAN_CONFIG_QWEN_32B, hosts, QTYPE_Q4_0, 8192);
+    static const char hosts[] = "{\"hosts\": [{\"devices\": [{\"name\": \"RTX-3060-12\"}]}]}";
+    case_t *c = case_new(PLAN_CONFIG_LLAMA_8B, hosts, "q8", 8192);
     forecast_advice_t advice;
     make(c);
     assert_false(c->forecast.fits);
     forecast_advise(&c->question, &c->hosts, &c->forecast, &advice);
     assert_int_equal(advice.device_bytes,
-                     23058738432 + 392429568 + 16384ull * 262144 + (1ull << 30));
-    assert_int_equal(advice.context, 2304);
+                     10021684224 + 283770880 + 16384ull * 131072 + (1ull << 30));
+    assert_int_equal(advice.context, 5696);
     assert_int_equal(advice.devices, 2);
-    c->question.context = 2304;
+    c->question.context = 5696;
     make(c);
     assert_true(c->forecast.fits);
-    c->question.context = 2305;
+    c->question.context = 5697;
     make(c);
     assert_false(c->forecast.fits);
     case_free(c);

@@ -46,6 +46,10 @@ static void test_known_devices_have_defaults_and_what_is_given_wins(void **state
     assert_true(hosts_flops_s(&hosts.devices[0], QTYPE_F8S) == 312e12);
     assert_true(hosts_flops_s(&hosts.devices[0], QTYPE_F32) == 19.5e12);
     hosts_file_release(&hosts);
+    hosts_device_t l4;
+    assert_true(hosts_device_known("l4-24", &l4));
+    assert_true(hosts_flops_s(&l4, QTYPE_F8S) == 242.5e12);
+    assert_true(hosts_flops_s(&l4, QTYPE_BF16) == 121e12);
 }
 
 static void test_what_is_wrong_is_named(void **state)

@@ -156,12 +156,13 @@ static void test_what_a_configuration_lacks_is_named(void **state)
     assert_int_equal(model_outline_open_bytes("x/m.json", good, sizeof good - 1, &model),
                      STATUS_OK);
     assert_string_equal(model_name(model), "m");
-    assert_int_equal(model_outline_quantize(model, QTYPE_Q8_0), STATUS_OK);
+    assert_int_equal(model_outline_quantize(model, "q5"), STATUS_INVALID);
+    assert_int_equal(model_outline_quantize(model, "q8"), STATUS_OK);
     assert_int_equal(model_tensor(model, MODEL_FFN_UP, 1)->type, QTYPE_Q8_0);
     assert_int_equal(model_tensor(model, MODEL_FFN_UP, 1)->bytes, 96 * 2 * 34);
     assert_int_equal(model_tensor(model, MODEL_TOKEN_EMBD, 0)->type, QTYPE_BF16);
     assert_int_equal(model_tensor(model, MODEL_ATTN_NORM, 0)->type, QTYPE_BF16);
-    assert_int_equal(model_outline_quantize(model, QTYPE_Q8_0), STATUS_UNSUPPORTED);
+    assert_int_equal(model_outline_quantize(model, "q8"), STATUS_UNSUPPORTED);
     assert_non_null(strstr(status_text(), "m: no matrix of F32, F16 or BF16"));
     model_close(model);
 }

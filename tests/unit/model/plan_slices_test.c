@@ -15,6 +15,15 @@ _Static_assert((int)PLAN_LEAVES_MAX == (int)NUMERICS_LEAVES_MAX, "one definition
 _Static_assert((int)PLAN_NODES_MAX == (int)TREE_COVER_MAX, "one definition of covers");
 _Static_assert((int)PLAN_KV_BLOCK == (int)NUMERICS_KEY_TILE, "KV tokens are whole tiles");
 
+/* In the cut that the rule takes. */
+static status_t slice_of(const model_config_t *config, uint32_t tp, uint32_t slice,
+                         plan_slice_t *out)
+{
+    plan_cut_t cut;
+    TRY(plan_cut(config, tp, 0, 0, &cut));
+    return plan_slice(config, &cut, slice, out);
+}
+
 static model_config_t smollm2(void)
 {
     return (model_config_t){
@@ -122,7 +131,7 @@ static void test_nine_heads_on_two_ranks_are_five_and_four_with_a_shared_kv_head
     (void)state;
     model_config_t config = smollm2();
     plan_slice_t slice;
-    assert_int_equal(plan_slice(&config, 2, 0, &slice), STATUS_OK);
+    assert_int_equal(slice_of(&config, 2, 0, &slice), STATUS_OK);
     assert_int_equal(slice.heads.first, 0);
     assert_int_equal(slice.heads.count, 5);
     assert_int_equal(slice.kv_heads.first, 0);
@@ -130,14 +139,14 @@ static void test_nine_heads_on_two_ranks_are_five_and_four_with_a_shared_kv_head
     assert_int_equal(slice.ffn.first, 0);
     assert_int_equal(slice.ffn.count, 768);
     assert_int_equal(slice.vocab.count, 24576);
-    assert_int_equal(plan_slice(&config, 2, 1, &slice), STATUS_OK);
+    assert_int_equal(slice_of(&config, 2, 1, &slice), STATUS_OK);
     assert_int_equal(slice.heads.first, 5);
     assert_int_equal(slice.heads.count, 4);
     assert_int_equal(slice.kv_heads.first, 1);
     assert_int_equal(slice.kv_heads.count, 2); /* heads 5-8 read kv heads 1 and 2 */
     assert_int_equal(slice.ffn.first, 768);
     assert_int_equal(slice.vocab.first, 24576);
-    assert_int_equal(plan_slice(&config, 3, 1, &slice), STATUS_OK);
+    assert_int_equal(slice_of(&config, 3, 1, &slice), STATUS_OK);
     assert_int_equal(slice.heads.first, 3);
     assert_int_equal(slice.kv_heads.first, 1);
     assert_int_equal(slice.kv_heads.count, 1);
@@ -152,7 +161,7 @@ static void test_a_rank_without_heads_needs_no_kv_head(void **state)
     (void)state;
     model_config_t config = smollm2();
     plan_slice_t slice;
-    assert_int_equal(plan_slice(&config, 16, 15, &slice), STATUS_OK);
+    assert_int_equal(slice_of(&config, 16, 15, &slice), STATUS_OK);
     assert_int_equal(slice.heads.count, 0);
     assert_int_equal(slice.kv_heads.count, 0);
 }
@@ -183,29 +192,32 @@ static void test_slices_out_of_range_are_refused(void **state)
     (void)state;
     model_config_t config = smollm2();
     plan_slice_t slice;
-    assert_int_equal(plan_slice(&config, 0, 0, &slice), STATUS_INVALID);
-    assert_int_equal(plan_slice(&config, 17, 0, &slice), STATUS_INVALID);
+    assert_int_equal(slice_of(&config, 0, 0, &slice), STATUS_INVALID);
+    assert_int_equal(slice_of(&config, 17, 0, &slice), STATUS_INVALID);
     assert_non_null(strstr(status_text(), "tp is 17; 1 to 16"));
-    assert_int_equal(plan_slice(&config, 2, 2, &slice), STATUS_INVALID);
+    assert_int_equal(slice_of(&config, 2, 2, &slice), STATUS_INVALID);
 }
 
-/* Whole experts and leaves of experts: as many slices as can be share each expert, the rest of the
- * cut is groups of whole experts. 4 leaves of 64 values on 3 slices are 1, 1 and 2. */
+/* Whole experts and leaves of experts: groups of slices hold whole experts, and the slices of a group
+ * leaves of each. 4 leaves of 64 values on 3 slices are 1, 1 and 2. */
 static void test_slices_share_experts_by_leaves_and_by_groups(void **state)
 {
     (void)state;
     static const struct {
-        uint32_t tp, slice, first, count, leaf_first, leaves;
+        uint32_t tp, groups, slice, first, count, leaf_first, leaves;
     } rows[] = {
-        {1, 0, 0, 6, 0, 4}, {2, 1, 0, 6, 2, 2}, {3, 1, 0, 6, 1, 1}, {3, 2, 0, 6, 2, 2},
-        {4, 3, 0, 6, 3, 1}, {5, 0, 0, 1, 0, 4}, {5, 4, 4, 2, 0, 4}, {6, 4, 3, 3, 1, 1},
-        {8, 3, 0, 3, 3, 1}, {8, 5, 3, 3, 1, 1}, {7, 0, 0, 0, 0, 4},
+        {1, 1, 0, 0, 6, 0, 4}, {2, 1, 1, 0, 6, 2, 2}, {3, 1, 1, 0, 6, 1, 1}, {3, 1, 2, 0, 6, 2, 2},
+        {4, 1, 3, 0, 6, 3, 1}, {5, 5, 0, 0, 1, 0, 4}, {5, 5, 4, 4, 2, 0, 4}, {6, 2, 4, 3, 3, 1, 1},
+        {8, 2, 3, 0, 3, 3, 1}, {8, 2, 5, 3, 3, 1, 1}, {7, 7, 0, 0, 0, 0, 4}, {4, 2, 3, 3, 3, 2, 2},
+        {4, 4, 1, 1, 2, 0, 4},
     };
     model_config_t config = smollm2();
     config.experts = (model_experts_t){.n = 6, .n_used = 2, .ffn = 256, .shared_ffn = 512};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        plan_cut_t cut;
         plan_slice_t slice;
-        assert_int_equal(plan_slice(&config, rows[i].tp, rows[i].slice, &slice), STATUS_OK);
+        assert_int_equal(plan_cut(&config, rows[i].tp, rows[i].groups, 0, &cut), STATUS_OK);
+        assert_int_equal(plan_slice(&config, &cut, rows[i].slice, &slice), STATUS_OK);
         check_run(slice.experts, rows[i].first, rows[i].count);
         check_run(slice.expert_leaves, rows[i].leaf_first, rows[i].leaves);
         check_run(slice.expert_ffn, 64 * rows[i].leaf_first, 64 * rows[i].leaves);
@@ -222,7 +234,7 @@ static void test_every_leaf_of_every_expert_has_one_owner(void **state)
         uint32_t owners[7][PLAN_EXPERT_LEAVES] = {0}, shared[PLAN_EXPERT_LEAVES] = {0};
         for (uint32_t s = 0; s < tp; s++) {
             plan_slice_t slice;
-            assert_int_equal(plan_slice(&config, tp, s, &slice), STATUS_OK);
+            assert_int_equal(slice_of(&config, tp, s, &slice), STATUS_OK);
             for (uint32_t e = 0; e < slice.experts.count; e++)
                 for (uint32_t l = 0; l < slice.expert_leaves.count; l++)
                     owners[slice.experts.first + e][slice.expert_leaves.first + l]++;
@@ -246,13 +258,13 @@ static void test_groups_of_heads_stay_whole(void **state)
     config.n_kv_heads = 1;
     config.compressed.groups = 3;
     plan_slice_t slice;
-    assert_int_equal(plan_slice(&config, 2, 0, &slice), STATUS_OK);
+    assert_int_equal(slice_of(&config, 2, 0, &slice), STATUS_OK);
     check_run(slice.heads, 0, 8);
     check_run(slice.head_leaves, 0, 2);
-    assert_int_equal(plan_slice(&config, 2, 1, &slice), STATUS_OK);
+    assert_int_equal(slice_of(&config, 2, 1, &slice), STATUS_OK);
     check_run(slice.heads, 8, 4);
     check_run(slice.kv_heads, 0, 1);
-    assert_int_equal(plan_slice(&config, 4, 3, &slice), STATUS_OK);
+    assert_int_equal(slice_of(&config, 4, 3, &slice), STATUS_OK);
     assert_int_equal(slice.heads.count, 0);
     assert_int_equal(slice.kv_heads.count, 0);
 }

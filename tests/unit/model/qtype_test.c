@@ -139,6 +139,16 @@ static void test_rows_of_our_own_types_may_end_inside_a_block(void **state)
     assert_int_equal(bytes, sizeof i8);
     found[33] = 77;
     qtype_dequantize_row(QTYPE_I8S, i8, 33, found);
+    qtype_z4_t z4[2] = {{.d = 0x3800, .zero = 16}, {.d = 0xc200, .zero = 3}}; /* 0.5 and -3 */
+    for (int i = 0; i < 256; i++)
+        z4[i / 128].q[i % 128 / 2] |= (uint8_t)(i * 5 % 16 << (i % 2 * 4));
+    assert_true(qtype_row_bytes(QTYPE_Z4, 130, &bytes));
+    assert_int_equal(bytes, sizeof z4);
+    float nibbles[131] = {[130] = 77};
+    qtype_dequantize_row(QTYPE_Z4, z4, 130, nibbles);
+    for (int i = 0; i < 130; i++)
+        assert_true(nibbles[i] == (float)(i * 5 % 16 - (i < 128 ? 16 : 3)) * (i < 128 ? 0.5f : -3));
+    assert_true(nibbles[130] == 77);
     assert_true(found[31] == -95 * 0.25f && found[32] == 32 * 7.0f && found[33] == 77);
 }
 

@@ -130,8 +130,8 @@ static void check_model(const char *name, qtype_t type, const char *stored)
 static void test_quantized_matrices_dequantize_to_the_recorded_digests(void **state)
 {
     (void)state;
-    check_model("qwen2-awq-g128", QTYPE_I8S, "AWQ 4 bit");
-    check_model("qwen2-gptq-sym", QTYPE_I8S, "GPTQ 4 bit");
+    check_model("qwen2-awq-g128", QTYPE_Z4, "AWQ 4 bit");
+    check_model("qwen2-gptq-sym", QTYPE_Z4, "GPTQ 4 bit");
     check_model("qwen2-gptq-actorder", QTYPE_F32, "GPTQ, act-order");
     check_model("qwen2-ct-int8", QTYPE_I8S, "INT8");
     check_model("qwen2-ct-w4a16", QTYPE_I8S, "INT4 packed");

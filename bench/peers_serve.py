@@ -1,0 +1,196 @@
+"""The rows of bench/peers that need a running server or a loading one: bench-serve puts the load on, on
+`shoal up` and, where it could be built, on llama-server. Servers are started anew for each round and take
+turns; the client runs on the same processors for both."""
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+
+import peers_build as built
+import peers_measure as m
+
+CLIENTS, PROMPT, GEN = 16, 128, 64
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+@contextlib.contextmanager
+def shoal(file, *options):
+    """A cluster of one rank with two threads behind one coordinator; yields its endpoint."""
+    room = tempfile.mkdtemp(prefix="shoal-peers-")
+    program = os.path.join(m.BIN, "shoal")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SHOAL_")}
+    try:
+        subprocess.run([program, "up", "--model", file, "--name", "m", "--tp", "1", "--stages", "1", "--coordinators",
+                        "1", "--threads", "2", "--data", room, "--detach", *options], check=True, timeout=180, env=env,
+                       **QUIET)
+        with open(os.path.join(room, "cluster.json"), encoding="utf-8") as told:
+            yield json.load(told)["coordinators"][0]
+    finally:
+        subprocess.run([program, "down", "--data", room], check=False, env=env, **QUIET)
+        shutil.rmtree(room, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def llama_server(file):
+    port = m.free_port()
+    command = [built.SERVER, "-m", file, "--host", "127.0.0.1", "--port", str(port), "-t", "2", "-tb", "2",
+               "-np", str(CLIENTS), "-c", str(CLIENTS * 512), "-fa", "on", "--no-webui"]
+    with subprocess.Popen(command, **QUIET) as child:
+        try:
+            m.wait_for_port(port, 60)
+            wait_healthy(port)
+            yield f"127.0.0.1:{port}"
+        finally:
+            child.kill()
+
+
+def wait_healthy(port):
+    """It listens before its model is there, and answers 503 until then."""
+    import http.client
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/health")
+        if connection.getresponse().status == 200:
+            return
+        time.sleep(0.05)
+    raise SystemExit("peers: llama-server does not become ready")
+
+
+def load(endpoint, **options):
+    """With a request that failed it is no measurement."""
+    if "gen" in options:
+        options["gen"] = m.short(options["gen"])
+    words = [word for name, value in options.items() for word in ("--" + name, str(value))]
+    told = m.lines_of([os.path.join(m.BIN, "bench-serve"), "--endpoint", endpoint, *words])[0]
+    if told["failed"]:
+        raise SystemExit(f"peers: {told['failed']} of {told['requests']} requests failed")
+    return told
+
+
+def under_load(server, file, kind, options=(), **load_options):
+    """What one round of load on a server of its own gives."""
+    with server(file, *options) as endpoint:
+        return load(endpoint, kind=kind, **load_options)
+
+
+def clients(budget, _probe):
+    """16 streaming clients in a closed loop."""
+    if not os.path.exists(built.SERVER):
+        yield m.missing("16 streaming clients beside llama-server", "it is not built (bench/peers setup)", "≥ 3.5")
+    kinds = ("Q4_0", "Q4_1", "Q8_0")
+    for i, kind in enumerate(kinds):
+        file = built.smollm2(kind)
+        wanted = {"clients": CLIENTS, "requests": 3 * CLIENTS, "prompt": PROMPT, "gen": GEN}
+        budget.give(1 / (len(kinds) - i))
+        # The engine alone, with as many streams, shows what the way through gRPC costs.
+        runs = {"ours": lambda file=file: under_load(shoal, file, "grpc", **wanted),
+                "engine": lambda file=file: m.ours(file, 2, PROMPT, GEN, str(CLIENTS), repeats=2)}
+        if os.path.exists(built.SERVER):
+            runs["peer"] = lambda file=file: under_load(llama_server, file, "http", **wanted)
+        got = m.alternate(budget, **runs)
+        mine, engine = got["ours"], got["engine"]
+        whole = [1 / (1 / decode + m.short(PROMPT) / m.short(GEN) / prefill)
+                 for prefill, decode in zip(engine["pp", CLIENTS], engine["tg", CLIENTS])]
+        label = f"SmolLM2 {kind}, 16 clients, prompt {PROMPT}, gen {GEN}"
+        if "peer" in got:
+            peer = got["peer"]
+            yield m.row(f"{label}: tokens/s", mine["tokens_per_s"], peer["tokens_per_s"], "llama-server", 3.5)
+            for what, name, target in (("TTFT p50", "ttft_ms_p50", 0.25), ("TTFT p99", "ttft_ms_p99", None),
+                                       ("inter-token p50", "gap_ms_p50", None), ("inter-token p99", "gap_ms_p99", 1)):
+                yield m.row(f"{label}: {what}", mine[name], peer[name], "llama-server", target, unit="ms", lower=True)
+        yield m.row(f"{label}: tokens/s", mine["tokens_per_s"], whole, "the engine alone, prompts included", 0.95)
+
+
+def prefix(budget, _probe):
+    """The time to the first token of prompts that begin alike, beside prompts that do not."""
+    budget.give(1)
+    file = built.smollm2("Q4_0")
+
+    def both():
+        with shoal(file) as endpoint:
+            cold = load(endpoint, clients=1, requests=8, prompt=1024, gen=2)
+            warm = load(endpoint, clients=1, requests=8, prompt=1024, gen=2, shared=0.95, seed=2)
+        return {"cold": cold["ttft_ms_p50"], "warm": warm["ttft_ms_p50"]}
+    got = m.alternate(budget, ours=both)["ours"]
+    yield m.row("SmolLM2 Q4_0, prompt 1,024, 95 % in the cache: TTFT", got["warm"], got["cold"], "cold", 0.12,
+                unit="ms", lower=True)
+    yield m.missing("0 % hits cost ≤ 1 %", "`shoal up` has no switch that turns the cache off to compare with", "≤ 1 %")
+
+
+def joining(budget, _probe):
+    """A prompt of 4,096 tokens comes while eight streams run."""
+    budget.give(1)
+    file = built.smollm2("Q4_0")
+
+    def one():
+        long = ("--context-max", "8192")
+        return under_load(shoal, file, "grpc", long, clients=8, requests=8, prompt=64, gen=160, join=4096)["join"]
+    got = m.alternate(budget, ours=one)["ours"]
+    yield m.row("SmolLM2 Q4_0, 8 streams, inter-token p99 while 4,096 tokens join", got["gap_ms_p99"],
+                got["before_gap_ms_p99"], "before", 1.5, unit="ms", lower=True,
+                note=f"TTFT of the prompt {statistics.median(got['ttft_ms']):,.0f} ms")
+    yield m.missing("throughput ≥ 0.95 × unchunked", "`shoal up` has no switch for the length of a chunk", "≥ 0.95")
+
+
+def peak_rss(pid):
+    """Of a process and its children, each at its own peak; None once it has ended."""
+    total = 0
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            pids = [pid] + [int(child) for child in file.read().split()]
+        for one in pids:
+            with open(f"/proc/{one}/status", encoding="utf-8") as file:
+                total += next((int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM")), 0)
+    except OSError:
+        return None
+    return total
+
+
+def first_token(file, room):
+    """Seconds from the start of a worker to the logits after two tokens, packed weights kept in `room`; and memory."""
+    command = [os.path.join(m.BIN, "shoal-worker"), "offline", "eval", "--model", file, "--ids", room + "/ids.json",
+               "--out", room + "/out.safetensors", "--tp", "1", "--threads", "2", "--last", "--chunk", "64",
+               "--pack-cache", room + "/cache", "-o", "json"]
+    begun, peak = time.monotonic(), 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ, SHOAL_LOG="error")) as child:
+        while child.poll() is None:
+            peak = max(peak, peak_rss(child.pid) or 0)
+            time.sleep(0.005)
+    if child.returncode != 0:
+        raise SystemExit(f"peers: {' '.join(command)} gave {child.returncode}")
+    return {"seconds": time.monotonic() - begun, "rss": peak}
+
+
+def cat(file):
+    begun = time.monotonic()
+    subprocess.run(["cat", file], stdout=subprocess.DEVNULL, check=True)
+    return {"seconds": time.monotonic() - begun}
+
+
+def start(budget, _probe):
+    """From the start of a process with kept packed weights to its first token, beside reading the file; and memory."""
+    for i, kind in enumerate(("Q4_0", "BF16")):
+        file = built.synthetic(kind)
+        budget.give(1 / (2 - i))
+        with tempfile.TemporaryDirectory(prefix="shoal-peers-") as room:
+            with open(os.path.join(room, "ids.json"), "w", encoding="utf-8") as out:
+                json.dump([[1, 3]], out)
+            os.mkdir(os.path.join(room, "cache"))
+            first_token(file, room)  # packs, and keeps what it packed
+            got = m.alternate(budget, ours=lambda file=file, room=room: first_token(file, room),
+                              read=lambda file=file: cat(file), peer=lambda file=file: m.llama(file, 2, "tg:1"))
+        size = [m.Shape(file, kind).file_bytes] * len(got["ours"]["rss"])
+        yield m.row(f"1 B {kind}, start to first token, packed weights kept", got["ours"]["seconds"],
+                    got["read"]["seconds"], "cat of the file from the page cache", 1.2, unit="s", lower=True)
+        yield m.row(f"1 B {kind}, start to first token", got["ours"]["seconds"], got["peer"]["load"],
+                    "llama.cpp's load alone", unit="s", lower=True)
+        allowance = 30 << 20
+        yield m.row(f"1 B {kind}, peak RSS less 30 MB", [(one - allowance) / 1e6 for one in got["ours"]["rss"]],
+                    [one / 1e6 for one in size], "bytes of tensors", 1.15, unit="MB", lower=True)
+        yield m.row(f"1 B {kind}, peak RSS", [one / 1e6 for one in got["ours"]["rss"]],
+                    [one / 1e6 for one in got["peer"]["rss"]], unit="MB", lower=True)

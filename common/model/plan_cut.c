@@ -1,0 +1,165 @@
+/* Which of the cuts that all give the same numbers a replica takes. See plan.h.
+ *
+ * Tensor-parallel inside experts keeps every slice equally busy whatever a token chooses, but
+ * leaves of an expert are few and cannot always be dealt out evenly: 4 leaves on 3 slices are 1, 1
+ * and 2. Whole experts divide evenly in number but not in what one token chooses of them. The rule
+ * weighs both. The coordinator's answer is written into the plan, so a rank never has to find the
+ * same. */
+#include "common/model/plan.h"
+
+enum { CHOSEN_MAX = MODEL_EXPERTS_USED_MAX };
+
+static uint32_t group_size(uint32_t n_experts, uint32_t groups, uint32_t group)
+{
+    uint64_t n = n_experts;
+    return (uint32_t)((group + 1) * n / groups - group * n / groups);
+}
+
+static uint32_t largest_group(uint32_t n_experts, uint32_t groups)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < groups; i++) {
+        uint32_t n = group_size(n_experts, groups, i);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+/* The number of ways to choose n_used of the experts with at most `most` of each group. At most
+ * 1024 choose 64, which a double holds; an inexact last digit changes nothing here. */
+static double ways(const model_experts_t *experts, uint32_t groups, uint32_t most)
+{
+    double sum[CHOSEN_MAX + 1] = {1};
+    for (uint32_t g = 0; g < groups; g++) {
+        double next[CHOSEN_MAX + 1] = {0};
+        uint32_t n = group_size(experts->n, groups, g);
+        double choose = 1; /* c of n */
+        for (uint32_t c = 0; c <= most && c <= n && c <= experts->n_used; c++) {
+            for (uint32_t j = c; j <= experts->n_used; j++)
+                next[j] += sum[j - c] * choose;
+            choose = choose * (n - c) / (c + 1);
+        }
+        for (uint32_t j = 0; j <= experts->n_used; j++)
+            sum[j] = next[j];
+    }
+    return sum[experts->n_used];
+}
+
+/* The expected part of a token's experts that falls to the group which has most of them, when every
+ * choice is as likely as any other. */
+static double busiest_part(const model_experts_t *experts, uint32_t groups)
+{
+    double all = 0, sum = 0;
+    if (groups == 1)
+        return 1;
+    CHECK(experts->n_used >= 1 && experts->n_used <= CHOSEN_MAX);
+    all = ways(experts, groups, experts->n_used);
+    for (uint32_t m = 0; m < experts->n_used; m++)
+        sum += 1 - ways(experts, groups, m) / all;
+    return sum / experts->n_used;
+}
+
+/* The largest part of one expert that a slice of a group of `inside` has. */
+static double widest_part(const model_experts_t *experts, uint32_t inside)
+{
+    plan_leaves_t leaves;
+    uint32_t widest = 0;
+    plan_leaf_edges_expert(experts->ffn, &leaves);
+    for (uint32_t i = 0; i < inside; i++) {
+        plan_run_t run = plan_leaf_run(leaves.n, inside, i);
+        uint32_t width = leaves.edge[run.first + run.count] - leaves.edge[run.first];
+        widest = width > widest ? width : widest;
+    }
+    return (double)widest / experts->ffn;
+}
+
+static bool is_possible(uint32_t tp, uint32_t groups)
+{
+    return groups > 0 && tp % groups == 0 && tp / groups <= PLAN_EXPERT_LEAVES;
+}
+
+/* The smallest cost wins, and of costs that differ by rounding alone the fewest groups. */
+static uint32_t choose_groups(const model_experts_t *experts, uint32_t tp, bool by_bytes)
+{
+    uint32_t best = 0;
+    double least = 0;
+    for (uint32_t groups = 1; groups <= tp; groups++) {
+        if (!is_possible(tp, groups))
+            continue;
+        double cost = (double)largest_group(experts->n, groups) / experts->n;
+        if (!by_bytes)
+            cost += busiest_part(experts, groups);
+        cost *= widest_part(experts, tp / groups);
+        if (best == 0 || cost < least * (1 - 1e-9)) {
+            best = groups;
+            least = cost;
+        }
+    }
+    return best;
+}
+
+status_t plan_cut(const model_config_t *config, uint32_t tp, uint32_t expert_groups,
+                  uint32_t attention_slices, plan_cut_t *out)
+{
+    const model_experts_t *experts = &config->experts;
+    if (tp < 1 || tp > PLAN_TP_MAX)
+        return fail(STATUS_INVALID, "tp is %u; 1 to %d would be right", tp, PLAN_TP_MAX);
+    if (attention_slices > tp)
+        return fail(STATUS_INVALID, "attention on %u of %u slices; 1 to %u would be right",
+                    attention_slices, tp, tp);
+    if (expert_groups != 0 && experts->n == 0)
+        return fail(STATUS_INVALID, "%u groups of experts, but the model has no experts",
+                    expert_groups);
+    if (expert_groups != 0 && !is_possible(tp, expert_groups))
+        return fail(STATUS_INVALID, "%u groups of experts on %u slices; a divisor of %u would be "
+                    "right that leaves a group at most %d slices, as many as an expert has leaves",
+                    expert_groups, tp, tp, PLAN_EXPERT_LEAVES);
+    *out = (plan_cut_t){.tp = tp, .expert_groups = expert_groups,
+                        .attention_slices = attention_slices ? attention_slices : tp};
+    if (experts->n > 0 && expert_groups == 0)
+        out->expert_groups = choose_groups(experts, tp, false);
+    return STATUS_OK;
+}
+
+plan_run_t plan_attention_run(const plan_cut_t *cut, uint32_t n_leaves, uint32_t slice)
+{
+    uint32_t tp = cut->tp, holders = cut->attention_slices;
+    CHECK(slice < tp && holders >= 1 && holders <= tp);
+    /* Holder i is slice floor(i * tp / holders); `next` is the first at this slice or behind it. */
+    uint32_t next = (slice * holders + tp - 1) / tp;
+    if (next < holders && next * tp / holders == slice)
+        return plan_leaf_run(n_leaves, holders, next);
+    uint32_t first = next < holders ? plan_leaf_run(n_leaves, holders, next).first : n_leaves;
+    return (plan_run_t){first, 0};
+}
+
+/* Whether a slice with attention keeps the cache of all heads. */
+static bool cache_is_whole(const model_config_t *config)
+{
+    for (uint32_t i = 0; i < config->n_layers; i++)
+        if (config->layers[i].attention == MODEL_ATTENTION_GROUPED)
+            return false;
+    return true;
+}
+
+status_t plan_cuts(const model_config_t *config, const plan_shape_t *shape,
+                   plan_cut_t cuts_out[PLAN_CUTS_MAX], uint32_t *n_out)
+{
+    plan_cut_t cut;
+    uint32_t n = 0;
+    TRY(plan_cut(config, shape->tp, shape->expert_groups, shape->attention_slices, &cut));
+    cuts_out[n++] = cut;
+    if (config->experts.n > 0 && shape->expert_groups == 0) {
+        cut.expert_groups = choose_groups(&config->experts, shape->tp, true);
+        if (cut.expert_groups != cuts_out[0].expert_groups)
+            cuts_out[n++] = cut;
+    }
+    if (shape->attention_slices == 0 && cache_is_whole(config))
+        while (cut.attention_slices > 1) {
+            cut.attention_slices /= 2;
+            CHECK(n < PLAN_CUTS_MAX);
+            cuts_out[n++] = cut;
+        }
+    *n_out = n;
+    return STATUS_OK;
+}

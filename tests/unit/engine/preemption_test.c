@@ -1,0 +1,93 @@
+/* Preemption in the real engine: where blocks are short, the youngest sequence gives its up and
+ * comes back later, and every text is the one that it has with room for all. One model for each
+ * layout of the cache: keys and values, windows, latent, latent with an indexer's keys, compressed
+ * entries with what is kept of their open windows. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "rank_rig.h"
+
+enum { N_SEQUENCES = 5, N_PROMPT = 40, N_IDS = 56, CONTEXT = 112 };
+
+static const char *const models[] = {
+    "llama-gqa-bf16", "gemma3-text", "gpt-oss-bf16", "deepseek-v3", "deepseek-v32-dsa",
+    "deepseek-v4",
+};
+enum { N_MODELS = sizeof models / sizeof *models };
+
+/* All sequences at once on a rank with that many tokens of cache; how often one was preempted. */
+static uint64_t run_all(const char *path, uint64_t kv_tokens, text_t texts[N_SEQUENCES])
+{
+    rank_config_t config = {.model_path = path,
+                            .tp = 1,
+                            .stages = 1,
+                            .layer_count = 3,
+                            .threads = 1,
+                            .context_max = CONTEXT,
+                            .kv_tokens_max = kv_tokens,
+                            .prefill_tokens_max = 24,
+                            .batch_max = N_SEQUENCES};
+    static uint32_t prompts[N_SEQUENCES][RIG_PROMPT_MAX];
+    rank_t *rank;
+    epoch_t epoch;
+    client_t client;
+    scheduler_load_t load;
+    sequence_output_t out;
+    sampled_t drawn[SCHEDULER_OUTPUT_IDS_MAX];
+    if (strstr(path, "gemma3") || strstr(path, "deepseek-v3/") || strstr(path, "deepseek-v4/"))
+        config.layer_count = 4;
+    if (rank_open(&config, &rank) != STATUS_OK)
+        fail_msg("%s", status_text());
+    epoch_begin(&epoch, rank);
+    client_open(&client, &epoch);
+    for (uint32_t i = 0; i < N_SEQUENCES; i++) {
+        admission_t admission;
+        char session[8];
+        snprintf(session, sizeof session, "%u", i);
+        rig_request(&admission, session, i + 1, N_PROMPT, N_IDS, prompts[i]);
+        leader_admit(epoch.leader, client.stream, &admission);
+    }
+    for (uint32_t n_ended = 0; n_ended < N_SEQUENCES;) {
+        rig_next_output(&client, &out, drawn);
+        uint32_t i = (uint32_t)strtoul(out.session, NULL, 10);
+        assert_true(i < N_SEQUENCES && texts[i].end == END_NONE);
+        rig_collect(&out, &texts[i]);
+        n_ended += out.end != END_NONE;
+    }
+    leader_load(epoch.leader, &load);
+    client_close(&client);
+    epoch_end(&epoch);
+    assert_int_equal(epoch.status, STATUS_OK);
+    rank_close(rank);
+    return load.preemptions;
+}
+
+static void check_model(void **state)
+{
+    static text_t roomy[N_SEQUENCES], narrow[N_SEQUENCES];
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s/", SHOAL_TEST_DATA, (const char *)*state);
+    memset(roomy, 0, sizeof roomy);
+    memset(narrow, 0, sizeof narrow);
+    assert_int_equal(run_all(path, (uint64_t)N_SEQUENCES * CONTEXT * 2, roomy), 0);
+    uint64_t preemptions = run_all(path, CONTEXT, narrow);
+    print_message("%s: %u preemptions\n", (const char *)*state, (unsigned)preemptions);
+    assert_true(preemptions >= 1);
+    for (uint32_t i = 0; i < N_SEQUENCES; i++) {
+        assert_int_equal(roomy[i].n, N_IDS);
+        assert_int_equal(roomy[i].end, END_FINISHED);
+        assert_memory_equal(&roomy[i], &narrow[i], sizeof roomy[i]);
+    }
+    assert_memory_not_equal(roomy[0].ids, roomy[1].ids, sizeof roomy[0].ids);
+}
+
+int main(void)
+{
+    struct CMUnitTest tests[N_MODELS];
+    for (size_t i = 0; i < N_MODELS; i++)
+        tests[i] = (struct CMUnitTest){.name = models[i],
+                                       .test_func = check_model,
+                                       .initial_state = (void *)(uintptr_t)models[i]};
+    return _cmocka_run_group_tests("texts after preemption", tests, N_MODELS, NULL, NULL);
+}

@@ -1,0 +1,93 @@
+/* Ranks that were told to share a stage in different ways do not form: parts of sums would be
+ * missing or there twice, and nobody would see it. Two real ranks of a recorded model, in processes
+ * of their own. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/unit/fabric/ranks.h"
+#include "worker/engine/rank.h"
+
+typedef struct {
+    uint32_t groups[2], holders[2]; /* of rank 0 and 1 */
+    bool form;
+} told_t;
+
+static told_t told; /* before the ranks are forked */
+
+static void on_active(void *context, const char *text_identity, uint64_t kv_tokens,
+                      uint32_t context_max)
+{
+    (void)text_identity, (void)kv_tokens, (void)context_max;
+    leader_stop(context);
+}
+
+static int run_rank(fabric_t *fabric, shared_t *shared)
+{
+    uint32_t me = fabric_rank(fabric);
+    rank_config_t config = {.model_path = SHOAL_TEST_DATA "/mixtral",
+                            .model_digest = "sha256:mixtral",
+                            .rank = me,
+                            .slice = me,
+                            .tp = 2,
+                            .stages = 1,
+                            .expert_groups = told.groups[me],
+                            .attention_slices = told.holders[me],
+                            .layer_count = 3,
+                            .threads = 1,
+                            .context_max = 64,
+                            .kv_tokens_max = 64,
+                            .prefill_tokens_max = 8};
+    rank_t *rank;
+    (void)shared;
+    EXPECT(rank_open(&config, &rank) == STATUS_OK);
+    leader_t *leader = me == 0 ? leader_new() : NULL;
+    rank_callbacks_t callbacks = {.context = leader, .active = me == 0 ? on_active : NULL};
+    status_t status = rank_run(rank, fabric, leader, &callbacks);
+    if (told.form) {
+        EXPECT(status == STATUS_OK);
+    } else {
+        EXPECT(status != STATUS_OK);
+        EXPECT(is_in(status_text(), "groups of experts, attention on"));
+        fabric_abort(fabric, status_text());
+    }
+    rank_close(rank);
+    leader_free(leader);
+    return 0;
+}
+
+static void check(told_t now)
+{
+    ranks_t ranks;
+    told = now;
+    ranks_start(&ranks, 2, 2, 10000, run_rank);
+    assert_int_equal(ranks_finish(&ranks, 0), 0);
+}
+
+static void test_ranks_of_one_cut_form(void **state)
+{
+    (void)state;
+    check((told_t){{2, 2}, {1, 1}, true});
+    check((told_t){{0, 1}, {0, 2}, true}); /* what the rule takes, and the same by name */
+}
+
+static void test_ranks_of_two_cuts_do_not_form(void **state)
+{
+    (void)state;
+    check((told_t){{1, 2}, {2, 2}, false});
+    check((told_t){{1, 1}, {2, 1}, false});
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ranks_of_one_cut_form),
+        cmocka_unit_test(test_ranks_of_two_cuts_do_not_form),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,314 @@
+/* Guessed tokens: the guesses themselves, and that a schedule with them gives every sequence its
+ * text, in fewer steps where texts repeat themselves and in the same rows where they do not. */
+#include "scheduler_rig.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "worker/engine/draft.h"
+
+/* ---- the guesses ---- */
+
+static void test_a_text_is_guessed_where_its_last_three_ids_stood_before(void **state)
+{
+    (void)state;
+    uint32_t ids[32] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2};
+    draft_t draft;
+    draft_start(&draft, 32, ids, 11);
+    assert_int_equal(draft.source, 0); /* two ids agree: too few */
+    ids[11] = 3;
+    draft_learn(&draft, ids, 12);
+    draft_write(&draft, ids, 12, 9);
+    const uint32_t wanted[] = {4, 5, 6, 7, 8, 9, 1, 2, 3};
+    assert_memory_equal(ids + 12, wanted, sizeof wanted);
+    /* A loop shorter than the guess goes on in itself. */
+    const uint32_t loop[] = {10, 11, 12, 10, 11, 12};
+    memcpy(ids + 12, loop, sizeof loop);
+    assert_true(draft_learn(&draft, ids, 18));
+    draft_write(&draft, ids, 18, 7);
+    const uint32_t goes_on[] = {10, 11, 12, 10, 11, 12, 10};
+    assert_memory_equal(ids + 18, goes_on, sizeof goes_on);
+    draft_release(&draft);
+}
+
+static void test_guesses_begin_when_they_were_right_and_end_at_once_when_not(void **state)
+{
+    (void)state;
+    uint32_t ids[256];
+    draft_t draft;
+    for (uint32_t i = 0; i < 256; i++)
+        ids[i] = i % 10;
+    draft_start(&draft, 256, ids, 100);
+    /* The prompt repeats itself; whether the answer does is not known yet. */
+    assert_int_equal(draft_length(&draft, 1, 8, DRAFT_MAX), 0);
+    draft_learn(&draft, ids, 101);
+    assert_int_equal(draft_length(&draft, 1, 8, DRAFT_MAX), 1);
+    draft_learn(&draft, ids, 106);
+    /* Rows that others fill make a further one dearer, and a step that costs only its rows has none
+     * to give away. */
+    assert_in_range(draft_length(&draft, 4, 8, DRAFT_MAX), 2,
+                    draft_length(&draft, 1, 8, DRAFT_MAX) - 1);
+    assert_int_equal(draft_length(&draft, 1, 0, DRAFT_MAX), 0);
+    draft_learn(&draft, ids, 130);
+    assert_int_equal(draft_length(&draft, 1, 8, DRAFT_MAX), DRAFT_MAX);
+    assert_int_equal(draft_length(&draft, 1, 8, 3), 3);
+    ids[130] = 99;
+    draft_learn(&draft, ids, 131);
+    assert_int_equal(draft_length(&draft, 1, 8, DRAFT_MAX), 0); /* nothing to go by */
+    ids[131] = 7, ids[132] = 8, ids[133] = 9;
+    draft_learn(&draft, ids, 134);
+    assert_int_not_equal(draft.source, 0); /* guessed again, but seen through sceptical eyes */
+    assert_int_equal(draft_length(&draft, 8, 8, DRAFT_MAX), 0);
+    draft_release(&draft);
+}
+
+static void test_a_step_catches_up_with_few_ids_at_a_time(void **state)
+{
+    (void)state;
+    uint32_t ids[300];
+    draft_t draft, at_once;
+    for (uint32_t i = 0; i < 300; i++)
+        ids[i] = i % 7;
+    draft_start(&draft, 300, ids, 10);
+    draft_start(&at_once, 300, ids, 10);
+    assert_false(draft_learn(&draft, ids, 10 + 2 * DRAFT_LEARN_MAX + 1));
+    assert_false(draft_learn(&draft, ids, 10 + 2 * DRAFT_LEARN_MAX + 1));
+    assert_true(draft_learn(&draft, ids, 10 + 2 * DRAFT_LEARN_MAX + 1));
+    for (uint32_t n = 11; n <= 10 + 2 * DRAFT_LEARN_MAX + 1; n++)
+        assert_true(draft_learn(&at_once, ids, n));
+    assert_int_equal(draft.source, at_once.source);
+    assert_int_equal(draft.rate, at_once.rate);
+    draft_release(&draft);
+    draft_release(&at_once);
+}
+
+/* ---- schedules ---- */
+
+static void with_guesses(scheduler_config_t *config)
+{
+    config->speculate_max = 8;
+    config->fixed_rows = 16;
+}
+
+static scheduler_load_t load_of(const rig_t *rig)
+{
+    scheduler_load_t load;
+    scheduler_load(rig->s, &load);
+    return load;
+}
+
+static uint64_t steps_of(void (*change)(scheduler_config_t *config), uint32_t n_sequences)
+{
+    rig_t *rig = rig_new(change);
+    for (uint32_t i = 0; i < n_sequences; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "s%u", i);
+        rig_admit(rig, name, 20 + i, i, 200, NULL);
+    }
+    rig_run(rig);
+    scheduler_load_t load = load_of(rig);
+    /* Each token is computed once, and beside them only the guesses that were wrong. */
+    uint64_t n_rows = load.drafted_tokens - load.accepted_tokens;
+    for (uint32_t i = 0; i < n_sequences; i++) {
+        rig_check_text(&rig->sequences[i]);
+        n_rows += rig->sequences[i].n_prompt + 200 - 1;
+    }
+    assert_int_equal(rig->n_rows, n_rows);
+    bool wanted = change && rig_repeats;
+    assert_true(wanted ? load.accepted_tokens > 50 : load.drafted_tokens == 0);
+    assert_true(load.accepted_tokens <= load.drafted_tokens);
+    assert_int_equal(load.tokens_produced, 200 * n_sequences);
+    assert_int_equal(load.kv_tokens_free, load.kv_tokens_total);
+    rig_free(rig);
+    return load.steps;
+}
+
+static void test_guesses_save_steps_and_change_no_text(void **state)
+{
+    (void)state;
+    rig_repeats = 30;
+    for (uint32_t n = 1; n <= 4; n += 3) {
+        uint64_t without = steps_of(NULL, n), with = steps_of(with_guesses, n);
+        print_message("%u sequences: %llu steps, %llu with guesses\n", n,
+                      (unsigned long long)without, (unsigned long long)with);
+        assert_true(with * 4 < without * 3);
+    }
+    rig_repeats = 0;
+}
+
+static void test_a_text_that_never_repeats_itself_costs_no_row(void **state)
+{
+    (void)state;
+    assert_int_equal(steps_of(with_guesses, 2), steps_of(NULL, 2));
+}
+
+static uint32_t stop_id;
+
+static void stops_there(admission_t *admission)
+{
+    admission->stop_ids = &stop_id;
+}
+
+static void test_a_stop_among_the_guesses_is_the_end(void **state)
+{
+    (void)state;
+    rig_repeats = 30;
+    rig_t *rig = rig_new(with_guesses);
+    rig_sequence_t *whole = rig_admit(rig, "whole", 20, 0, 150, NULL);
+    rig_run(rig);
+    rig_check_text(whole);
+    assert_true(load_of(rig).accepted_tokens > 30);
+    /* Every place of the text where an id stands for the first time, as the end. */
+    for (uint32_t at = 0, n = 0; at < 150 && n < 30; at++) {
+        bool first = true;
+        for (uint32_t i = 0; i < at; i++)
+            first &= whole->ids[i] != whole->ids[at];
+        if (!first)
+            continue;
+        char name[16];
+        snprintf(name, sizeof name, "stop%u", n++);
+        stop_id = whole->ids[at];
+        rig_sequence_t *cut = rig_admit(rig, name, 20, 0, 150, stops_there);
+        rig_run(rig);
+        assert_int_equal(cut->end, END_FINISHED);
+        assert_int_equal(cut->finish, FINISH_STOP);
+        assert_int_equal(cut->n_ids, at + 1);
+        assert_memory_equal(cut->ids, whole->ids, (at + 1) * sizeof *cut->ids);
+    }
+    rig_free(rig);
+    rig_repeats = 0;
+}
+
+static void few_rows(scheduler_config_t *config)
+{
+    with_guesses(config);
+    config->step_tokens_max = 11;
+}
+
+static void test_guesses_take_only_rows_that_are_left(void **state)
+{
+    (void)state;
+    rig_repeats = 10;
+    rig_t *rig = rig_new(few_rows);
+    /* Five decode in loops, with six rows to spare: every step has one for each of the five. */
+    for (uint32_t i = 0; i < 5; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "s%u", i);
+        rig_admit(rig, name, 8, i, 100, NULL);
+    }
+    for (int i = 0; i < 8; i++)
+        rig_step(rig);
+    for (int i = 0; i < 20; i++) {
+        rig_plan(rig);
+        for (uint32_t k = 0; k < 5; k++) {
+            char name[16];
+            snprintf(name, sizeof name, "s%u", k);
+            assert_true(rig_planned(rig, name) || rig_find(rig, name)->n_ends == 1);
+        }
+        rig_return(rig);
+        rig_take(rig, rig->stream);
+    }
+    rig_run(rig);
+    assert_true(load_of(rig).accepted_tokens > 50);
+    for (uint32_t i = 0; i < rig->n_sequences; i++)
+        rig_check_text(&rig->sequences[i]);
+    rig_free(rig);
+    rig_repeats = 0;
+}
+
+static void few_blocks_two_stages(scheduler_config_t *config)
+{
+    with_guesses(config);
+    config->n_blocks = 28;
+    config->stages = 2;
+    config->batch_max = 4;
+}
+
+static void solo(admission_t *admission)
+{
+    admission->solo = true;
+}
+
+/* Preemption, cancels, equal prefixes, two steps in flight: whatever happens beside the guesses. */
+static void test_a_long_random_run_with_guesses_keeps_every_text(void **state)
+{
+    (void)state;
+    rig_repeats = 14;
+    rig_t *rig = rig_new(few_blocks_two_stages);
+    uint32_t random = 11, n = 0, finished = 0;
+    char name[16];
+    for (int turn = 0; turn < 8000; turn++) {
+        random = random * 1664525u + 1013904223u;
+        uint32_t what = random >> 24 & 7;
+        if (what == 0 && n < 120) {
+            snprintf(name, sizeof name, "s%u", n++);
+            rig_admit(rig, name, 1 + (random >> 8) % 100, random >> 16 & 3,
+                      1 + (random >> 10) % 200, random >> 20 & 8 ? NULL : solo);
+        } else if (what == 1 && n > 0 && (random >> 8) % 4 == 0) {
+            snprintf(name, sizeof name, "s%u", (random >> 8) % n);
+            scheduler_cancel(rig->s, name, 0, 1, rig->now_ms);
+        } else if (what < 5) {
+            rig_plan(rig);
+        } else if (rig->n_flights > 0) {
+            rig_return(rig);
+        }
+        rig_take(rig, rig->stream);
+    }
+    rig_run(rig);
+    for (uint32_t i = 0; i < rig->n_sequences; i++) {
+        assert_int_equal(rig->sequences[i].n_ends, 1);
+        if (rig->sequences[i].end != END_FINISHED)
+            continue;
+        finished++;
+        rig_check_text(&rig->sequences[i]);
+    }
+    scheduler_load_t load = load_of(rig);
+    print_message("%u texts, %llu guesses, %llu right, %llu preemptions\n", finished,
+                  (unsigned long long)load.drafted_tokens,
+                  (unsigned long long)load.accepted_tokens, (unsigned long long)load.preemptions);
+    assert_true(finished > 50 && load.preemptions > 0);
+    assert_true(load.accepted_tokens > 300 && load.drafted_tokens > load.accepted_tokens);
+    assert_int_equal(load.kv_tokens_free, load.kv_tokens_total);
+    rig_free(rig);
+    rig_repeats = 0;
+}
+
+static void test_a_result_with_more_tokens_than_its_plan_may_give_is_an_error(void **state)
+{
+    (void)state;
+    rig_repeats = 10;
+    rig_t *rig = rig_new(with_guesses);
+    rig_admit(rig, "a", 8, 0, 100, NULL);
+    while (rig_plan(rig) && rig->entries[0].n_draft < 2)
+        rig_return(rig);
+    uint32_t most = 1 + rig->entries[0].n_draft;
+    step_result_t *result = &rig->results[0];
+    for (uint32_t i = result->n; i <= most; i++)
+        result->drawn[i] = result->drawn[0];
+    uint32_t right = result->n;
+    result->n = most + 1;
+    assert_int_equal(scheduler_step_done(rig->s, result, 0), STATUS_INTERNAL);
+    result->n = 0;
+    assert_int_equal(scheduler_step_done(rig->s, result, 0), STATUS_INTERNAL);
+    result->n = right;
+    rig_run(rig);
+    rig_check_text(&rig->sequences[0]);
+    rig_free(rig);
+    rig_repeats = 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_text_is_guessed_where_its_last_three_ids_stood_before),
+        cmocka_unit_test(test_guesses_begin_when_they_were_right_and_end_at_once_when_not),
+        cmocka_unit_test(test_a_step_catches_up_with_few_ids_at_a_time),
+        cmocka_unit_test(test_guesses_save_steps_and_change_no_text),
+        cmocka_unit_test(test_a_text_that_never_repeats_itself_costs_no_row),
+        cmocka_unit_test(test_a_stop_among_the_guesses_is_the_end),
+        cmocka_unit_test(test_guesses_take_only_rows_that_are_left),
+        cmocka_unit_test(test_a_long_random_run_with_guesses_keeps_every_text),
+        cmocka_unit_test(test_a_result_with_more_tokens_than_its_plan_may_give_is_an_error),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
