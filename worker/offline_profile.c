@@ -16,7 +16,7 @@ enum { ROUNDS = 4, GEN_MAX = 64 };
 
 typedef struct {
     offline_replica_t replica;
-    const char *out;
+    const char *out, *output;
     int64_t prompt, gen, batch;
     uint32_t vocab;
     profile_t profile;
@@ -108,8 +108,9 @@ static status_t profile_run(run_t *run)
     offline_work_t work = {.context = run, .drive = drive};
     TRY(offline_run(r, &work));
     TRY(read_traces(run));
-    profile_choose(&run->profile, (uint32_t)run->batch);
-    profile_print(&run->profile, stdout);
+    /* With several stages the sequences are dealt out to as many batches. */
+    profile_choose(&run->profile, (uint32_t)((run->batch + r->stages - 1) / r->stages));
+    profile_print(&run->profile, strcmp(run->output, "json") == 0, stdout);
     return run->out[0] ? profile_write(&run->profile, run->out) : STATUS_OK;
 }
 
@@ -153,6 +154,7 @@ int offline_profile(int argc, char **argv)
          NULL},
         {"quantize", OPTION_TEXT, &r->quantize, "", "q8|q4|fp8",
          "quantize F32, F16 and BF16 weights as they are loaded", 0, 0, NULL},
+        {"o", OPTION_TEXT, &run.output, "table", "table|json", "how to print", 0, 0, NULL},
         {"out", OPTION_TEXT, &run.out, "", "FILE", "also write a trace for chrome://tracing", 0, 0,
          NULL},
         {0},
@@ -173,6 +175,8 @@ int offline_profile(int argc, char **argv)
     }
     if (status == STATUS_OK && !r->model_path)
         status = fail(STATUS_INVALID, "--model is needed");
+    if (status == STATUS_OK && strcmp(run.output, "table") != 0 && strcmp(run.output, "json") != 0)
+        status = fail(STATUS_INVALID, "-o: \"%s\" is neither table nor json", run.output);
     if (status == STATUS_OK)
         status = profile_in_directory(&run);
     arena_release(&run.arena);

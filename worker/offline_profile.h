@@ -25,8 +25,8 @@ typedef struct {
  * can only make a step slower. */
 void profile_choose(profile_t *profile, uint32_t batch);
 
-/* The chosen steps, op by op and rank by rank. */
-void profile_print(const profile_t *profile, FILE *out);
+/* The chosen steps, op by op and rank by rank; as JSON one object a row. */
+void profile_print(const profile_t *profile, bool json, FILE *out);
 
 /* Events of the chosen steps as JSON of the trace event format. */
 status_t profile_write(const profile_t *profile, const char *path) MUST_USE;

@@ -136,6 +136,31 @@ static void print_row(FILE *out, uint32_t rank, const row_t *row, double step_us
             gops, gb, roof);
 }
 
+static void print_row_json(FILE *out, const char *phase, const trace_event_t *step, uint32_t rank,
+                           const row_t *row)
+{
+    double ns = (double)row->ns > 0 ? (double)row->ns : 1;
+    fprintf(out,
+            "{\"phase\":\"%s\",\"step\":%" PRIu64 ",\"rows\":%u,\"rank\":%u,\"op\":\"%s\",\"n\":%u,"
+            "\"k\":%u,\"calls\":%u,\"us\":%.1f,\"share\":%.4f,\"busy\":%.4f,\"operations\":%" PRIu64
+            ",\"bytes\":%" PRIu64 ",\"of_roof\":%.4f}\n",
+            phase, step->step, step->rows, rank, row->op, row->n, row->k, row->calls, ns / 1e3,
+            ns / (double)(step->end_ns - step->begin_ns),
+            (double)row->busy_ns / (double)row->capacity_ns, row->operations, row->bytes,
+            row->operations > 0 ? row->least_ns / ns : 0);
+}
+
+static void print_step_json(const profile_t *profile, FILE *out, const char *phase, uint64_t number)
+{
+    row_t rows[ROWS_MAX];
+    const trace_event_t *step;
+    for (uint32_t rank = 0; rank < profile->n_ranks && number > 0; rank++) {
+        uint32_t n = sum_rows(profile, rank, number, rows, &step);
+        for (uint32_t i = 0; step && i < n; i++)
+            print_row_json(out, phase, step, rank, &rows[i]);
+    }
+}
+
 /* The time from the end of this step to the beginning of the next one on this rank. */
 static double gap_us(const profile_t *profile, uint32_t rank, const trace_event_t *step)
 {
@@ -183,8 +208,13 @@ static void print_step(const profile_t *profile, FILE *out, const char *phase, u
                 (double)slowest.bytes / 1024 / slowest.calls);
 }
 
-void profile_print(const profile_t *profile, FILE *out)
+void profile_print(const profile_t *profile, bool json, FILE *out)
 {
+    if (json) {
+        print_step_json(profile, out, "prefill", profile->prefill_step);
+        print_step_json(profile, out, "decode", profile->decode_step);
+        return;
+    }
     fprintf(out, "peak of a rank's threads: %.0f GOPS int8, %.0f GFLOP/s bf16, read %.1f GB/s\n",
             profile->peak.int8_gops, profile->peak.bf16_gflops, profile->peak.read_gb);
     print_step(profile, out, "prefill", profile->prefill_step);

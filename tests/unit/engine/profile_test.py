@@ -95,6 +95,18 @@ class Profile(unittest.TestCase):
         _, alone = profile()
         self.assertNotIn("slowest link", alone)
 
+    def test_rows_come_as_json_and_a_step_of_stages_has_its_share_of_the_batch(self):
+        words = [WORKER, "offline", "profile", "--model", MODEL, "--prompt", str(PROMPT), "--gen", "8", "--batch", "4",
+                 "--stages", "2", "--threads", "1", "-o", "json"]
+        lines = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout.splitlines()
+        rows = [json.loads(line) for line in lines]
+        for phase in ("prefill", "decode"):
+            for rank in (0, 1):
+                of = [row for row in rows if row["phase"] == phase and row["rank"] == rank]
+                self.assertTrue({"matmul", "attention"} <= {row["op"] for row in of}, of)
+                self.assertTrue(0.1 < sum(row["share"] for row in of) <= 1.001, of)
+        self.assertEqual({row["rows"] for row in rows if row["phase"] == "decode"}, {2})
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)
