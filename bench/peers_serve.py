@@ -87,9 +87,9 @@ def clients(budget, _probe):
         file = built.smollm2(kind)
         wanted = {"clients": CLIENTS, "requests": 3 * CLIENTS, "prompt": PROMPT, "gen": GEN}
         budget.give(1 / (len(kinds) - i))
-        # The engine alone, with as many streams, shows what the way through gRPC costs.
+        # The engine alone, with as many streams and guesses, shows what the way through gRPC costs.
         runs = {"ours": lambda file=file: under_load(shoal, file, "grpc", **wanted),
-                "engine": lambda file=file: m.ours(file, 2, PROMPT, GEN, str(CLIENTS), repeats=2)}
+                "engine": lambda file=file: m.ours(file, 2, PROMPT, GEN, str(CLIENTS), repeats=2, speculate=8)}
         if os.path.exists(built.SERVER):
             runs["peer"] = lambda file=file: under_load(llama_server, file, "http", **wanted)
         got = m.alternate(budget, **runs)

@@ -135,11 +135,12 @@ static void closed_loop(serve_t *serve, serve_request_t *requests, serve_request
 {
     int64_t sent = 0;
     bool joined = joining == NULL;
+    int64_t n_first = serve->n_clients < serve->n_requests ? serve->n_clients : serve->n_requests;
     while (sent < serve->n_requests || !joined) {
         pthread_mutex_lock(&serve->bell.lock);
         bool join_now = false, send_now = false;
         for (;;) {
-            join_now = !joined && sent >= serve->n_clients && time_to_join(serve, requests);
+            join_now = !joined && sent >= n_first && time_to_join(serve, requests);
             send_now = sent < serve->n_requests &&
                        sent - count_done(requests, sent) < serve->n_clients;
             if (join_now || send_now)

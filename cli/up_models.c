@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "common/base/memory.h"
+#include "common/model/gguf.h"
 #include "common/model/model_files.h"
 
 enum { NAMES_MAX = 100 };
@@ -71,6 +72,13 @@ status_t up_offer_model(const cluster_options_t *where, const char *path, char *
 {
     char *folder = local_folder(where), *real = folder ? model_file_real(path) : NULL;
     status_t status = STATUS_OK;
+    /* A split model has one link, to its first file, by whichever of its files it was named. */
+    char *home = NULL;
+    if (real && gguf_parts(real, &home) > 1) {
+        free(real);
+        real = gguf_part_beside(home, 1);
+    }
+    free(home);
     /* What is not here, or no model, is the coordinator's to refuse: it may know it by another
      * name. */
     if (real && could_be_model(real))

@@ -151,11 +151,14 @@ static void mix_model(void *context, const char *path)
     struct dirent **names;
     int n = model_files_are_in(path) ? scandir(path, &names, NULL, alphasort) : -1;
     mix_file(look, path);
-    for (uint32_t i = 1, n_parts = gguf_n_parts(path); n_parts > 1 && i <= n_parts; i++) {
-        char *part = gguf_part_path(path, i);
+    char *home;
+    uint32_t n_parts = gguf_parts(path, &home);
+    for (uint32_t i = 1; n_parts > 1 && i <= n_parts; i++) {
+        char *part = gguf_part_beside(home, i);
         mix_file(look, part);
         free(part);
     }
+    free(home);
     for (int i = 0; i < n; i++) {
         char file[4096];
         if (names[i]->d_name[0] != '.' &&

@@ -330,7 +330,7 @@ void agent_store_put_loading(agent_store_t *store, const agent_plan_t *plan, uin
 {
     Shoal__Cluster__V1__LoadingRecord record = SHOAL__CLUSTER__V1__LOADING_RECORD__INIT;
     uint8_t packed[64];
-    char *key = mem_format("%sreplicas/%s/%u/loading/%s", store->prefix, plan->deployment,
+    char *key = mem_format("%sreplicas/%s/%u/weights/%s", store->prefix, plan->deployment,
                            plan->ordinal, store->host->id);
     record.epoch = plan->epoch;
     record.percent = percent;

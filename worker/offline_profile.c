@@ -109,7 +109,8 @@ static status_t profile_run(run_t *run)
     TRY(offline_run(r, &work));
     TRY(read_traces(run));
     /* With several stages the sequences are dealt out to as many batches. */
-    profile_choose(&run->profile, (uint32_t)((run->batch + r->stages - 1) / r->stages));
+    int64_t share = (run->batch + r->stages - 1) / r->stages;
+    profile_choose(&run->profile, (uint32_t)(share < r->chunk ? share : r->chunk));
     profile_print(&run->profile, strcmp(run->output, "json") == 0, stdout);
     return run->out[0] ? profile_write(&run->profile, run->out) : STATUS_OK;
 }

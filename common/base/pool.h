@@ -1,7 +1,8 @@
 /* A fixed team of threads that all run the same function at once, for kernels. The caller is thread
  * 0. Between runs the others spin a little, then sleep on a futex; when there are more threads than
  * CPUs they give up their time slice instead of spinning. Work is divided by the functions
- * themselves (pool_slice), statically, so which thread computes what never depends on timing. */
+ * themselves (pool_slice), statically, so which thread computes what depends on timing only in an
+ * elastic team (pool_elastic), which leaves out threads that have lost their CPU. */
 #ifndef SHOAL_COMMON_BASE_POOL_H
 #define SHOAL_COMMON_BASE_POOL_H
 

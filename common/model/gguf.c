@@ -62,6 +62,17 @@ status_t gguf_open(const char *path, gguf_t **own_out)
     TRY(gguf_open_file(path, &gguf));
     if (gguf_is_part(gguf))
         return gguf_open_parts(gguf, own_out);
+    /* Digests and seals go by the names, so names and keys must say the same. */
+    char *home;
+    uint32_t n_parts = gguf_parts(path, &home);
+    free(home);
+    if (n_parts > 1) {
+        status_t status = fail(STATUS_INVALID, "%s: by its name it is one of %u files, and it has no "
+                               "key split.count; under another name it is a model", gguf->label,
+                               n_parts);
+        gguf_close(gguf);
+        return status;
+    }
     *own_out = gguf;
     return STATUS_OK;
 }

@@ -152,13 +152,12 @@ typedef struct {
 
 /* Whether the path's last part is the name of a part. *out may be NULL. */
 bool gguf_part_name(const char *path, gguf_part_name_t *out);
-/* The path of a part under the name that has the others beside it: `path`, or, when they are not
- * there and it is a link, what it leads to. NULL when it is no part. To be freed. */
-char *gguf_part_home(const char *path);
-/* Where part 1, 2, … of the same model is, or would be. NULL when `path` is no part or has fewer. To
- * be freed. */
-char *gguf_part_path(const char *path, uint32_t part);
-/* Of how many files the model at `path` is by these names; 1 for every other path. */
-uint32_t gguf_n_parts(const char *path);
+/* Of how many files the model at `path` is by these names; 1 for every other path. With more than
+ * one *own_home_out is the path of a part under the name that has the others beside it: `path`, or,
+ * when they are not there and it is a link, what it leads to; otherwise NULL. The folder is looked at
+ * here and nowhere else, so what follows speaks of one state of it. */
+uint32_t gguf_parts(const char *path, char **own_home_out);
+/* Where part 1, 2, … of that model is, or would be: by the name alone. To be freed. */
+char *gguf_part_beside(const char *home, uint32_t part);
 
 #endif

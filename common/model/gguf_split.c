@@ -45,12 +45,11 @@ bool gguf_part_name(const char *path, gguf_part_name_t *out)
     return true;
 }
 
-static char *beside(const char *path, uint32_t part)
+char *gguf_part_beside(const char *home, uint32_t part)
 {
     gguf_part_name_t name;
-    if (!gguf_part_name(path, &name) || part == 0 || part > name.count)
-        return NULL;
-    return mem_format("%.*s-%05u-of-%05u.gguf", (int)name.stem, path, part, name.count);
+    CHECK(gguf_part_name(home, &name) && part > 0 && part <= name.count);
+    return mem_format("%.*s-%05u-of-%05u.gguf", (int)name.stem, home, part, name.count);
 }
 
 /* Where a link leads, by one step; NULL when it is none. */
@@ -67,20 +66,23 @@ static char *follow(const char *path)
     return mem_format("%.*s/%s", (int)(slash - path), path, target);
 }
 
-static bool has_other(const char *path)
+static bool has_others(const char *path)
 {
     gguf_part_name_t name;
     bool has = gguf_part_name(path, &name);
-    char *other = has ? beside(path, name.part == 1 ? 2 : 1) : NULL;
-    has = has && (name.count == 1 || access(other, F_OK) == 0);
-    free(other);
+    for (uint32_t i = 1; has && i <= name.count; i++) {
+        char *part = gguf_part_beside(path, i);
+        has = i == name.part || access(part, F_OK) == 0;
+        free(part);
+    }
     return has;
 }
 
-char *gguf_part_home(const char *path)
+/* NULL when neither the path nor what it leads to is named like a part. */
+static char *find_home(const char *path)
 {
     char *at = mem_strdup(path), *first = NULL;
-    for (int i = 0; at != NULL && i < LINKS_MAX && !has_other(at); i++) {
+    for (int i = 0; at != NULL && i < LINKS_MAX && !has_others(at); i++) {
         char *next = follow(at);
         if (first == NULL && gguf_part_name(at, NULL))
             first = at;
@@ -88,7 +90,7 @@ char *gguf_part_home(const char *path)
             free(at);
         at = next;
     }
-    if (at == NULL || !has_other(at)) { /* of one whose others are missing the first place is told */
+    if (at == NULL || !has_others(at)) { /* of one whose others are missing the first place is told */
         free(at);
         return first;
     }
@@ -96,20 +98,15 @@ char *gguf_part_home(const char *path)
     return at;
 }
 
-char *gguf_part_path(const char *path, uint32_t part)
+uint32_t gguf_parts(const char *path, char **own_home_out)
 {
-    char *home = gguf_part_home(path), *found = home != NULL ? beside(home, part) : NULL;
-    free(home);
-    return found;
-}
-
-uint32_t gguf_n_parts(const char *path)
-{
-    gguf_part_name_t name = {.count = 1};
-    char *home = gguf_part_home(path);
-    bool is_part = home != NULL && gguf_part_name(home, &name);
-    free(home);
-    return is_part ? name.count : 1;
+    gguf_part_name_t name;
+    *own_home_out = find_home(path);
+    if (*own_home_out != NULL && gguf_part_name(*own_home_out, &name) && name.count > 1)
+        return name.count;
+    free(*own_home_out);
+    *own_home_out = NULL;
+    return 1;
 }
 
 /* --- what a file says of itself --- */
@@ -195,14 +192,14 @@ static status_t check_part(const gguf_t *part, const split_t *model, uint32_t no
     return STATUS_OK;
 }
 
-/* Fills the empty places of `parts`. */
-static status_t open_others(const gguf_t *opened, const split_t *model, gguf_t **parts)
+/* Fills the empty places of `parts` with what stands beside `home`. */
+static status_t open_others(const gguf_t *opened, const char *home, const split_t *model,
+                            gguf_t **parts)
 {
     for (uint32_t i = 0; i < model->count; i++) {
         if (parts[i] != NULL)
             continue;
-        char *path = gguf_part_path(opened->path, i + 1);
-        CHECK(path != NULL);
+        char *path = gguf_part_beside(home, i + 1);
         status_t status = gguf_open_file(path, &parts[i]);
         if (status == STATUS_NOT_FOUND)
             status = fail(STATUS_INVALID, "%s: file %u of %u of this model, %s, is not there",
@@ -251,14 +248,11 @@ static status_t join_tensors(gguf_t *const *parts, const split_t *model)
 }
 
 /* The name must say what the keys say: the others are found by it. */
-static status_t check_name(const gguf_t *opened, const split_t *model)
+static status_t check_name(const gguf_t *opened, const char *home, const split_t *model)
 {
-    char *home = gguf_part_home(opened->path);
-    gguf_part_name_t name = {0};
-    bool good = home != NULL && gguf_part_name(home, &name) && name.count == model->count &&
-                name.part == model->no + 1;
-    free(home);
-    if (good)
+    gguf_part_name_t name;
+    if (home != NULL && gguf_part_name(home, &name) && name.count == model->count &&
+        name.part == model->no + 1)
         return STATUS_OK;
     return fail(STATUS_INVALID, "%s: by its keys it is file %u of %u, so its name must end in "
                 "-%05u-of-%05u.gguf", opened->label, model->no + 1, model->count, model->no + 1,
@@ -269,16 +263,19 @@ status_t gguf_open_parts(gguf_t *take_part, gguf_t **own_out)
 {
     split_t model = {0};
     gguf_t **parts = NULL;
+    char *home = find_home(take_part->path);
     status_t status = read_split(take_part, &model);
     if (status == STATUS_OK)
-        status = check_name(take_part, &model);
+        status = check_name(take_part, home, &model);
     if (status != STATUS_OK) {
+        free(home);
         gguf_close(take_part);
         return status;
     }
     parts = MEM_NEW_ARRAY(gguf_t *, model.count);
     parts[model.no] = take_part;
-    status = open_others(take_part, &model, parts);
+    status = open_others(take_part, home, &model, parts);
+    free(home);
     for (uint32_t i = 1; i < model.count && status == STATUS_OK; i++)
         status = check_keys(parts[0], parts[i]);
     if (status == STATUS_OK)

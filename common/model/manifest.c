@@ -20,13 +20,13 @@ char *manifest_path(const char *model_path)
     struct stat info;
     bool is_folder = stat(model_path, &info) == 0 && S_ISDIR(info.st_mode);
     gguf_part_name_t name;
-    char *part = is_folder || gguf_n_parts(model_path) < 2 ? NULL : gguf_part_path(model_path, 1);
-    if (part != NULL && gguf_part_name(part, &name)) {
-        char *path = mem_format("%.*s.gguf.sha256", (int)name.stem, part);
-        free(part);
+    char *home = NULL;
+    if (!is_folder && gguf_parts(model_path, &home) > 1 && gguf_part_name(home, &name)) {
+        char *path = mem_format("%.*s.gguf.sha256", (int)name.stem, home);
+        free(home);
         return path;
     }
-    free(part);
+    free(home);
     return mem_format(is_folder ? "%s/manifest.sha256" : "%s.sha256", model_path);
 }
 

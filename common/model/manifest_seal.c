@@ -101,15 +101,15 @@ static status_t list_files(const char *path, files_t *files)
     files->seal = manifest_path(path);
     if (S_ISDIR(info.st_mode))
         return list_folder(path, files);
-    uint32_t n_parts = gguf_n_parts(path);
-    if (n_parts == 1)
-        return list_file(path, files);
-    status_t status = STATUS_OK;
-    for (uint32_t i = 1; i <= n_parts && status == STATUS_OK; i++) { /* ascending by their names */
-        char *part = gguf_part_path(path, i);
+    char *home;
+    uint32_t n_parts = gguf_parts(path, &home);
+    status_t status = n_parts == 1 ? list_file(path, files) : STATUS_OK;
+    for (uint32_t i = 1; n_parts > 1 && i <= n_parts && status == STATUS_OK; i++) {
+        char *part = gguf_part_beside(home, i); /* ascending by their names */
         status = list_file(part, files);
         free(part);
     }
+    free(home);
     return status;
 }
 

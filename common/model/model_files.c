@@ -66,8 +66,8 @@ char *model_files_name(const char *path)
 
 char *model_file_real(const char *path)
 {
-    char *home = gguf_part_home(path);
-    if (home == NULL)
+    char *home;
+    if (gguf_parts(path, &home) == 1)
         return realpath(path, NULL);
     const char *slash = strrchr(home, '/'), *name = slash == NULL ? home : slash + 1;
     char *folder = slash == NULL ? mem_strdup(".") : mem_strndup(home, (size_t)(name - home));

@@ -64,12 +64,15 @@ static status_t check_file_inside(const char *dir, const char *path)
 
 static status_t check_parts_inside(const char *dir, const char *path)
 {
+    char *home;
+    uint32_t n = gguf_parts(path, &home);
     status_t status = STATUS_OK;
-    for (uint32_t i = 1, n = gguf_n_parts(path); n > 1 && i <= n && status == STATUS_OK; i++) {
-        char *part = gguf_part_path(path, i);
+    for (uint32_t i = 1; n > 1 && i <= n && status == STATUS_OK; i++) {
+        char *part = gguf_part_beside(home, i);
         status = check_file_inside(dir, part);
         free(part);
     }
+    free(home);
     return status;
 }
 
@@ -239,7 +242,7 @@ static status_t digest_of_folder(const char *path, const char *cache_dir,
 }
 
 /* The digests of a split model's files in their order; their names do not matter. */
-static status_t digest_of_parts(const char *path, const char *cache_dir,
+static status_t digest_of_parts(const char *home, uint32_t n, const char *cache_dir,
                                 char digest_out[MODEL_DIGEST_SIZE])
 {
     static const char head[] = "shoal split model 1";
@@ -247,9 +250,9 @@ static status_t digest_of_parts(const char *path, const char *cache_dir,
     status_t status = STATUS_OK;
     digest_t *digest = digest_start();
     digest_add_field(digest, head, sizeof head - 1);
-    for (uint32_t i = 1, n = gguf_n_parts(path); i <= n && status == STATUS_OK; i++) {
+    for (uint32_t i = 1; i <= n && status == STATUS_OK; i++) {
         char one[MODEL_DIGEST_SIZE];
-        char *part = gguf_part_path(path, i);
+        char *part = gguf_part_beside(home, i);
         status = digest_of_one(part, cache_dir, one);
         free(part);
         if (status == STATUS_OK)
@@ -268,6 +271,10 @@ status_t model_digest(const char *path, const char *cache_dir, char digest_out[M
 {
     if (is_folder(path))
         return digest_of_folder(path, cache_dir, digest_out);
-    return gguf_n_parts(path) > 1 ? digest_of_parts(path, cache_dir, digest_out)
-                                  : digest_of_one(path, cache_dir, digest_out);
+    char *home;
+    uint32_t n = gguf_parts(path, &home);
+    status_t status = n > 1 ? digest_of_parts(home, n, cache_dir, digest_out)
+                            : digest_of_one(path, cache_dir, digest_out);
+    free(home);
+    return status;
 }

@@ -275,6 +275,7 @@ static void loading_key(core_t *core, slot_t *slot, const char *host, const core
     snprintf(loading->host, sizeof loading->host, "%s", host);
     loading->epoch = record->epoch;
     loading->percent = record->percent;
+    loading->listing = core->listing;
     shoal__cluster__v1__loading_record__free_unpacked(record, NULL);
 }
 
@@ -286,7 +287,7 @@ static void replica_key(core_t *core, const char *rest, const core_key_t *key)
     if (sscanf(rest, "%128[^/]/%u/%n", name, &ordinal, &end) != 2 || end == 0)
         return;
     const char *what = rest + end;
-    if (strncmp(what, "loading/", 8) == 0) {
+    if (strncmp(what, "weights/", 8) == 0) {
         const deployment_t *of = cluster_find(core, name);
         loading_key(core, of ? cluster_slot(of, ordinal) : NULL, what + 8, key);
         return;
@@ -379,6 +380,10 @@ static void sweep_replicas(core_t *core, deployment_t *d)
             active_key(core, slot, &gone);
         if (slot && slot->plan && slot->plan_listing != core->listing)
             plan_key(core, slot, &gone);
+        for (size_t i = slot ? slot->n_loading : 0; i > 0; i--) {
+            if (slot->loading[i - 1].listing != core->listing)
+                slot->loading[i - 1] = slot->loading[--slot->n_loading];
+        }
     }
 }
 

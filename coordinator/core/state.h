@@ -109,7 +109,7 @@ struct deployment { /* cluster.c */
 /* What a host says of its ranks of a slot; only shown. */
 typedef struct loading {
     char host[CORE_NAME_SIZE];
-    uint64_t epoch;
+    uint64_t epoch, listing;
     uint32_t percent;
 } loading_t;
 

@@ -21,8 +21,10 @@ typedef struct {
  * set when they are added: clearing a call would cost as much as several keys. */
 void attention_open_call(const attention_job_t *job, uint32_t thread, uint32_t row,
                          uint32_t kv_head, kattend_t *call);
-/* Adds pair (row, head) to the call unless its query is not finite: then the row is an error and
- * its output NaN. */
+/* Whether the pair's query is finite and its row no error so far. */
+bool attention_pair_is_good(const kwork_t *work, uint32_t row, uint32_t head);
+/* Adds pair (row, head) to the call unless it is not good: then the row is an error and its output
+ * NaN. */
 void attention_add_pair(const kwork_t *work, uint32_t row, uint32_t head, kattend_t *call);
 /* Heads that read kv_head, ascending, into heads_out; returns their number. */
 uint32_t attention_heads_of(const kwork_t *work, uint32_t kv_head, uint16_t heads_out[KHEADS_MAX]);

@@ -117,9 +117,9 @@ static void attend_chunk(const walk_t *walk, const run_t *run, uint32_t row, uin
     attention_open_call(walk->job, walk->thread, run->first, run->kv_head, &call);
     for (uint32_t h = head_first; h < head_end; h++) {
         uint32_t n = call.n;
+        if (!attention_pair_is_good(work, row, run->heads[h]))
+            continue; /* other threads have chunks of it as well: merging writes its NaN */
         attention_add_pair(work, row, run->heads[h], &call);
-        if (call.n == n)
-            continue; /* its output is NaN already */
         uint32_t *first = &call.pass[0].first[n], *end = &call.pass[0].end[n];
         *first = *first > chunk ? *first : chunk;
         *end = *end < chunk + KEYS_CHUNK ? *end : chunk + KEYS_CHUNK;

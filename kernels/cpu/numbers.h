@@ -69,7 +69,6 @@ static inline uint16_t bf16_round(float x)
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-/* The same, but what would round up to Inf becomes the largest BF16. */
 /* Whether no value is NaN or infinite. Four lanes, which the baseline has. */
 static inline bool values_are_finite(const float *x, uint32_t n)
 {
@@ -86,6 +85,7 @@ static inline bool values_are_finite(const float *x, uint32_t n)
     return (bad[0] | bad[1] | bad[2] | bad[3]) == 0 && rest == 0;
 }
 
+/* As bf16_round, but what would round up to Inf becomes the largest BF16. */
 static inline uint16_t bf16_round_finite(float x)
 {
     uint16_t half = bf16_round(x);

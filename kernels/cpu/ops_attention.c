@@ -76,12 +76,26 @@ status_t op_kv_append(kqueue_t *queue, kbatch_t *batch, kkv_t *kv, uint32_t laye
     return queue_submit(queue, &work, NULL, 0);
 }
 
+static const float *query_of(const kwork_t *work, uint32_t row, uint32_t head)
+{
+    const attention_plan_t *plan = work->array[1];
+    return floats(work->from[0], (size_t)row * work->ld + (size_t)head * plan->key_dim);
+}
+
+bool attention_pair_is_good(const kwork_t *work, uint32_t row, uint32_t head)
+{
+    const attention_plan_t *plan = work->array[1];
+    /* A row whose own key or value was not finite left zeros in the cache: its flag tells. */
+    return !__atomic_load_n(&work->batch->errors[row], __ATOMIC_RELAXED) &&
+           values_are_finite(query_of(work, row, head), plan->key_dim);
+}
+
 void attention_add_pair(const kwork_t *work, uint32_t row, uint32_t head, kattend_t *call)
 {
     const attention_plan_t *plan = work->array[1];
-    const float *q = floats(work->from[0], (size_t)row * work->ld + (size_t)head * plan->key_dim);
+    const float *q = query_of(work, row, head);
     float *out = floats_to(work->to, ((size_t)row * work->heads + head) * plan->value_dim);
-    if (!values_are_finite(q, plan->key_dim)) {
+    if (!attention_pair_is_good(work, row, head)) {
         batch_row_error(work->batch, row);
         for (uint32_t d = 0; d < plan->value_dim; d++)
             out[d] = bits_float(NAN_BITS);

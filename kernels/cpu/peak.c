@@ -28,6 +28,19 @@ static void try_thread(void *arg, uint32_t thread, uint32_t n_threads)
     attempt->operations[thread] = READ_BYTES;
 }
 
+typedef struct {
+    uint8_t *data;
+    uint32_t parts; /* of READ_BYTES */
+} clear_t;
+
+static void clear_thread(void *arg, uint32_t thread, uint32_t n_threads)
+{
+    const clear_t *clear = arg;
+    uint32_t first, end;
+    pool_slice(clear->parts, thread, n_threads, &first, &end);
+    memset(clear->data + (size_t)first * READ_BYTES, 1, (size_t)(end - first) * READ_BYTES);
+}
+
 static double best_rate(kdevice_t *device, double (*compute)(uint64_t), const uint8_t *data)
 {
     double best = 0;
@@ -56,7 +69,9 @@ status_t device_peak(kdevice_t *device, kpeak_t *out)
     uint8_t *data = map_pages(bytes);
     if (data == NULL)
         return fail(STATUS_NO_MEMORY, "no memory for %zu bytes to read", bytes);
-    memset(data, 1, bytes); /* pages that were never written are all one page */
+    /* Pages that were never written are all one page; each thread's lie near it. */
+    clear_t clear = {data, pool_threads(device->pool)};
+    pool_run(device->pool, clear_thread, &clear);
     *out = (kpeak_t){
         .int8_gops = best_rate(device, avx512 ? peak_int8_avx512 : peak_int8_avx2, NULL),
         .bf16_gflops = best_rate(device, avx512 ? peak_bf16_avx512 : peak_bf16_avx2, NULL),

@@ -5,6 +5,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/memory.h"
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/pages.h"
 #include "kernels/cpu/queue.h"
 
@@ -37,14 +38,18 @@ static void cost_attention(const kwork_t *work, trace_event_t *event)
 {
     const kbatch_t *batch = work->batch;
     const kpages_t *pages = &work->kv->pages;
-    if (work->from[2] != NULL) /* a list chooses the keys */
-        return;
-    uint64_t dims = pages->key_dim + pages->value_dim;
+    const attention_plan_t *plan = work->array[1];
+    if (work->from[2] != NULL || plan->more != NULL)
+        return; /* a list chooses the keys, or a second cache has some of them */
+    uint64_t dims = plan->key_dim + plan->value_dim;
+    uint64_t stored = plan->key_dim + (pages->v_bytes > 0 ? plan->value_dim : 0);
     for (uint32_t row = 0; row < batch->n_rows; row++) {
         uint64_t keys = entries_visible(pages, batch->rows[row].position);
+        if (plan->window > 0 && keys > plan->window)
+            keys = plan->window;
         event->operations += 2 * keys * work->heads * dims;
         if (row + 1 == batch->n_rows || batch->rows[row + 1].sequence != batch->rows[row].sequence)
-            event->bytes += keys * pages->n_kv_heads * dims * key_bytes(pages);
+            event->bytes += keys * pages->n_kv_heads * stored * key_bytes(pages);
     }
 }
 

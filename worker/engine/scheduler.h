@@ -21,8 +21,8 @@
  * - An ended sequence stays known for keep_ended_ms; one that nobody is attached to for
  *   keep_detached_ms is cancelled.
  *
- * - Guesses (draft.h) are further rows of a sequence that decodes. They take no other's place, no
- *   blocks that another needs, and no row unless it is likely to pay.
+ * - Guesses (draft.h) are further rows of a sequence that decodes. They take the place of no other
+ *   that decodes, no blocks that another holds, and no row unless it is likely to pay.
  *
  * No allocation in the step path; admission allocates what the sequence will need. A step costs
  * O(running + log of all), however many wait. */

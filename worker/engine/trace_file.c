@@ -24,7 +24,8 @@ status_t trace_write(const trace_t *trace, const char *path)
                 e->step, e->begin_ns, e->end_ns, e->busy_ns, e->operations, e->bytes, e->rows,
                 e->n, e->k, e->threads, e->op);
     }
-    if (ferror(file) != 0 || fclose(file) != 0)
+    bool lost = ferror(file) != 0;
+    if (fclose(file) != 0 || lost)
         return fail(STATUS_IO, "the trace %s was not written whole: %s", path, strerror(errno));
     return STATUS_OK;
 }

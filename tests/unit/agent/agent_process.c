@@ -196,7 +196,7 @@ void remove_plan(cluster_t *cluster)
 
 static bool shows_loading(cluster_t *cluster, uint64_t epoch, uint32_t percent)
 {
-    const char *key = PREFIX "replicas/smol/0/loading/a";
+    const char *key = PREFIX "replicas/smol/0/weights/a";
     if (!has_key(cluster, key))
         return false;
     Shoal__Cluster__V1__LoadingRecord *record =

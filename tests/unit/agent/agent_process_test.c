@@ -286,7 +286,7 @@ static void test_a_long_load_is_shown_in_etcd_until_it_ends(void **state)
     wait_loading(&cluster, epoch, 25);
     wait_loading(&cluster, epoch, 50);
     shoal__cluster__v1__active_record__free_unpacked(wait_active(&cluster, epoch), NULL);
-    wait_for(!has_key(&cluster, "/shoal/test/replicas/smol/0/loading/a"));
+    wait_for(!has_key(&cluster, "/shoal/test/replicas/smol/0/weights/a"));
     free(digest);
     cluster_end(&cluster);
 }

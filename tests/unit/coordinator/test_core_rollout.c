@@ -268,22 +268,22 @@ static void test_of_hosts_that_load_the_slowest_is_shown_until_the_replica_is_ac
     rig_t rig;
     elected(&rig, 1, 2);
     uint64_t epoch = rig_replica(&rig, 0, "h0", RIG_IDENTITY);
-    say_loading(&rig, "replicas/toy/0/loading/h0", epoch, 40);
+    say_loading(&rig, "replicas/toy/0/weights/h0", epoch, 40);
     assert_int_equal(shown_loading(&rig), -1); /* active: what is left of loading says nothing */
     rig_delete(&rig, "replicas/toy/0/active");
     assert_int_equal(shown_loading(&rig), 40);
-    say_loading(&rig, "replicas/toy/0/loading/h1", epoch, 10);
+    say_loading(&rig, "replicas/toy/0/weights/h1", epoch, 10);
     assert_int_equal(shown_loading(&rig), 10);
-    say_loading(&rig, "replicas/toy/0/loading/h1", epoch, 50);
+    say_loading(&rig, "replicas/toy/0/weights/h1", epoch, 50);
     assert_int_equal(shown_loading(&rig), 40);
-    say_loading(&rig, "replicas/toy/0/loading/h0", epoch - 1, 1); /* of an epoch that is over */
+    say_loading(&rig, "replicas/toy/0/weights/h0", epoch - 1, 1); /* of an epoch that is over */
     assert_int_equal(shown_loading(&rig), 50);
-    rig_delete(&rig, "replicas/toy/0/loading/h1");
+    rig_delete(&rig, "replicas/toy/0/weights/h1");
     assert_int_equal(shown_loading(&rig), -1);
     /* It makes no deployment and no slot. */
     size_t n = core_n_deployments(rig.core);
-    say_loading(&rig, "replicas/gone/0/loading/h0", epoch, 5);
-    say_loading(&rig, "replicas/toy/7/loading/h0", epoch, 5);
+    say_loading(&rig, "replicas/gone/0/weights/h0", epoch, 5);
+    say_loading(&rig, "replicas/toy/7/weights/h0", epoch, 5);
     assert_int_equal(core_n_deployments(rig.core), n);
     assert_int_equal(shown_loading(&rig), -1);
     rig_stop(&rig);

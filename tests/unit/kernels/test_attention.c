@@ -290,12 +290,48 @@ static void test_heads_cut_over_ranks_give_the_bits_of_the_whole(void **state)
     free(s.rows);
 }
 
+/* What is stored for such a row is zeros: its own output must tell. */
+static void test_a_key_or_a_value_that_is_not_finite_makes_its_row_an_error(void **state)
+{
+    (void)state;
+    const char *levels[3];
+    uint32_t n_levels = kernels_cpu_levels(levels);
+    random_t random = {17};
+    sequence_t a = make_sequence(&random, 90, 9, 3, 64);
+    size_t row = (size_t)a.heads * a.dim;
+    for (uint32_t part = 0; part < 2; part++) { /* q, k and v lie side by side */
+        size_t at = (size_t)81 * a.width + row + part * 3 * 64 + 70;
+        float good = a.rows[at];
+        a.rows[at] = part == 0 ? NAN : INFINITY;
+        for (uint32_t v = 0; v < n_levels; v++) {
+            cache_t c = open_cache(levels[v], 2, KMODE_NATIVE, KQUEUE_NOW, &a);
+            uint32_t blocks[8] = {9, 1, 5, 2, 8, 0};
+            kbatch_table_t table = {blocks, 6};
+            float *out = MEM_NEW_ARRAY(float, 90 * row);
+            const sequence_t *only[] = {&a};
+            step(&c, only, &table, 1, (uint32_t[]){0}, (uint32_t[]){90}, out);
+            uint8_t flags[90];
+            assert_int_equal(c.f.ops->batch_row_errors(c.batch, flags), 1);
+            assert_int_equal(flags[81], 1);
+            for (uint32_t i = 0; i < row; i++)
+                assert_true(isnan(out[81 * row + i]));
+            for (uint32_t i = 0; i < 81 * row; i++)
+                assert_true(isfinite(out[i]));
+            free(out);
+            close_cache(&c);
+        }
+        a.rows[at] = good;
+    }
+    free(a.rows);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ref_is_an_exact_softmax_within_the_rounding_of_its_probabilities),
         cmocka_unit_test(test_every_level_thread_count_and_chunk_gives_refs_bits),
         cmocka_unit_test(test_neighbours_and_used_blocks_change_no_bit_of_a_row),
+        cmocka_unit_test(test_a_key_or_a_value_that_is_not_finite_makes_its_row_an_error),
         cmocka_unit_test(test_heads_cut_over_ranks_give_the_bits_of_the_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
