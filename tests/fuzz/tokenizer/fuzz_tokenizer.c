@@ -20,12 +20,25 @@ typedef struct {
     uint8_t kinds[TOKENS_MAX];
     char spellings[256][2];
     tokenizer_source_t source;
+    bool is_odd; /* see is_byte_letters */
 } vocabulary_t;
+
+/* An added token is found by its text and, as in Hugging Face's tokenizers, decoded as the letters of
+ * bytes when all of its characters are such: beyond ASCII that is another text. */
+static bool is_byte_letters(const char *text, size_t n, uint8_t kind)
+{
+    bool is_added = kind == TOKEN_UNKNOWN || kind == TOKEN_CONTROL || kind == TOKEN_USER_DEFINED;
+    for (size_t i = 0; is_added && i < n; i++)
+        if ((uint8_t)text[i] >= 0x80)
+            return true;
+    return false;
+}
 
 static void add_token(vocabulary_t *vocabulary, const char *text, size_t n, uint8_t kind)
 {
     if (vocabulary->source.n_tokens == TOKENS_MAX)
         return;
+    vocabulary->is_odd |= is_byte_letters(text, n, kind);
     vocabulary->kinds[vocabulary->source.n_tokens] = kind;
     vocabulary->tokens[vocabulary->source.n_tokens++] = (tokenizer_text_t){text, n};
 }
@@ -105,13 +118,13 @@ static void check_decode(const tokenizer_t *tokenizer, const uint32_t *ids, size
 }
 
 static void check_encode(const tokenizer_t *tokenizer, const char *text, size_t n,
-                         tokenize_mode_t mode)
+                         tokenize_mode_t mode, bool is_odd)
 {
     token_ids_t ids = {0};
     if (tokenizer_encode(tokenizer, text, n, mode, SIZE_MAX, &ids) == STATUS_OK) {
         buffer_t back = {0};
         CHECK(tokenizer_decode(tokenizer, ids.ids, ids.n, false, &back) == STATUS_OK);
-        CHECK(back.size == n && memcmp(buffer_text(&back), text, n) == 0);
+        CHECK(is_odd || (back.size == n && memcmp(buffer_text(&back), text, n) == 0));
         for (size_t i = 0; i < ids.n && mode == TOKENIZE_PLAIN; i++)
             CHECK(!tokenizer_is_special(tokenizer, ids.ids[i]));
         check_decode(tokenizer, ids.ids, ids.n, true);
@@ -146,8 +159,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     CHECK(status == STATUS_OK || custom);
     if (status != STATUS_OK)
         return 0;
-    check_encode(tokenizer, text, size, TOKENIZE_PLAIN);
-    check_encode(tokenizer, text, size, TOKENIZE_SPECIAL);
+    check_encode(tokenizer, text, size, TOKENIZE_PLAIN, vocabulary.is_odd);
+    check_encode(tokenizer, text, size, TOKENIZE_SPECIAL, vocabulary.is_odd);
     token_ids_t ids = {0};
     for (size_t i = 0; i + 1 < size; i += 2)
         token_ids_append(&ids, (uint32_t)((uint8_t)text[i] << 8 | (uint8_t)text[i + 1]) %
