@@ -2,11 +2,13 @@
  * tokenizer, its chat template and its sizes, never for its weights. With --models given models are
  * found inside those folders alone, because a deployment is named by whoever may deploy, not by who
  * owns this machine. */
+#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "common/model/chat.h"
+#include "common/model/gguf.h"
 #include "common/model/model.h"
 #include "common/model/model_files.h"
 #include "coordinator/shell_state.h"
@@ -88,11 +90,13 @@ static bool is_model(const char *path)
     return S_ISREG(info.st_mode) || (S_ISDIR(info.st_mode) && model_files_are_in(path));
 }
 
-/* "smol" or "smol.gguf" for the file smol.gguf. */
+/* "smol" or "smol.gguf" for the file smol.gguf; "big" also for big-00001-of-00002.gguf. */
 static bool names_model(const char *name, const char *model)
 {
-    size_t n = strlen(name);
-    return n && strncmp(name, model, n) == 0 && (!model[n] || strcmp(model + n, ".gguf") == 0);
+    char *plain = model_files_name(model);
+    bool names = name[0] && (strcmp(name, model) == 0 || strcmp(name, plain) == 0);
+    free(plain);
+    return names;
 }
 
 static status_t not_found(const char *models, const char *path, const char *name)
@@ -102,20 +106,43 @@ static status_t not_found(const char *models, const char *path, const char *name
                 "a directory with a config.json would be right", name, path, models);
 }
 
+/* The first file of a split model of that name, whose own name also says of how many. Of several, the
+ * lowest by bytes. To be freed; NULL when there is none. */
+static char *find_split(const char *folder, const char *name)
+{
+    struct dirent **files;
+    char *found = NULL;
+    int n = scandir(folder, &files, NULL, alphasort);
+    for (int i = 0; i < n; i++) {
+        gguf_part_name_t part;
+        const char *file = files[i]->d_name;
+        if (!found && gguf_part_name(file, &part) && part.part == 1 &&
+            part.stem == strlen(name) && strncmp(file, name, part.stem) == 0)
+            found = mem_format("%s/%s", folder, file);
+        free(files[i]);
+    }
+    if (n >= 0)
+        free(files);
+    return found;
+}
+
 /* In a folder of models: by the path inside it, else by the last part of the path, else by name. */
 static char *find_in_folder(const char *folder, const char *path, const char *base,
                             const char *name)
 {
-    char *tries[5] = {
+    char *tries[] = {
         path[0] == '/' ? mem_strdup(path) : mem_format("%s/%s", folder, path),
         mem_format("%s/%s", folder, base),
         mem_format("%s/%s.gguf", folder, base),
+        find_split(folder, base),
         mem_format("%s/%s", folder, name),
         mem_format("%s/%s.gguf", folder, name),
+        find_split(folder, name),
     };
     char *found = NULL;
-    for (size_t i = 0; i < 5; i++) {
-        if (!found && is_model(tries[i]) && model_check_inside(folder, tries[i]) == STATUS_OK)
+    for (size_t i = 0; i < sizeof tries / sizeof *tries; i++) {
+        if (!found && tries[i] && is_model(tries[i]) &&
+            model_check_inside(folder, tries[i]) == STATUS_OK)
             found = tries[i];
         else
             free(tries[i]);

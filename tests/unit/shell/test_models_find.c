@@ -48,6 +48,9 @@ static int make_folders(void **state)
         free(weights);
     }
     make("models/file.gguf", "x");
+    make("models/big-00001-of-00002.gguf", "x");
+    make("models/big-00002-of-00002.gguf", "x");
+    make("models/tail-00002-of-00002.gguf", "x");
     char *from = mem_format("%s/outside/dir2", root), *to = mem_format("%s/models/link", root);
     assert_int_equal(symlink(from, to), 0);
     free(from);
@@ -97,6 +100,19 @@ static void test_a_model_is_found_by_its_path_or_name_inside_the_folder(void **s
     check("/models/dir", "other", "other", NULL, STATUS_NOT_FOUND);
 }
 
+static void test_a_split_model_is_found_by_its_bare_name(void **state)
+{
+    (void)state;
+    static const char first[] = "/models/big-00001-of-00002.gguf";
+    check("/models", "big", "big", first, STATUS_OK);
+    check("/models", "/elsewhere/big", "big", first, STATUS_OK);
+    check("/models", "x", "big", first, STATUS_OK);
+    check("/models/big-00001-of-00002.gguf", "/elsewhere/big", "big", first, STATUS_OK);
+    check("/models", "bi", "bi", NULL, STATUS_NOT_FOUND);
+    check("/models", "big-00001", "big-00001", NULL, STATUS_NOT_FOUND);
+    check("/models", "tail", "tail", NULL, STATUS_NOT_FOUND);
+}
+
 static void test_what_is_outside_or_no_model_is_not_found(void **state)
 {
     (void)state;
@@ -123,6 +139,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_model_is_found_by_its_path_or_name_inside_the_folder),
+        cmocka_unit_test(test_a_split_model_is_found_by_its_bare_name),
         cmocka_unit_test(test_what_is_outside_or_no_model_is_not_found),
         cmocka_unit_test(test_without_a_folder_the_path_is_the_operators_word),
     };
