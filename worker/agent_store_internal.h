@@ -44,6 +44,7 @@ typedef enum {
     WRITE_ABSENT,  /* the same, only if the key does not exist */
     WRITE_GUARDED, /* a put that stands only while the plan is the one it speaks of */
     WRITE_FAILURE, /* a FailureRecord: merged with what others wrote about the same epoch */
+    WRITE_GONE,    /* a deletion; forgotten when etcd has done it */
 } write_kind_t;
 
 typedef struct write_record write_t;

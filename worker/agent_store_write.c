@@ -79,6 +79,9 @@ static void submit(agent_store_t *store, write_t *write)
             etcd_get(store->etcd, write->key, on_written, new_answer(store, write));
         }
         break;
+    case WRITE_GONE:
+        etcd_delete(store->etcd, write->key, on_written, new_answer(store, write));
+        break;
     }
 }
 
@@ -189,9 +192,9 @@ static bool merge(write_t *write, const heard_t *heard)
 
 void agent_store_written(agent_store_t *store, const heard_t *heard, uint64_t now_ms)
 {
-    write_t *write = store->writes;
-    while (write && write->id != heard->write_id)
-        write = write->next;
+    write_t **at = &store->writes, *write;
+    while ((write = *at) && write->id != heard->write_id)
+        at = &write->next;
     if (!write)
         return;
     write->in_flight = false;
@@ -200,6 +203,11 @@ void agent_store_written(agent_store_t *store, const heard_t *heard, uint64_t no
         write->reading = false;
         free(write->merged);
         write->merged = NULL;
+        return;
+    }
+    if (write->kind == WRITE_GONE) {
+        *at = write->next;
+        free_write(write);
         return;
     }
     if (write->reading) {
@@ -271,22 +279,23 @@ static char *plan_key_of(const agent_store_t *store, const agent_plan_t *plan)
     return mem_format("%sreplicas/%s/%u/plan", store->prefix, plan->deployment, plan->ordinal);
 }
 
-/* Drops rank records of older epochs from the list of what is kept under the lease. */
+/* Takes a key away that is kept under the lease. */
+static void take_away(agent_store_t *store, write_t *write)
+{
+    write->id = ++store->next_write_id; /* the answer to its last value is not the deletion's */
+    write->kind = WRITE_GONE;
+    set_value(write, NULL, 0);
+    submit(store, write);
+}
+
+/* Takes rank records of older epochs away. */
 static void forget_ranks(agent_store_t *store, const agent_plan_t *plan)
 {
     char *prefix = mem_format("%sranks/%s/%u/", store->prefix, plan->deployment, plan->ordinal);
-    write_t **at = &store->writes;
-    while (*at) {
-        write_t *write = *at;
-        if (write->kind != WRITE_LEASED || strncmp(write->key, prefix, strlen(prefix)) != 0 ||
-            write->epoch == plan->epoch) {
-            at = &write->next;
-            continue;
-        }
-        etcd_delete(store->etcd, write->key, on_written, new_answer(store, write));
-        *at = write->next;
-        free_write(write);
-    }
+    for (write_t *write = store->writes; write; write = write->next)
+        if (write->kind == WRITE_LEASED && strncmp(write->key, prefix, strlen(prefix)) == 0 &&
+            write->epoch != plan->epoch)
+            take_away(store, write);
     free(prefix);
 }
 
@@ -312,20 +321,6 @@ void agent_store_put_rank(agent_store_t *store, const agent_plan_t *plan, uint32
     free(key);
 }
 
-/* Takes a key away that is kept under the lease, if it was ever written. */
-static void take_away(agent_store_t *store, const char *key)
-{
-    write_t **at = &store->writes;
-    while (*at && strcmp((*at)->key, key) != 0)
-        at = &(*at)->next;
-    write_t *write = *at;
-    if (!write)
-        return;
-    etcd_delete(store->etcd, key, on_written, new_answer(store, write));
-    *at = write->next;
-    free_write(write);
-}
-
 void agent_store_put_loading(agent_store_t *store, const agent_plan_t *plan, uint32_t percent)
 {
     Shoal__Cluster__V1__LoadingRecord record = SHOAL__CLUSTER__V1__LOADING_RECORD__INIT;
@@ -335,10 +330,13 @@ void agent_store_put_loading(agent_store_t *store, const agent_plan_t *plan, uin
     record.epoch = plan->epoch;
     record.percent = percent;
     size_t n = shoal__cluster__v1__loading_record__pack(&record, packed);
+    write_t *write = store->writes;
+    while (write && strcmp(write->key, key) != 0)
+        write = write->next;
     if (percent < 100)
         agent_store_write(store, key, packed, n, WRITE_LEASED, NULL, plan->epoch);
-    else
-        take_away(store, key);
+    else if (write && write->kind == WRITE_LEASED)
+        take_away(store, write);
     free(key);
 }
 

@@ -285,6 +285,13 @@ static void test_a_long_load_is_shown_in_etcd_until_it_ends(void **state)
     uint64_t epoch = put_plan(&cluster, digest, 1, 1);
     wait_loading(&cluster, epoch, 25);
     wait_loading(&cluster, epoch, 50);
+    /* The load ends while etcd is away: the key goes all the same. */
+    etcd_server_kill(&cluster.server);
+    uint64_t begin = clock_ms();
+    while (clock_ms() - begin < 3500)
+        net_test_nap();
+    etcd_server_restart(&cluster.server);
+    assert_int_equal(etcd_wait_ready(cluster.etcd, 20000), STATUS_OK);
     shoal__cluster__v1__active_record__free_unpacked(wait_active(&cluster, epoch), NULL);
     wait_for(!has_key(&cluster, "/shoal/test/replicas/smol/0/weights/a"));
     free(digest);
