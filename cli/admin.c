@@ -24,6 +24,16 @@ static void pause_ms(long ms)
     nanosleep(&pause, NULL);
 }
 
+/* A replica of an older coordinator tells of none. */
+static bool same_steps(const Shoal__V1__StepSettings *is, const Shoal__V1__StepSettings *wanted)
+{
+    return is == NULL || wanted == NULL ||
+           (is->rows_max == wanted->rows_max && is->speculate_max == wanted->speculate_max &&
+            is->speculate_off == wanted->speculate_off &&
+            is->prefix_cache_off == wanted->prefix_cache_off &&
+            is->whole_prompts == wanted->whole_prompts);
+}
+
 /* True when every replica of the deployment is active with its model and shape, and no other is
  * left. */
 static bool is_reached(const Shoal__V1__Deployment *wanted, const Shoal__V1__ListReplicasResponse *now,
@@ -47,7 +57,8 @@ static bool is_reached(const Shoal__V1__Deployment *wanted, const Shoal__V1__Lis
                        strcmp(replica->activations, wanted->activations) == 0 &&
                        strcmp(replica->quantize, wanted->quantize) == 0 &&
                        replica->context_max == wanted->context_max &&
-                       replica->kv_tokens_wanted == wanted->kv_tokens_max;
+                       replica->kv_tokens_wanted == wanted->kv_tokens_max &&
+                       same_steps(replica->step_settings, wanted->steps);
         if (strcmp(replica->state, "active") == 0 && shaped && current &&
             replica->ordinal < wanted->replicas)
             active++;
@@ -177,8 +188,8 @@ status_t command_deploy(int argc, char **argv)
 {
     cluster_options_t where = {0};
     const char *model, *activations, *quantize, *shapes, *format, *words[1] = {NULL};
-    int64_t replicas, tp, stages, groups, holders, context_max, kv_tokens, timeout_ms;
-    bool wait = false, json = false, done = false;
+    int64_t replicas, tp, stages, groups, holders, context_max, kv_tokens, chunk, speculate, timeout_ms;
+    bool wait = false, json = false, done = false, no_prefix_cache = false, whole_prompts = false;
     const option_t options[] = {
         {"model", OPTION_TEXT, &model, NULL, "PATH", "GGUF file or model directory, as the hosts see it under their --models"},
         {"replicas", OPTION_INTEGER, &replicas, "1", "R", "copies of the model", 0, 1024},
@@ -189,6 +200,7 @@ status_t command_deploy(int argc, char **argv)
         {"context-max", OPTION_INTEGER, &context_max, "2048", "N", "tokens of prompt and answer", 16, 1048576},
         {"shapes", OPTION_TEXT, &shapes, NULL, "LIST", "other shapes for single replicas: 0=2x1,1=1x3 (slices x stages)"},
         {"kv-tokens-max", OPTION_INTEGER, &kv_tokens, "0", "N", "KV capacity of a replica; 0 takes what fits", 0, 1e12},
+        COMMAND_STEP_OPTIONS(&chunk, &speculate, &no_prefix_cache, &whole_prompts),
         {"activations", OPTION_TEXT, &activations, "native", "native|f32", "how activations are kept"},
         {"quantize", OPTION_TEXT, &quantize, "", "q8|q4|fp8", "quantize F32, F16 and BF16 weights as they are loaded [as stored]"},
         {"wait", OPTION_FLAG, &wait, NULL, NULL, "return when all replicas are active"},
@@ -220,6 +232,13 @@ status_t command_deploy(int argc, char **argv)
     deployment.attention_slices = (uint32_t)holders;
     deployment.context_max = (uint32_t)context_max;
     deployment.kv_tokens_max = (uint64_t)kv_tokens;
+    Shoal__V1__StepSettings steps = SHOAL__V1__STEP_SETTINGS__INIT;
+    steps.rows_max = (uint32_t)chunk;
+    steps.speculate_max = (uint32_t)speculate;
+    steps.speculate_off = speculate == 0;
+    steps.prefix_cache_off = no_prefix_cache;
+    steps.whole_prompts = whole_prompts;
+    deployment.steps = &steps;
     deployment.activations = activations_text;
     deployment.quantize = quantize_text;
     Shoal__V1__DeployRequest request = SHOAL__V1__DEPLOY_REQUEST__INIT;

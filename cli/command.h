@@ -19,6 +19,13 @@ typedef struct {
 status_t command_options(const options_help_t *help, int argc, char **argv, const char **words,
                          size_t n_min, size_t n_max, size_t *n_out, bool *done_out) MUST_USE;
 
+/* How replicas fill their steps, for `deploy` and `up`: two numbers and two flags. */
+#define COMMAND_STEP_OPTIONS(chunk, speculate, no_prefix_cache, whole_prompts)                        \
+    {"chunk", OPTION_INTEGER, chunk, "512", "N", "rows of a step, the largest piece of a prompt", 1, 8192}, \
+    {"speculate", OPTION_INTEGER, speculate, "8", "N", "tokens guessed ahead for each sequence; 0: none", 0, 16}, \
+    {"no-prefix-cache", OPTION_FLAG, no_prefix_cache, NULL, NULL, "beginnings of prompts are computed anew"}, \
+    {"whole-prompts", OPTION_FLAG, whole_prompts, NULL, NULL, "prompts take whole steps, however many streams wait"}
+
 /* Set while a command runs when SIGINT or SIGTERM came; long waits look at it. */
 extern volatile int command_interrupted;
 

@@ -68,6 +68,11 @@ static json_t *replica_json(const Shoal__V1__Replica *replica)
                              (json_int_t)replica->tokens_produced, "message", replica->message, "ranks", ranks);
     json_object_update(object, more);
     json_decref(more);
+    const Shoal__V1__StepSettings *steps = replica->step_settings;
+    if (steps != NULL)
+        json_object_set_new(object, "step_settings", json_pack("{s:I,s:I,s:b,s:b}", "chunk", (json_int_t)steps->rows_max,
+            "speculate", (json_int_t)(steps->speculate_off ? 0 : steps->speculate_max), "prefix_cache",
+            !steps->prefix_cache_off, "whole_prompts", steps->whole_prompts));
     if (replica->loading)
         json_object_set_new(object, "loaded_percent", json_integer(replica->loaded_percent));
     return object;

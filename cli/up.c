@@ -30,8 +30,8 @@ enum { PORTS_MAX = 12, COORDINATORS_MAX = 8, STOP_GRACE_MS = 15000,
 typedef struct {
     const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *quantize, *shapes, *format;
     int64_t replicas, tp, stages, expert_groups, attention_slices;
-    int64_t coordinators, context_max, threads, wait_ms;
-    bool detach, json;
+    int64_t coordinators, context_max, threads, wait_ms, chunk, speculate;
+    bool detach, json, no_prefix_cache, whole_prompts;
     char *data_dir, *bin_dir, *etcd_url, *redis_url, *model_path;
     int ports[PORTS_MAX]; /* free ports, taken at start and kept over restarts of the programs */
 } up_t;
@@ -207,6 +207,12 @@ static void add_deploy(up_t *up, supervisor_t *supervisor)
     child_arg(child, "--attention-slices=%lld", (long long)up->attention_slices);
     child_arg(child, "--context-max=%lld", (long long)up->context_max);
     child_arg(child, "--activations=%s", up->activations);
+    child_arg(child, "--chunk=%lld", (long long)up->chunk);
+    child_arg(child, "--speculate=%lld", (long long)up->speculate);
+    if (up->no_prefix_cache)
+        child_arg(child, "--no-prefix-cache");
+    if (up->whole_prompts)
+        child_arg(child, "--whole-prompts");
     child_arg(child, "--quantize=%s", up->quantize);
     if (up->shapes != NULL)
         child_arg(child, "--shapes=%s", up->shapes);
@@ -436,6 +442,7 @@ status_t command_up(int argc, char **argv)
         {"attention-slices", OPTION_INTEGER, &up.attention_slices, "0", "A", "slices that hold attention and its KV; 0: the planner chooses", 0, 16},
         {"shapes", OPTION_TEXT, &up.shapes, NULL, "LIST", "other shapes for single replicas: 0=2x1,1=1x3 (slices x stages)"},
         {"context-max", OPTION_INTEGER, &up.context_max, "2048", "N", "tokens of prompt and answer", 16, 1048576},
+        COMMAND_STEP_OPTIONS(&up.chunk, &up.speculate, &up.no_prefix_cache, &up.whole_prompts),
         {"activations", OPTION_TEXT, &up.activations, "native", "native|f32", "how activations are kept"},
         {"quantize", OPTION_TEXT, &up.quantize, "", "q8|q4|fp8", "quantize F32, F16 and BF16 weights as they are loaded [as stored]"},
         {"coordinators", OPTION_INTEGER, &up.coordinators, "2", "N", "how many", 1, COORDINATORS_MAX},

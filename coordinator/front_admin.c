@@ -14,6 +14,8 @@
 #define REPLICAS_MAX 4096
 #define CONTEXT_DEFAULT 4096
 #define SHAPES_MAX 4096
+#define STEP_ROWS_MAX 8192 /* that a rank takes; a test of the command line holds it to this */
+#define SPECULATE_MAX 16
 
 typedef Shoal__Cluster__V1__DeploymentRecord record_t;
 
@@ -179,6 +181,17 @@ static status_t check_shape(uint32_t replicas, uint32_t tp, uint32_t stages)
     return STATUS_OK;
 }
 
+static status_t check_steps(const Shoal__V1__StepSettings *steps)
+{
+    if (steps && steps->rows_max > STEP_ROWS_MAX)
+        return fail(STATUS_INVALID, "steps.rows_max: %u; at most %d, or 0 for the default",
+                    steps->rows_max, STEP_ROWS_MAX);
+    if (steps && steps->speculate_max > SPECULATE_MAX)
+        return fail(STATUS_INVALID, "steps.speculate_max: %u; at most %d, or 0 for the default",
+                    steps->speculate_max, SPECULATE_MAX);
+    return STATUS_OK;
+}
+
 static status_t check_deployment(const Shoal__V1__Deployment *d)
 {
     if (!d)
@@ -195,6 +208,7 @@ static status_t check_deployment(const Shoal__V1__Deployment *d)
         return fail(STATUS_INVALID, "activations: \"%.20s\" is neither \"native\" nor \"f32\"",
                     d->activations);
     TRY(model_check_quantize(d->quantize));
+    TRY(check_steps(d->steps));
     if (d->n_shapes > SHAPES_MAX)
         return fail(STATUS_INVALID, "shapes: %zu; at most %d", d->n_shapes, SHAPES_MAX);
     for (size_t i = 0; i < d->n_shapes; i++) {
@@ -251,6 +265,7 @@ static status_t check_cuts(const plan_sizes_t *sizes, const Shoal__V1__Deploymen
         .attention_slices = d->attention_slices,
         .context_max = trained < CONTEXT_DEFAULT ? trained : CONTEXT_DEFAULT,
         .kv_tokens_max = d->kv_tokens_max,
+        .prefill_tokens_max = d->steps ? d->steps->rows_max : 0,
     };
     if (d->context_max)
         shape.context_max = d->context_max;
@@ -299,6 +314,13 @@ static status_t change_deploy(edit_t *edit, record_t *record, bool exists)
     record->activations = copy_text(&edit->arena, d->activations[0] ? d->activations : "native");
     record->quantize = copy_text(&edit->arena, d->quantize);
     record->kv_tokens_max = d->kv_tokens_max;
+    if (d->steps) {
+        record->prefill_tokens_max = d->steps->rows_max;
+        record->speculate_max = d->steps->speculate_max;
+        record->speculate_off = d->steps->speculate_off;
+        record->prefix_cache_off = d->steps->prefix_cache_off;
+        record->whole_prompts = d->steps->whole_prompts;
+    }
     record->context_max = d->context_max;
     if (!record->context_max)
         record->context_max =

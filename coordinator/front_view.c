@@ -28,6 +28,13 @@ Shoal__V1__Deployment *front_deployment(arena_t *arena, const record_t *record, 
     out->activations = copy_text(arena, record->activations);
     out->quantize = copy_text(arena, record->quantize);
     out->kv_tokens_max = record->kv_tokens_max;
+    out->steps = ARENA_NEW_ARRAY(arena, Shoal__V1__StepSettings, 1);
+    shoal__v1__step_settings__init(out->steps);
+    out->steps->rows_max = (uint32_t)record->prefill_tokens_max;
+    out->steps->speculate_max = record->speculate_max;
+    out->steps->speculate_off = record->speculate_off;
+    out->steps->prefix_cache_off = record->prefix_cache_off;
+    out->steps->whole_prompts = record->whole_prompts;
     out->version = version;
     out->message = copy_text(arena, message);
     out->shapes = ARENA_NEW_ARRAY(arena, Shoal__V1__Shape *, record->n_shapes + 1);

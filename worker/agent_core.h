@@ -52,6 +52,8 @@ typedef struct {
     char activations[8];
     char quantize[8]; /* "" | "q8" | "q4" | "fp8" */
     uint64_t kv_tokens_max, prefill_tokens_max;
+    uint32_t speculate_max; /* 0: the default, unless speculate_off */
+    bool speculate_off, prefix_cache_off, whole_prompts;
     uint32_t formation_ms;
     uint32_t n_ranks;
     agent_plan_rank_t ranks[FABRIC_RANKS_MAX]; /* in order of rank */

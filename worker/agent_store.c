@@ -200,6 +200,10 @@ static bool take_plan(const agent_store_t *store, const heard_t *heard, agent_pl
         to->context_max = from->context_max;
         to->kv_tokens_max = from->kv_tokens_max;
         to->prefill_tokens_max = from->prefill_tokens_max;
+        to->speculate_max = from->speculate_max;
+        to->speculate_off = from->speculate_off;
+        to->prefix_cache_off = from->prefix_cache_off;
+        to->whole_prompts = from->whole_prompts;
         to->formation_ms = from->formation_deadline_ms < UINT32_MAX
                                ? (uint32_t)from->formation_deadline_ms
                                : UINT32_MAX;

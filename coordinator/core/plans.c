@@ -63,6 +63,9 @@ bool plans_same_shape(const slot_t *slot)
            (!w.attention_slices || w.attention_slices == is->attention_slices) &&
            want->context_max == is->context_max &&
            want->prefill_tokens_max == is->prefill_tokens_max &&
+           want->speculate_max == is->speculate_max && want->speculate_off == is->speculate_off &&
+           want->prefix_cache_off == is->prefix_cache_off &&
+           want->whole_prompts == is->whole_prompts &&
            want->kv_tokens_max == is->kv_tokens_wanted;
 }
 
@@ -346,6 +349,10 @@ static void fill_plan(core_t *core, const slot_t *slot, const plan_placement_t *
     plan->kv_tokens_max = placed->kv_tokens;
     plan->kv_tokens_wanted = d->record->kv_tokens_max;
     plan->prefill_tokens_max = d->record->prefill_tokens_max;
+    plan->speculate_max = d->record->speculate_max;
+    plan->speculate_off = d->record->speculate_off;
+    plan->prefix_cache_off = d->record->prefix_cache_off;
+    plan->whole_prompts = d->record->whole_prompts;
     plan->incarnation = core->process.incarnation;
     plan->formation_deadline_ms =
         core->config.formation_ms + d->sizes->file_bytes / LOAD_BYTES_PER_MS;

@@ -124,6 +124,13 @@ static Shoal__V1__Replica *describe(const slot_t *slot, arena_t *arena)
     r->quantize = copy(arena, slot->plan->quantize);
     r->context_max = slot->plan->context_max;
     r->kv_tokens_wanted = slot->plan->kv_tokens_wanted;
+    r->step_settings = ARENA_NEW_ARRAY(arena, Shoal__V1__StepSettings, 1);
+    shoal__v1__step_settings__init(r->step_settings);
+    r->step_settings->rows_max = (uint32_t)slot->plan->prefill_tokens_max;
+    r->step_settings->speculate_max = slot->plan->speculate_max;
+    r->step_settings->speculate_off = slot->plan->speculate_off;
+    r->step_settings->prefix_cache_off = slot->plan->prefix_cache_off;
+    r->step_settings->whole_prompts = slot->plan->whole_prompts;
     if (slot->active) {
         r->leader = copy(arena, slot->active->leader);
         r->text_identity = copy(arena, slot->active->text_identity);

@@ -156,6 +156,38 @@ class Clustered(unittest.TestCase):
         after, = self.cluster.replicas()
         self.assertGreater(after["epoch"], before["epoch"])
         self.assertEqual((after["state"], after["kv_tokens_total"]), ("active", 1024))
+        self.assertEqual(after["step_settings"],
+                         {"chunk": 512, "speculate": 8, "prefix_cache": True, "whole_prompts": False})
+
+    def test_guesses_the_cache_and_pieces_of_prompts_are_switched_and_no_text_changes(self):
+        prompt = "Count: one, two, three, one, two, three, one, two, three, one, two," * 3
+        told = ["--replicas", 1, "--tp", 1, "--stages", 1, "--context-max", 256]
+
+        def ask():
+            """The same twice: texts, steps that gave no token (less those that gave several), cached tokens."""
+            before, = self.cluster.replicas()
+            texts = [shoal("run", prompt, "--raw", "--max-tokens", 40, "--data", self.cluster.dir).stdout
+                     for _ in range(2)]
+            after, = self.cluster.replicas()
+            change = {name: after[name] - before[name] for name in ("steps", "tokens_produced", "prefix_hit_tokens")}
+            return texts, change["steps"] - change["tokens_produced"], change["prefix_hit_tokens"]
+
+        self.cluster.shoal("deploy", "smol", "--model", MODEL, *told, "--wait")
+        texts, more_steps, hits = ask()
+        self.assertEqual(texts[0], texts[1])
+        self.assertLess(more_steps, -10, "guesses that were right save steps")
+        self.assertGreater(hits, 0)
+        self.cluster.shoal("deploy", "smol", "--model", MODEL, *told, "--chunk", 16, "--speculate", 0,
+                           "--no-prefix-cache", "--whole-prompts", "--wait")
+        one, = self.cluster.replicas()
+        self.assertEqual(one["step_settings"],
+                         {"chunk": 16, "speculate": 0, "prefix_cache": False, "whole_prompts": True})
+        again, more_steps, hits = ask()
+        self.assertEqual((again, hits), (texts, 0))
+        self.assertGreaterEqual(more_steps, 2 * 2, "each prompt came in three pieces at least")
+        for wrong in (["--chunk", 8193], ["--speculate", 17]):
+            self.assertEqual(shoal("deploy", "smol", "--model", MODEL, *wrong, "--data", self.cluster.dir).returncode, 2)
+        self.cluster.shoal("deploy", "smol", "--model", MODEL, *told, "--wait")
 
     def test_a_replica_that_loads_says_how_far_it_is(self):
         self.cluster.arm("rank.load=stall:250@*")

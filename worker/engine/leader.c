@@ -292,6 +292,13 @@ status_t leader_step_done(leader_t *leader, const step_result_t *result)
     return status;
 }
 
+void leader_step_took(leader_t *leader, const step_work_t *work, uint64_t took_ns)
+{
+    pthread_mutex_lock(&leader->lock);
+    scheduler_step_took(leader->scheduler, work, took_ns);
+    pthread_mutex_unlock(&leader->lock);
+}
+
 uint32_t leader_in_flight(leader_t *leader)
 {
     pthread_mutex_lock(&leader->lock);

@@ -379,6 +379,7 @@ static status_t collect_results(rank_t *rank, uint32_t wait_ms)
 static status_t lead_step(rank_t *rank)
 {
     step_plan_t plan;
+    step_work_t work;
     step_result_t result;
     if (rank->callbacks->planned) {
         uint32_t n = leader_flying(rank->leader, rank->flying, STEP_ENTRIES_MAX);
@@ -390,7 +391,10 @@ static status_t lead_step(rank_t *rank)
     if (rank->fabric)
         TRY(send_plan(rank, &rank->plan_bytes));
     TRY(read_plan(rank, rank->plan_bytes.data, rank->plan_bytes.size, &plan));
+    uint64_t begin_ns = clock_ns();
     TRY(run_step(rank, &plan, &result));
+    step_cost_work(&plan, &work);
+    leader_step_took(rank->leader, &work, clock_ns() - begin_ns);
     if (rank->sampling_rank == 0)
         return leader_step_done(rank->leader, &result);
     return collect_results(rank, 0);
@@ -428,6 +432,7 @@ static status_t install_leader(rank_t *rank, uint32_t n_blocks)
         .step_tokens_max = rank->config.prefill_tokens_max,
         .keep_prefixes = !rank->config.no_prefix_cache,
         .speculate_max = rank->config.speculate_max,
+        .whole_prompts = rank->config.whole_prompts,
         .text_identity = rank->identity,
     };
     TRY(leader_install(rank->leader, &config, rank->fabric ? ring_fabric : NULL, rank->fabric));

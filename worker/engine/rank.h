@@ -54,6 +54,7 @@ typedef struct {
     uint32_t batch_max;          /* sequences of a step; 0 takes 64 */
     bool no_prefix_cache;
     uint32_t speculate_max; /* guesses of a sequence in a step; 0: none */
+    bool whole_prompts;     /* prompts take whole steps, however many streams wait meanwhile */
     bool beyond_context;      /* context_max may pass the trained one: eval looks there too */
     uint32_t form_timeout_ms; /* how long to wait for the other ranks; 0 takes 60 s */
     rank_pulse_t *pulse;      /* moved by rank_open; may be NULL */

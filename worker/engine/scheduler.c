@@ -40,7 +40,6 @@ status_t scheduler_new(const scheduler_config_t *config, scheduler_t **own_out)
     c.batch_max = or_default(c.batch_max, 64);
     c.step_tokens_max = or_default(c.step_tokens_max, 512);
     c.sequences_max = or_default(c.sequences_max, 1024);
-    c.fixed_rows = or_default(c.fixed_rows, 8);
     c.keep_ended_ms = c.keep_ended_ms ? c.keep_ended_ms : 30000;
     c.keep_detached_ms = c.keep_detached_ms ? c.keep_detached_ms : 30000;
     if (c.stages < 1 || c.stages > STAGES_MAX)
@@ -339,6 +338,11 @@ status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64
     s->flight_first = (s->flight_first + 1) % s->config.stages;
     s->n_flights--;
     return STATUS_OK;
+}
+
+void scheduler_step_took(scheduler_t *s, const step_work_t *work, uint64_t took_ns)
+{
+    step_cost_learn(&s->cost, work, took_ns);
 }
 
 uint32_t scheduler_in_flight(const scheduler_t *s)

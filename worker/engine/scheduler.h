@@ -6,6 +6,8 @@
  * Rules
  * - Continuous batching: sequences that decode come first, prefill chunks fill what is left of
  *   step_tokens_max. With S stages up to S batches are in flight; a sequence is in at most one.
+ * - While some decode, a step has no more rows of prompts than what those would wait for them allows
+ *   (step_cost.h), and no prompt takes all of them while another waits.
  * - Waiting sequences start by priority, then by tokens served to their tenant while it wanted some,
  *   then by arrival.
  * One that lacks blocks may be passed by others SCHEDULER_PASSES_MAX times; then blocks are saved
@@ -34,6 +36,7 @@
 
 #include "common/base/status.h"
 #include "worker/engine/sampler.h"
+#include "worker/engine/step_cost.h"
 #include "worker/engine/step_plan.h"
 
 #define SCHEDULER_PASSES_MAX 8u
@@ -58,8 +61,10 @@ typedef struct {
     uint64_t keep_ended_ms;    /* 0 takes 30,000 */
     uint64_t keep_detached_ms; /* 0 takes 30,000 */
     bool keep_prefixes;
+    bool whole_prompts; /* prompts take whole steps, however many wait for their next token */
     uint32_t speculate_max;    /* guesses of a sequence in a step (draft.h); 0: none */
-    uint32_t fixed_rows;       /* what a step costs beside its rows, in rows; 0 takes 8 */
+    uint32_t fixed_rows;       /* what a step costs beside its rows, in rows of guesses; 0 takes
+                                  what scheduler_step_took() taught */
     const char *text_identity; /* borrowed for the call */
 } scheduler_config_t;
 
@@ -163,6 +168,9 @@ bool scheduler_plan(scheduler_t *s, uint64_t now_ms, step_plan_t *plan_out);
 /* A step came back. Steps come back in the order in which they were planned. INTERNAL when the
  * result does not answer the plan. */
 status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64_t now_ms) MUST_USE;
+/* A step of this work took so long on the leader's rank. The next plans are made with what was learnt
+ * of it (step_cost.h); a scheduler that is never told goes by a first guess. */
+void scheduler_step_took(scheduler_t *s, const step_work_t *work, uint64_t took_ns);
 uint32_t scheduler_in_flight(const scheduler_t *s);
 
 /* Sessions of the steps that are in flight now; at most max are written, returns how many. */

@@ -149,6 +149,8 @@ struct scheduler {
     uint64_t round;
     char lost_why[STATUS_TEXT_MAX];
 
+    step_cost_t cost;
+    uint64_t mean_context; /* of those that decode, in the last plan */
     step_plan_t plan; /* its arrays are reused */
     scheduler_load_t load;
 };

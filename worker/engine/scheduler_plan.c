@@ -14,6 +14,9 @@ typedef struct {
     scheduler_t *s;
     flight_t *flight;
     uint32_t tokens_left;
+    uint32_t prompt_rows; /* of those, rows that prompts may still take */
+    uint32_t prompts_left; /* prompts that want some */
+    bool prompts_limited; /* because others wait for their next token */
     uint32_t entries_max;
     uint32_t drafts_left; /* of the tokens that one step may give */
     bool alone;
@@ -99,6 +102,12 @@ static uint32_t least(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
+static uint32_t fixed_rows(const scheduler_t *s)
+{
+    return s->config.fixed_rows ? s->config.fixed_rows
+                                : step_cost_fixed_rows(&s->cost, s->mean_context);
+}
+
 /* Guesses behind q's last id, as many as pay and have room; what they need is what nobody else
  * does: rows that those who decode leave over, and blocks beside one for each who runs. */
 static uint32_t guess(planning_t *p, sequence_t *q)
@@ -109,10 +118,10 @@ static uint32_t guess(planning_t *p, sequence_t *q)
     uint32_t most = least(least(s->config.speculate_max, rows),
                           least(p->drafts_left, q->max_tokens - produced - 1));
     if (most == 0 || q->n_ids - q->n_computed != 1 || owes_logits(q) || !q->draft.places ||
-        !draft_may_pay(n_rows, s->config.fixed_rows) ||
+        !draft_may_pay(n_rows, fixed_rows(s)) ||
         !draft_learn(&q->draft, q->ids, q->n_ids))
         return 0;
-    uint32_t n = draft_length(&q->draft, n_rows, s->config.fixed_rows, most);
+    uint32_t n = draft_length(&q->draft, n_rows, fixed_rows(s), most);
     uint32_t wanted = kv_blocks_for(q->n_ids + n);
     if (wanted > q->n_blocks) {
         uint32_t more = wanted - q->n_blocks;
@@ -128,13 +137,26 @@ static uint32_t guess(planning_t *p, sequence_t *q)
     return n;
 }
 
+/* Rows that q's prompt may have. While rows are scarce no prompt takes more than half of what the
+ * ones before it left, so that a short one passes a long one. */
+static uint32_t prompt_share(planning_t *p, uint32_t n)
+{
+    uint32_t most = p->prompt_rows;
+    if (p->prompts_limited && p->prompts_left > 1)
+        most -= most / 2;
+    p->prompts_left -= p->prompts_left > 0;
+    n = least(n, most);
+    p->prompt_rows -= n;
+    return n;
+}
+
 /* Puts q's next chunk into the plan. False when it got nothing. */
 static bool add_entry(planning_t *p, sequence_t *q)
 {
     scheduler_t *s = p->s;
-    uint32_t n = q->n_ids - q->n_computed;
-    if (n > p->tokens_left)
-        n = p->tokens_left;
+    uint32_t n = least(q->n_ids - q->n_computed, p->tokens_left);
+    if (n > 1)
+        n = prompt_share(p, n);
     /* Rows of logits are large; with only one such step in flight, no ring between stages can be
      * full in both directions at once. */
     if (n == 0 || p->flight->n >= p->entries_max || (owes_logits(q) && s->n_flights > 0))
@@ -268,6 +290,11 @@ static bool has_room(const planning_t *p)
     return p->tokens_left > 0 && p->flight->n < p->entries_max;
 }
 
+static bool has_room_for_prompts(const planning_t *p)
+{
+    return has_room(p) && p->prompt_rows > 0;
+}
+
 /* One more has gone before these; true when for one of them that was the last time. */
 static bool pass(sequence_t **too_big, uint32_t n)
 {
@@ -282,8 +309,8 @@ static void start_waiting(planning_t *p)
     scheduler_t *s = p->s;
     sequence_t *too_big[LOOKS_MAX];
     uint32_t n_too_big = 0;
-    for (uint32_t looks = 0; looks < LOOKS_MAX && has_room(p) && s->n_running < s->running_max;
-         looks++) {
+    for (uint32_t looks = 0; 
+         looks < LOOKS_MAX && has_room_for_prompts(p) && s->n_running < s->running_max; looks++) {
         sequence_t *q = scheduler_next_waiting(s);
         if (!q)
             return;
@@ -311,14 +338,43 @@ static void start_waiting(planning_t *p)
 
 /* ---- one plan ---- */
 
+/* How many rows prompts may have beside those who wait for their next token, in whichever of the
+ * batches in flight they stand. */
+static void limit_prompts(planning_t *p)
+{
+    scheduler_t *s = p->s;
+    step_queue_t queue = {.stages = s->config.stages};
+    uint32_t n_waiting = least(s->n_waiting, s->running_max - s->n_running);
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        const sequence_t *q = s->running[i];
+        if (i + FETCH_AHEAD < s->n_running)
+            scheduler_fetch(s->running[i + FETCH_AHEAD]);
+        if (q->n_ids - q->n_computed <= 1) {
+            queue.n_decoding++;
+            queue.decode_keys += q->n_ids;
+        } else if (queue.n_prompts++ == 0) {
+            queue.context = q->n_computed;
+        }
+    }
+    queue.n_prompts += n_waiting;
+    s->mean_context = queue.n_decoding ? queue.decode_keys / queue.n_decoding : 0;
+    p->prompts_left = queue.n_prompts;
+    if (!s->config.whole_prompts)
+        p->prompt_rows = step_cost_prompt_rows(&s->cost, &queue);
+}
+
 static void plan_together(planning_t *p)
 {
     scheduler_t *s = p->s;
-    for (int prefill = 0; prefill <= 1; prefill++)
-        for (uint32_t i = 0; i < s->n_running && has_room(p);) {
+    limit_prompts(p);
+    for (int prefill = 0; prefill <= 1; prefill++) {
+        if (prefill == 1) {
+            p->prompts_limited = p->prompt_rows < p->tokens_left;
+            p->prompt_rows = least(p->prompt_rows, p->tokens_left);
+        }
+        for (uint32_t i = 0;
+             i < s->n_running && (prefill ? has_room_for_prompts(p) : has_room(p));) {
             sequence_t *q = s->running[i];
-            if (i + FETCH_AHEAD < s->n_running)
-                scheduler_fetch(s->running[i + FETCH_AHEAD]);
             bool wanted = (q->n_ids - q->n_computed > 1) == (prefill == 1);
             if (wanted && !q->solo && q->n_in_flight == 0)
                 add_entry(p, q);
@@ -327,6 +383,7 @@ static void plan_together(planning_t *p)
             if (i < s->n_running && s->running[i] == q)
                 i++;
         }
+    }
     start_waiting(p);
 }
 
@@ -399,6 +456,7 @@ static bool make_plan(scheduler_t *s)
         .s = s,
         .flight = flight,
         .tokens_left = s->config.step_tokens_max,
+        .prompt_rows = UINT32_MAX,
         .entries_max = least(s->config.batch_max, share > 0 ? share : 1),
         .drafts_left = STEP_SAMPLES_MAX - s->config.batch_max,
     };

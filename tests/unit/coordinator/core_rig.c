@@ -82,17 +82,12 @@ void rig_listed(rig_t *rig)
     }
 }
 
-static void deploy(rig_t *rig, uint32_t replicas, uint32_t tp, uint32_t stages, uint64_t kv_tokens)
+void rig_deploy_as(rig_t *rig, Shoal__Cluster__V1__DeploymentRecord d)
 {
-    Shoal__Cluster__V1__DeploymentRecord d = SHOAL__CLUSTER__V1__DEPLOYMENT_RECORD__INIT;
     char name[] = "toy", digest[] = "sha256:toy", activations[] = "native";
     d.name = d.model_name = name;
     d.model_digest = digest;
-    d.replicas = replicas;
-    d.tp = tp;
-    d.stages = stages;
     d.context_max = 128;
-    d.kv_tokens_max = kv_tokens;
     d.activations = activations;
     uint8_t bytes[256];
     rig_put(rig, "deployments/toy", bytes, shoal__cluster__v1__deployment_record__pack(&d, bytes));
@@ -100,12 +95,11 @@ static void deploy(rig_t *rig, uint32_t replicas, uint32_t tp, uint32_t stages, 
 
 void rig_deploy(rig_t *rig, uint32_t replicas, uint32_t tp, uint32_t stages)
 {
-    deploy(rig, replicas, tp, stages, 0);
-}
-
-void rig_deploy_kv(rig_t *rig, uint32_t replicas, uint64_t kv_tokens)
-{
-    deploy(rig, replicas, 1, 1, kv_tokens);
+    Shoal__Cluster__V1__DeploymentRecord d = SHOAL__CLUSTER__V1__DEPLOYMENT_RECORD__INIT;
+    d.replicas = replicas;
+    d.tp = tp;
+    d.stages = stages;
+    rig_deploy_as(rig, d);
 }
 
 static void store(rig_t *rig, core_store_t which)

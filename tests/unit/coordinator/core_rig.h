@@ -43,7 +43,8 @@ void rig_delete(rig_t *rig, const char *key);
 void rig_listed(rig_t *rig);
 void rig_deploy(rig_t *rig, uint32_t replicas, uint32_t tp, uint32_t stages);
 /* One slice, one stage, and this KV capacity. */
-void rig_deploy_kv(rig_t *rig, uint32_t replicas, uint64_t kv_tokens);
+/* The toy model, otherwise as `d` says. */
+void rig_deploy_as(rig_t *rig, Shoal__Cluster__V1__DeploymentRecord d);
 /* Plan and active record of a slot on host `host`; returns the epoch. */
 uint64_t rig_replica(rig_t *rig, uint32_t ordinal, const char *host, const char *identity);
 void rig_host(rig_t *rig, const char *id);

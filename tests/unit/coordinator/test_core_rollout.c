@@ -289,26 +289,48 @@ static void test_of_hosts_that_load_the_slowest_is_shown_until_the_replica_is_ac
     rig_stop(&rig);
 }
 
-static void test_another_kv_capacity_is_formed_anew(void **state)
+/* One replica as it is wanted; then one thing of it is wanted otherwise. */
+static Shoal__Cluster__V1__ReplicaPlan *formed_anew(rig_t *rig,
+                                                    Shoal__Cluster__V1__DeploymentRecord d)
+{
+    elected(rig, 1, 2);
+    uint64_t epoch = rig_replica(rig, 0, "h0", RIG_IDENTITY);
+    rig_pass(rig, 300);
+    rig_hello(rig, rig_link(rig), epoch, 1024);
+    end_transactions(rig);
+    rig_pass(rig, 3000);
+    rig_clear(rig);
+    rig_pass(rig, 2000);
+    assert_int_equal(rig_count(rig, CORE_ACTION_TXN), 0); /* as it is wanted */
+    d.replicas = d.tp = d.stages = 1;
+    rig_deploy_as(rig, d);
+    rig_pass(rig, 2000);
+    assert_int_equal(rig_count(rig, CORE_ACTION_TXN), 1);
+    return planned(rig);
+}
+
+static void test_another_kv_capacity_or_way_to_fill_steps_is_formed_anew(void **state)
 {
     (void)state;
-    rig_t rig;
-    elected(&rig, 1, 2);
-    uint64_t epoch = rig_replica(&rig, 0, "h0", RIG_IDENTITY);
-    rig_pass(&rig, 300);
-    rig_hello(&rig, rig_link(&rig), epoch, 1024);
-    end_transactions(&rig);
-    rig_pass(&rig, 3000);
-    rig_clear(&rig);
-    rig_pass(&rig, 2000);
-    assert_int_equal(rig_count(&rig, CORE_ACTION_TXN), 0); /* as it is wanted */
-    rig_deploy_kv(&rig, 1, 4096);
-    rig_pass(&rig, 2000);
-    assert_int_equal(rig_count(&rig, CORE_ACTION_TXN), 1);
-    Shoal__Cluster__V1__ReplicaPlan *plan = planned(&rig);
-    assert_int_equal(plan->kv_tokens_wanted, 4096);
-    shoal__cluster__v1__replica_plan__free_unpacked(plan, NULL);
-    rig_stop(&rig);
+    for (int i = 0; i < 6; i++) {
+        rig_t rig;
+        Shoal__Cluster__V1__DeploymentRecord d = SHOAL__CLUSTER__V1__DEPLOYMENT_RECORD__INIT;
+        d.kv_tokens_max = i == 0 ? 4096 : 0;
+        d.prefill_tokens_max = i == 1 ? 256 : 0;
+        d.speculate_max = i == 2 ? 4 : 0;
+        d.speculate_off = i == 3;
+        d.prefix_cache_off = i == 4;
+        d.whole_prompts = i == 5;
+        Shoal__Cluster__V1__ReplicaPlan *plan = formed_anew(&rig, d);
+        assert_int_equal(plan->kv_tokens_wanted, d.kv_tokens_max);
+        assert_int_equal(plan->prefill_tokens_max, d.prefill_tokens_max);
+        assert_int_equal(plan->speculate_max, d.speculate_max);
+        assert_int_equal(plan->speculate_off, d.speculate_off);
+        assert_int_equal(plan->prefix_cache_off, d.prefix_cache_off);
+        assert_int_equal(plan->whole_prompts, d.whole_prompts);
+        shoal__cluster__v1__replica_plan__free_unpacked(plan, NULL);
+        rig_stop(&rig);
+    }
 }
 
 static void test_a_draining_host_gives_its_replica_to_another(void **state)
@@ -415,7 +437,7 @@ int main(void)
         cmocka_unit_test(test_scaling_down_removes_plan_and_assignments),
         cmocka_unit_test(test_another_shape_is_formed_one_replica_at_a_time),
         cmocka_unit_test(test_of_hosts_that_load_the_slowest_is_shown_until_the_replica_is_active),
-        cmocka_unit_test(test_another_kv_capacity_is_formed_anew),
+        cmocka_unit_test(test_another_kv_capacity_or_way_to_fill_steps_is_formed_anew),
         cmocka_unit_test(test_a_draining_host_gives_its_replica_to_another),
         cmocka_unit_test(test_a_foreign_store_stops_plans_but_not_serving),
         cmocka_unit_test(test_claims_of_a_dead_coordinator_are_released_after_ten_seconds),

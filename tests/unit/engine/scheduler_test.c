@@ -42,6 +42,15 @@ static void test_a_new_sequence_joins_the_running_batch(void **state)
     rig_free(rig);
 }
 
+/* Rows of `session` in the plan that was made last. */
+static uint32_t rows_of(const rig_t *rig, const char *session)
+{
+    for (uint32_t i = 0; i < rig->n_entries; i++)
+        if (strcmp(rig->entries[i].session, session) == 0)
+            return rig->entries[i].n_tokens;
+    return 0;
+}
+
 static void test_a_long_prompt_is_cut_and_decoding_goes_on_beside_it(void **state)
 {
     (void)state;
@@ -51,15 +60,58 @@ static void test_a_long_prompt_is_cut_and_decoding_goes_on_beside_it(void **stat
     rig_admit(rig, "long", 300, 1, 4, NULL);
     for (int i = 0; i < 4; i++) {
         assert_true(rig_plan(rig));
-        assert_true(rig_planned(rig, "short") && rig_planned(rig, "long"));
-        assert_int_equal(rig->entries[0].n_tokens, 1);
-        assert_int_equal(rig->entries[1].n_tokens, 63);
+        assert_int_equal(rows_of(rig, "short"), 1);
+        /* No more than half of what a step with one stream costs, and at least four. */
+        assert_int_equal(rows_of(rig, "long"), 4);
         assert_false(rig->entries[1].sample);
         rig_return(rig);
     }
     rig_run(rig);
     rig_check_text(rig_find(rig, "long"));
     rig_check_text(rig_find(rig, "short"));
+    rig_free(rig);
+}
+
+static void test_a_prompt_has_whole_steps_while_nobody_runs(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(NULL);
+    rig_admit(rig, "long", 300, 1, 4, NULL);
+    for (int i = 0; i < 4; i++) {
+        assert_true(rig_plan(rig));
+        assert_int_equal(rows_of(rig, "long"), 64);
+        rig_return(rig);
+    }
+    rig_run(rig);
+    rig_check_text(rig_find(rig, "long"));
+    rig_free(rig);
+}
+
+static void test_prompts_that_wait_together_have_more_rows_and_a_short_one_passes_a_long(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(NULL);
+    rig_admit(rig, "runs", 4, 0, 100, NULL);
+    rig_step(rig);
+    rig_admit(rig, "long", 300, 1, 4, NULL);
+    rig_step(rig);
+    assert_int_equal(rows_of(rig, "long"), 4);
+    /* Two wait: four times the rows, of which the older one takes half. */
+    rig_admit(rig, "late", 6, 2, 4, NULL);
+    assert_true(rig_plan(rig));
+    assert_int_equal(rows_of(rig, "late"), 6);
+    assert_in_range(rows_of(rig, "long"), 6, 10);
+    rig_return(rig);
+    for (uint32_t i = 0; i < 4; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "more%u", i);
+        rig_admit(rig, name, 40, 3 + i, 4, NULL);
+    }
+    assert_true(rig_plan(rig));
+    assert_true(rows_of(rig, "runs") == 1 && rows_of(rig, "late") == 1);
+    assert_int_equal(rows_of(rig, "long"), 62); /* all of the step, and in order of arrival */
+    rig_return(rig);
+    rig_run(rig);
     rig_free(rig);
 }
 
@@ -425,6 +477,9 @@ int main(void)
         cmocka_unit_test(test_sequences_run_together_and_each_gives_its_text),
         cmocka_unit_test(test_a_new_sequence_joins_the_running_batch),
         cmocka_unit_test(test_a_long_prompt_is_cut_and_decoding_goes_on_beside_it),
+        cmocka_unit_test(test_a_prompt_has_whole_steps_while_nobody_runs),
+        cmocka_unit_test(
+            test_prompts_that_wait_together_have_more_rows_and_a_short_one_passes_a_long),
         cmocka_unit_test(test_an_equal_prefix_is_not_computed_again),
         cmocka_unit_test(test_the_youngest_is_preempted_the_oldest_never_and_no_text_changes),
         cmocka_unit_test(test_a_preempted_one_returns_when_its_next_256_tokens_have_blocks),
