@@ -32,7 +32,7 @@
 #include "kernels/tree.h"
 #include "kernels/weight.h"
 
-#define KERNELS_OPS_VERSION 2
+#define KERNELS_OPS_VERSION 3
 
 typedef struct kdevice kdevice_t;
 typedef struct kqueue kqueue_t;
@@ -92,7 +92,6 @@ typedef struct {
 
 enum {
     KKV_BLOCK_TOKENS = 16,
-    KIMAGE_PIECE = 1 << 20,
     KBATCH_ROWS_MAX = 65536,
     KHEAD_DIM_MAX = 576,   /* dimensions of keys are even */
     KEXACT_DIM_MAX = 8192, /* of a cache that is exact */
@@ -281,10 +280,6 @@ typedef struct {
  * queue fail: later ops are skipped and event_wait returns that status with these words. */
 typedef status_t (*khost_fn)(void *arg);
 
-/* Writes bytes [index * KIMAGE_PIECE, + n) of an image to `piece_out`; n is KIMAGE_PIECE but for
- * the last. False: they are not to be had. Any thread, several at once. */
-typedef bool (*kimage_fn)(void *arg, size_t index, void *piece_out, size_t n);
-
 typedef struct {
     uint32_t version; /* KERNELS_OPS_VERSION */
 
@@ -334,14 +329,14 @@ typedef struct {
     /* Packed weights as bytes, so that they can be kept on disk. weight_layout names how this
      * device packs: images of another name must not be opened. weight_image: the
      * weight_info.packed_bytes bytes of a weight, borrowed; NULL where the host cannot see them,
-     * and of an empty weight. weight_open_image makes the weight of the same specification from
-     * them: `fill` is asked for each piece once, on all threads of the device, and the parts'
-     * rows are not read, so those pointers may be NULL. INVALID when `bytes` are not those of
-     * the specification or a piece was not to be had. */
+     * and of an empty weight. weight_open_image makes the weight of the same specification of
+     * them: `image` (at a multiple of 64, a mapped file for example) is read where it lies and
+     * must outlive the weight; the parts' rows are not read, so those pointers may be NULL.
+     * INVALID when `bytes` are not those of the specification. */
     const char *(*weight_layout)(const kdevice_t *device);
     const void *(*weight_image)(const kweight_t *weight);
-    status_t (*weight_open_image)(kdevice_t *device, const kweight_spec_t *spec, size_t bytes,
-                                  kimage_fn fill, void *arg, kweight_t **own_out);
+    status_t (*weight_open_image)(kdevice_t *device, const kweight_spec_t *spec,
+                                  const void *image, size_t bytes, kweight_t **own_out);
     void (*weight_release)(kweight_t *take_weight);
     kweight_info_t (*weight_info)(const kweight_t *weight);
     /* Rows stay where they are (a mapped file) and must outlive the table. */

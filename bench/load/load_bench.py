@@ -11,10 +11,11 @@ all scratch is in use. Peaks are sampled every 20 ms from smaps, at the moment w
 ranks is largest, which is printed in parts, each a share of the model's bytes:
 
   own       memory that is the ranks' own: packed weights, scratch, KV, heaps
+  kept      packed weights of an earlier start, mapped from their file
   exchange  memory that the ranks share to exchange partial sums, counted once for each that uses it
   model     pages of the model's files that are mapped at this moment
-  programs  pages of the worker and its libraries; these two are pages of the page cache, which stand
-            in the sum once for each rank that maps them, and which the system may take back
+  programs  pages of the worker and its libraries; kept, model and programs are pages of the page cache, which
+            stand in the sum once for each rank that maps them, and which the system may take back
   Pss       each page divided by those who share it: what the machine really spends on the ranks
 
   load_bench.py --worker build/release/bin/shoal-worker --megabytes 1000 --ranks 4 --rounds 3
@@ -31,7 +32,7 @@ import tempfile
 import time
 
 SAMPLE_S = 0.02
-PARTS = ("own", "exchange", "model", "programs")
+PARTS = ("own", "kept", "exchange", "model", "programs")
 # What a rank that runs may need besides weights, whatever the model: code, libraries, threads, and the
 # fabric's buffers.
 PROCESS_BYTES = 30 << 20
@@ -117,6 +118,8 @@ def part_of(path, model):
         return "model"
     if path.startswith(("/memfd:", "/dev/shm", "/dev/zero")):
         return "exchange"
+    if path.endswith(".weights"):
+        return "kept"
     return "programs" if path.startswith("/") else "own"
 
 
@@ -134,7 +137,7 @@ def memory_of(pid, model):
                     total[file_part] += rss
                 elif words[0] == "Pss:":
                     total["pss"] += int(words[1]) << 10
-                elif words[0] == "Anonymous:" and file_part in ("model", "programs"):
+                elif words[0] == "Anonymous:" and file_part in ("kept", "model", "programs"):
                     total[file_part] -= int(words[1]) << 10  # written pages of a private mapping
                     total["own"] += int(words[1]) << 10
     except (OSError, ValueError):

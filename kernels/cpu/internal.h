@@ -138,6 +138,7 @@ struct kweight {
     uint8_t steps[3 * NUMERICS_LEAVES_MAX];
     void *memory; /* of all panels */
     size_t memory_bytes;
+    bool borrowed; /* `memory` is an image: only read, and not ours to release */
 };
 
 typedef struct {
@@ -288,8 +289,10 @@ void input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_orde
                   kinput_t *own_out);
 void input_release(kinput_t *input);
 status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out);
-/* All of weight_pack but the panels, which are zeros; the parts' rows are not looked at. */
+/* All of weight_pack but the panels, for which there is no memory yet; the parts' rows are not
+ * looked at. weight_place says where the panels lie: memory_bytes from `memory` on. */
 status_t weight_prepare(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out);
+void weight_place(kweight_t *weight, void *memory);
 void weight_release(kweight_t *take_weight);
 kweight_info_t weight_info(const kweight_t *weight);
 /* The part that holds a panel. */
@@ -302,8 +305,8 @@ bool weight_quantize(const klevel_t *level, const kweight_t *weight, const float
 /* weight_image.c */
 const char *weight_layout(const kdevice_t *device);
 const void *weight_image(const kweight_t *weight);
-status_t weight_open_image(kdevice_t *device, const kweight_spec_t *spec, size_t bytes,
-                           kimage_fn fill, void *arg, kweight_t **own_out);
+status_t weight_open_image(kdevice_t *device, const kweight_spec_t *spec, const void *image,
+                           size_t bytes, kweight_t **own_out);
 
 /* codes.c: one segment's worth of a quantized row as integers: value i is
  * (q[i] - FORM_ZERO) * d + m, m only where the form has minimums. */

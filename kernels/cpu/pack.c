@@ -384,27 +384,23 @@ static void write_steps(kweight_t *weight, const kweight_spec_t *spec)
     }
 }
 
-static status_t place_panels(kweight_t *weight, const kweight_spec_t *spec)
+static void measure_panels(kweight_t *weight)
 {
-    uint64_t total = 0;
     for (uint32_t i = 0; i < weight->n_parts; i++) {
         kpart_t *part = &weight->parts[i];
         part->panel_bytes = form_panel_bytes(part->form, part->input);
-        total += (uint64_t)part->panel_bytes * part->n_panels;
+        weight->memory_bytes += (size_t)part->panel_bytes * part->n_panels;
     }
-    weight->memory_bytes = total;
-    if (total == 0)
-        return STATUS_OK;
-    weight->memory = map_pages(total);
-    if (weight->memory == NULL)
-        return fail(STATUS_NO_MEMORY, "weight %s: no memory for %llu packed bytes", spec->name,
-                    (unsigned long long)total);
-    uint8_t *at = weight->memory;
+}
+
+void weight_place(kweight_t *weight, void *memory)
+{
+    uint8_t *at = memory;
+    weight->memory = memory;
     for (uint32_t i = 0; i < weight->n_parts; i++) {
         weight->parts[i].data = at;
         at += (size_t)weight->parts[i].panel_bytes * weight->parts[i].n_panels;
     }
-    return STATUS_OK;
 }
 
 static status_t prepare(kdevice_t *device, const kweight_spec_t *spec, pack_job_t *job,
@@ -424,7 +420,7 @@ static status_t prepare(kdevice_t *device, const kweight_spec_t *spec, pack_job_
     if (status == STATUS_OK) {
         place_inputs(weight);
         write_steps(weight, spec);
-        status = place_panels(weight, spec);
+        measure_panels(weight);
     }
     if (status != STATUS_OK) {
         weight_release(weight);
@@ -443,9 +439,20 @@ status_t weight_prepare(kdevice_t *device, const kweight_spec_t *spec, kweight_t
 status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out)
 {
     pack_job_t job;
-    TRY(prepare(device, spec, &job, own_out));
-    if (job.weight->memory_bytes > 0)
+    kweight_t *weight;
+    TRY(prepare(device, spec, &job, &weight));
+    if (weight->memory_bytes > 0) {
+        void *memory = map_pages(weight->memory_bytes);
+        if (memory == NULL) {
+            size_t bytes = weight->memory_bytes;
+            weight_release(weight);
+            return fail(STATUS_NO_MEMORY, "weight %s: no memory for %zu packed bytes", spec->name,
+                        bytes);
+        }
+        weight_place(weight, memory);
         pool_run(device->pool, pack_thread, &job);
+    }
+    *own_out = weight;
     return STATUS_OK;
 }
 
@@ -453,7 +460,8 @@ void weight_release(kweight_t *take_weight)
 {
     if (take_weight == NULL)
         return;
-    unmap_pages(take_weight->memory, take_weight->memory_bytes);
+    if (!take_weight->borrowed)
+        unmap_pages(take_weight->memory, take_weight->memory_bytes);
     for (uint32_t i = 0; i < take_weight->n_inputs; i++)
         input_release(&take_weight->inputs[i]);
     free(take_weight);

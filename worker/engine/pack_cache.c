@@ -5,8 +5,10 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,7 +25,7 @@ struct pack_cache {
     int fd;
     pack_file_head_t head;
     uint8_t *table;
-    const pack_file_entry_t *found;
+    uint8_t *map; /* the whole file, until the end; NULL without one */
     size_t next;  /* of the entries: the one that should be asked for */
     bool spoiled; /* not all weights came from it */
 
@@ -33,6 +35,7 @@ struct pack_cache {
     bool writing;
 };
 
+/* The mapping stays: weights may lie in it. */
 static void drop_file(pack_cache_t *cache)
 {
     if (cache->fd >= 0)
@@ -41,7 +44,29 @@ static void drop_file(pack_cache_t *cache)
     cache->spoiled = true;
     free(cache->table);
     cache->table = NULL;
-    cache->found = NULL;
+}
+
+/* From an address on that lets huge pages of the file be huge pages of the process. */
+static uint8_t *map_file(int fd, size_t bytes)
+{
+    size_t room = bytes + PACK_FILE_HUGE;
+    uint8_t *base = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED)
+        return NULL;
+    size_t skip = (PACK_FILE_HUGE - (uintptr_t)base % PACK_FILE_HUGE) % PACK_FILE_HUGE;
+    size_t size = (bytes + PACK_FILE_PAGE - 1) / PACK_FILE_PAGE * PACK_FILE_PAGE;
+    uint8_t *map = mmap(base + skip, bytes, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0);
+    if (map == MAP_FAILED) {
+        munmap(base, room);
+        return NULL;
+    }
+    if (skip > 0)
+        munmap(base, skip);
+    size_t end = (room + PACK_FILE_PAGE - 1) / PACK_FILE_PAGE * PACK_FILE_PAGE;
+    if (skip + size < end)
+        munmap(map + size, end - skip - size);
+    madvise(map, size, MADV_HUGEPAGE); /* what is fetched from the disk comes in huge pages */
+    return map;
 }
 
 pack_cache_t *pack_cache_open(const pack_cache_config_t *config)
@@ -58,56 +83,77 @@ pack_cache_t *pack_cache_open(const pack_cache_config_t *config)
     cache->bytes_min = config->bytes_min;
     cache->fd = pack_file_open(cache->path, cache->key, &cache->head, &cache->table, &why);
     cache->spoiled = cache->fd < 0;
+    if (cache->fd >= 0) {
+        cache->map = map_file(cache->fd, (size_t)cache->head.file_bytes);
+        if (cache->map == NULL) {
+            why = "it cannot be mapped";
+            drop_file(cache);
+        }
+    }
     if (why != NULL)
         log_warn("%s: %s; weights are packed anew", cache->path, why);
     return cache;
 }
 
-/* In pieces, because the system cuts larger wishes short. */
-static void fetch(const pack_cache_t *cache, const pack_file_entry_t *entry)
+typedef struct {
+    uint8_t *image;
+    size_t bytes;
+    const uint8_t *sums; /* that its pieces should have */
+    uint32_t n_pieces;
+    _Atomic bool bad;
+} check_job_t;
+
+/* Fetches before it reads, because a page that the disk cannot give, or that the file lost, is an
+ * error then and not a signal. Before Linux 5.14 the system cannot, and it is a signal. */
+static bool check_pieces(const check_job_t *job, uint32_t first, uint32_t end)
 {
-    enum { WANT_BYTES = 128 << 10 };
-    for (uint64_t at = 0; at < entry->bytes; at += WANT_BYTES)
-        posix_fadvise(cache->fd, (off_t)(entry->offset + at), WANT_BYTES, POSIX_FADV_WILLNEED);
+    size_t at = (size_t)first * PACK_FILE_PIECE, last = (size_t)end * PACK_FILE_PIECE;
+    last = last < job->bytes ? last : job->bytes;
+    if (madvise(job->image + at, last - at, MADV_POPULATE_READ) != 0 && errno != EINVAL)
+        return false;
+    for (uint32_t i = first; i < end; i++, at += PACK_FILE_PIECE) {
+        uint8_t sum[PACK_FILE_CHECKSUM];
+        size_t left = last - at;
+        pack_file_checksum(job->image + at, left < PACK_FILE_PIECE ? left : PACK_FILE_PIECE, sum);
+        if (memcmp(sum, job->sums + (size_t)i * sizeof sum, sizeof sum) != 0)
+            return false;
+    }
+    return true;
 }
 
-size_t pack_cache_find(pack_cache_t *cache, const char *id)
+static void check_thread(void *argument, uint32_t thread, uint32_t n_threads)
+{
+    enum { TURN = PACK_FILE_HUGE / PACK_FILE_PIECE };
+    check_job_t *job = argument;
+    uint32_t first, end;
+    pool_slice(job->n_pieces, thread, n_threads, &first, &end);
+    for (; first < end && !atomic_load(&job->bad); first += TURN)
+        if (!check_pieces(job, first, end - first < TURN ? end : first + TURN))
+            atomic_store(&job->bad, true);
+}
+
+const void *pack_cache_find(pack_cache_t *cache, pool_t *pool, const char *id, size_t *bytes_out)
 {
     if (cache->fd < 0)
-        return 0;
+        return NULL;
     const pack_file_entry_t *entries = (const pack_file_entry_t *)(const void *)cache->table;
-    cache->found = cache->next < cache->head.n_entries ? &entries[cache->next++] : NULL;
-    if (cache->found != NULL && memcmp(cache->found->id, id, PACK_FILE_DIGITS) == 0) {
-        if (cache->next == 1)
-            fetch(cache, cache->found);
-        if (cache->next < cache->head.n_entries) /* while this one is being read */
-            fetch(cache, &entries[cache->next]);
-        return (size_t)cache->found->bytes;
+    if (cache->next < cache->head.n_entries &&
+        memcmp(entries[cache->next].id, id, PACK_FILE_DIGITS) == 0) {
+        const pack_file_entry_t *found = &entries[cache->next++];
+        check_job_t job = {
+            .image = cache->map + found->offset,
+            .bytes = (size_t)found->bytes,
+            .sums = cache->table + cache->head.n_entries * sizeof *found +
+                    found->piece_first * PACK_FILE_CHECKSUM,
+            .n_pieces = (uint32_t)pack_file_pieces(found->bytes),
+        };
+        pool_run(pool, check_thread, &job);
+        *bytes_out = job.bytes;
+        if (!job.bad)
+            return job.image;
     }
     pack_cache_spoiled(cache);
-    return 0;
-}
-
-bool pack_cache_read(void *argument, size_t index, void *piece_out, size_t n)
-{
-    const pack_cache_t *cache = argument;
-    const pack_file_entry_t *found = cache->found;
-    CHECK(found != NULL && n <= KIMAGE_PIECE && index * KIMAGE_PIECE + n <= found->bytes);
-    uint64_t offset = found->offset + (uint64_t)index * KIMAGE_PIECE;
-    for (size_t done = 0; done < n;) {
-        ssize_t got = pread(cache->fd, (uint8_t *)piece_out + done, n - done,
-                            (off_t)(offset + done));
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return false;
-        done += (size_t)got;
-    }
-    const uint8_t *wanted = cache->table + cache->head.n_entries * sizeof *found +
-                            (found->piece_first + index) * PACK_FILE_DIGITS;
-    char digits[PACK_FILE_DIGITS];
-    pack_file_digest(piece_out, n, digits);
-    return memcmp(digits, wanted, sizeof digits) == 0;
+    return NULL;
 }
 
 void pack_cache_spoiled(pack_cache_t *cache)
@@ -170,6 +216,8 @@ void pack_cache_close(pack_cache_t *take_cache)
     if (take_cache->writing)
         pthread_join(take_cache->writer, NULL);
     drop_file(take_cache);
+    if (take_cache->map != NULL)
+        munmap(take_cache->map, (size_t)take_cache->head.file_bytes);
     free(take_cache->images);
     free(take_cache->dir);
     free(take_cache->path);

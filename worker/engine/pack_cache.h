@@ -1,5 +1,6 @@
-/* The packed weights of a rank, kept on disk so that the next start of the same rank reads them
- * instead of making them again. One file a rank and form, named after its key: everything that
+/* The packed weights of a rank, kept on disk so that the next start of the same rank maps them
+ * instead of making them again: they stay in the system's file cache, which all ranks that hold the
+ * same ones share, and are not copied. One file a rank and form, named after its key: everything that
  * decides what the bytes are. A file that is damaged, cut short, of another key or of another
  * layout is not believed: it costs the time of packing, never the answer, and a new one takes
  * its place.
@@ -8,13 +9,18 @@
  * the last one stays. All files of a directory together have a size limit, under which those
  * that were not used for the longest time go first.
  *
- * Used by one thread; pack_cache_read by any. Never fails: what is wrong is logged. */
+ * What is taken was checked against its checksums when it was taken. What the system has to read
+ * again later, because it needed the memory, is not checked once more, as with a model's file.
+ *
+ * Used by one thread. Never fails: what is wrong is logged. */
 #ifndef SHOAL_WORKER_ENGINE_PACK_CACHE_H
 #define SHOAL_WORKER_ENGINE_PACK_CACHE_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "common/base/pool.h"
 
 enum {
     PACK_CACHE_KEY_MAX = 2048,
@@ -34,12 +40,11 @@ typedef struct pack_cache pack_cache_t;
 /* Opens the file of that key, if there is a good one. */
 pack_cache_t *pack_cache_open(const pack_cache_config_t *config);
 
-/* The image of the weight `id` (a digest of what it is made from): its bytes, or 0 when there is
- * none. After the first miss there are no more: such a file is not what this program wrote. */
-size_t pack_cache_find(pack_cache_t *cache, const char *id);
-/* A kimage_fn (kernels/ops.h) of the image found last; `cache` is the argument. False when the
- * piece cannot be read or is not what was written. */
-bool pack_cache_read(void *cache, size_t index, void *piece_out, size_t n);
+/* The image of the weight `id` (a digest of what it is made from), as it was written; NULL when
+ * there is none. All threads of the pool fetch and check it. It starts on a page and is borrowed
+ * until pack_cache_close. After the first miss there are no more: such a file is not what this
+ * program wrote. */
+const void *pack_cache_find(pack_cache_t *cache, pool_t *pool, const char *id, size_t *bytes_out);
 /* The image found last could not be used: the file is given up and will be written anew. */
 void pack_cache_spoiled(pack_cache_t *cache);
 
@@ -49,7 +54,8 @@ void pack_cache_note(pack_cache_t *cache, const char *id, const void *image, siz
 /* All were noted and the model is loaded. Unless each of them came from the file, a thread of its
  * own now writes them. */
 void pack_cache_finish(pack_cache_t *cache);
-/* Waits for the writing. Without pack_cache_finish nothing is written. NULL is fine. */
+/* Waits for the writing; images that were found are gone. Without pack_cache_finish nothing is
+ * written. NULL is fine. */
 void pack_cache_close(pack_cache_t *take_cache);
 
 #endif

@@ -9,6 +9,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <xxhash.h>
+#ifdef __x86_64__
+#include <xxh_x86dispatch.h> /* the same sums with the vectors that this processor has */
+#endif
+
 #include "common/base/digest.h"
 #include "common/base/memory.h"
 
@@ -17,6 +22,14 @@ void pack_file_digest(const void *bytes, size_t n, char digits_out[PACK_FILE_DIG
     char hex[DIGEST_HEX_SIZE];
     digest_of_bytes(bytes, n, hex);
     memcpy(digits_out, hex, PACK_FILE_DIGITS);
+}
+
+void pack_file_checksum(const void *bytes, size_t n, uint8_t out[PACK_FILE_CHECKSUM])
+{
+    XXH128_canonical_t sum;
+    XXH128_canonicalFromHash(&sum, XXH3_128bits(bytes, n));
+    _Static_assert(sizeof sum == PACK_FILE_CHECKSUM, "128 bits");
+    memcpy(out, &sum, sizeof sum);
 }
 
 /* --- reading --- */
@@ -52,7 +65,7 @@ static const char *check_head(const pack_file_head_t *head, const char *key, uin
     if (head->n_entries > PACK_CACHE_WEIGHTS_MAX || head->n_pieces > PACK_FILE_TABLE_MAX / 64 ||
         head->table_offset > file_bytes ||
         file_bytes - head->table_offset != head->n_entries * sizeof(pack_file_entry_t) +
-                                               head->n_pieces * PACK_FILE_DIGITS)
+                                               head->n_pieces * PACK_FILE_CHECKSUM)
         return "its table has another size";
     return NULL;
 }
@@ -142,45 +155,84 @@ uint64_t pack_file_size(const pack_file_image_t *images, size_t n)
     uint64_t size = PACK_FILE_PAGE;
     for (size_t i = 0; i < n; i++)
         size += padded(images[i].bytes) + sizeof(pack_file_entry_t) +
-                pack_file_pieces(images[i].bytes) * PACK_FILE_DIGITS;
+                pack_file_pieces(images[i].bytes) * PACK_FILE_CHECKSUM;
     return size;
 }
 
-/* Digests one image's pieces behind each other. The bytes that are digested are those in memory:
- * what the disk makes of them shows when they are read. */
-static void digest_pieces(const pack_file_image_t *image, uint8_t *digits_out)
+/* A file that grows at its end, in whole huge pages: the system then takes large folios for it. */
+typedef struct {
+    int fd;
+    uint8_t *block; /* what was not written yet: PACK_FILE_HUGE bytes from `at` on */
+    size_t used;
+    uint64_t at;
+    bool good;
+} stream_t;
+
+static void put(stream_t *stream, const void *bytes, size_t n)
 {
-    for (size_t at = 0; at < image->bytes; at += KIMAGE_PIECE, digits_out += PACK_FILE_DIGITS) {
-        size_t n = image->bytes - at < KIMAGE_PIECE ? image->bytes - at : KIMAGE_PIECE;
-        pack_file_digest((const uint8_t *)image->image + at, n, (char *)digits_out);
+    for (const uint8_t *from = bytes; n > 0 && stream->good;) {
+        size_t room = PACK_FILE_HUGE - stream->used, part = n < room ? n : room;
+        memcpy(stream->block + stream->used, from, part);
+        stream->used += part, from += part, n -= part;
+        if (stream->used < PACK_FILE_HUGE)
+            continue;
+        stream->good = write_all(stream->fd, stream->block, stream->used, stream->at);
+        stream->at += stream->used;
+        stream->used = 0;
+    }
+}
+
+static void put_padding(stream_t *stream)
+{
+    static const uint8_t zeros[PACK_FILE_PAGE];
+    put(stream, zeros, (PACK_FILE_PAGE - stream->used % PACK_FILE_PAGE) % PACK_FILE_PAGE);
+}
+
+static bool put_last(stream_t *stream)
+{
+    return stream->good && write_all(stream->fd, stream->block, stream->used, stream->at);
+}
+
+/* The bytes whose sums are taken are those in memory: what the disk makes of them shows when they
+ * are read. */
+static void sum_pieces(const pack_file_image_t *image, uint8_t *sums_out)
+{
+    for (size_t at = 0; at < image->bytes; at += PACK_FILE_PIECE, sums_out += PACK_FILE_CHECKSUM) {
+        size_t left = image->bytes - at;
+        pack_file_checksum((const uint8_t *)image->image + at,
+                           left < PACK_FILE_PIECE ? left : PACK_FILE_PIECE, sums_out);
     }
 }
 
 static bool write_images(int fd, pack_file_head_t *head, const pack_file_image_t *images, size_t n)
 {
-    uint64_t at = PACK_FILE_PAGE, n_pieces = 0;
+    uint64_t n_pieces = 0, pieces = 0;
     for (size_t i = 0; i < n; i++)
         n_pieces += pack_file_pieces(images[i].bytes);
     size_t entries_bytes = n * sizeof(pack_file_entry_t);
-    size_t table_bytes = entries_bytes + (size_t)n_pieces * PACK_FILE_DIGITS;
+    size_t table_bytes = entries_bytes + (size_t)n_pieces * PACK_FILE_CHECKSUM;
     uint8_t *table = mem_new(table_bytes + 1, 1);
-    uint64_t pieces = 0;
-    bool good = true;
-    for (size_t i = 0; good && i < n; i++) {
-        pack_file_entry_t entry = {.offset = at, .bytes = images[i].bytes, .piece_first = pieces};
+    stream_t stream = {.fd = fd, .block = mem_new(PACK_FILE_HUGE, 1), .good = true};
+    put(&stream, head, sizeof *head); /* zeros: the true head comes last */
+    put_padding(&stream);
+    for (size_t i = 0; stream.good && i < n; i++) {
+        pack_file_entry_t entry = {.offset = stream.at + stream.used, .bytes = images[i].bytes,
+                                   .piece_first = pieces};
         memcpy(entry.id, images[i].id, sizeof entry.id);
         memcpy(table + i * sizeof entry, &entry, sizeof entry);
-        digest_pieces(&images[i], table + entries_bytes + pieces * PACK_FILE_DIGITS);
-        good = write_all(fd, images[i].image, images[i].bytes, at);
+        sum_pieces(&images[i], table + entries_bytes + pieces * PACK_FILE_CHECKSUM);
+        put(&stream, images[i].image, images[i].bytes);
+        put_padding(&stream);
         pieces += pack_file_pieces(images[i].bytes);
-        at += padded(images[i].bytes);
     }
-    head->table_offset = at;
-    head->file_bytes = at + table_bytes;
+    head->table_offset = stream.at + stream.used;
+    head->file_bytes = head->table_offset + table_bytes;
     head->n_entries = n;
     head->n_pieces = n_pieces;
     pack_file_digest(table, table_bytes, head->table_digest);
-    good = good && write_all(fd, table, table_bytes, at);
+    put(&stream, table, table_bytes);
+    bool good = put_last(&stream);
+    free(stream.block);
     free(table);
     return good;
 }

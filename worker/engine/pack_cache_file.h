@@ -2,23 +2,33 @@
  * pack_cache*.c include it.
  *
  * A head of one page; the images, each from a multiple of a page on; the table: an entry for
- * each image in the order of loading, then a digest for each of their pieces (KIMAGE_PIECE
- * bytes). The head holds the whole key and digests of itself and of the table, so nothing is
- * believed that was not checked. Numbers are little-endian, as the machines are. */
+ * each image in the order of loading, then a checksum for each of their pieces. The head holds the
+ * whole key and digests of itself and of the table, so nothing is believed that was not checked.
+ * Numbers are little-endian, as the machines are.
+ *
+ * All of this finds damage, not malice: who can write the file can write digests that fit. So the
+ * pieces, which are all of the bytes, have checksums that are as fast as memory (XXH3, 128 bits):
+ * a cryptographic digest would take ten times as long as reading the file.
+ *
+ * Files are written a huge page at a time, from multiples of one on, and mapped from such an
+ * address on: a file system that keeps files in large folios (ext4 since Linux 6.16, XFS) then maps
+ * them in huge pages, and the kernels read them as fast as memory of their own. */
 #ifndef SHOAL_WORKER_ENGINE_PACK_CACHE_FILE_H
 #define SHOAL_WORKER_ENGINE_PACK_CACHE_FILE_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "kernels/ops.h"
 #include "worker/engine/pack_cache.h"
 
 enum {
     PACK_FILE_PAGE = 4096,
-    PACK_FILE_DIGITS = 32, /* of a digest, in hexadecimal: 128 bits */
+    PACK_FILE_HUGE = 2 << 20,
+    PACK_FILE_PIECE = 64 << 10, /* small ones: a team of threads shares one weight out evenly */
+    PACK_FILE_DIGITS = 32,      /* of a digest, in hexadecimal: 128 bits */
+    PACK_FILE_CHECKSUM = 16,    /* bytes */
 };
-#define PACK_FILE_MAGIC "SHOALPK1"
+#define PACK_FILE_MAGIC "SHOALPK2"
 #define PACK_FILE_TABLE_MAX ((uint64_t)1 << 30)
 
 typedef struct {
@@ -39,13 +49,16 @@ _Static_assert(sizeof(pack_file_entry_t) == 56, "no gaps");
 
 static inline uint64_t pack_file_pieces(uint64_t bytes)
 {
-    return bytes / KIMAGE_PIECE + (bytes % KIMAGE_PIECE != 0);
+    return bytes / PACK_FILE_PIECE + (bytes % PACK_FILE_PIECE != 0);
 }
 
+/* Of head and table. */
 void pack_file_digest(const void *bytes, size_t n, char digits_out[PACK_FILE_DIGITS]);
+/* Of a piece. */
+void pack_file_checksum(const void *bytes, size_t n, uint8_t out[PACK_FILE_CHECKSUM]);
 
 /* A good file of that key: its descriptor, with the table in *own_table_out (entries, then
- * digests). -1 when there is none; *why_out then says what is wrong with the one there is, or is
+ * checksums). -1 when there is none; *why_out then says what is wrong with the one there is, or is
  * NULL. */
 int pack_file_open(const char *path, const char *key, pack_file_head_t *head_out,
                    uint8_t **own_table_out, const char **why_out);

@@ -86,11 +86,12 @@ void stage_weight_id(const stage_rows_t *rows, uint32_t n_rows, const kweight_sp
 bool stage_weight_kept(stage_t *stage, const kweight_spec_t *spec, const char *id,
                        kweight_t **own_out)
 {
-    size_t bytes = stage->pack_cache ? pack_cache_find(stage->pack_cache, id) : 0;
-    if (bytes == 0)
+    size_t bytes;
+    const void *image =
+        stage->pack_cache ? pack_cache_find(stage->pack_cache, stage->readers, id, &bytes) : NULL;
+    if (image == NULL)
         return false;
-    if (stage->ops->weight_open_image(stage->device, spec, bytes, pack_cache_read,
-                                      stage->pack_cache, own_out) == STATUS_OK)
+    if (stage->ops->weight_open_image(stage->device, spec, image, bytes, own_out) == STATUS_OK)
         return true;
     pack_cache_spoiled(stage->pack_cache);
     return false;
