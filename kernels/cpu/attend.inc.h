@@ -9,7 +9,8 @@
  * at the chunk's end does.
  */
 
-/* Up to ATTEND_ROWS pairs of a call, from pair `at` on. */
+/* Up to ATTEND_ROWS pairs of a call, from pair `at` on. Numbers of a row of which all rows' are
+ * computed at once stand in 16 lanes, that of row r in all lanes that are r modulo ATTEND_ROWS. */
 typedef struct {
     const kattend_t *job;
     uint32_t at, n;
@@ -21,12 +22,18 @@ typedef struct {
     } q;
     float s[ATTEND_ROWS][KEYS_TILE]; /* scores, then probabilities */
     uint32_t p[ATTEND_ROWS][KEYS_TILE / 2];
-    float m[ATTEND_ROWS];
+    float m[LINE], shrink[LINE]; /* what the tile's maximum multiplies l and O by */
     vf_t l[ATTEND_ROWS];
     float o[ATTEND_ROWS][KHEAD_DIM_MAX]; /* of the chunk */
-    float m_all[ATTEND_ROWS], l_all[ATTEND_ROWS];
+    float m_all[LINE], l_all[ATTEND_ROWS];
     float o_all[ATTEND_ROWS][KHEAD_DIM_MAX];
 } attend_t;
+_Static_assert((int)LINE % (int)ATTEND_ROWS == 0 && (int)ATTEND_ROWS == 4, "as vf_largest_4");
+
+/* Where the pages of a tile are, in the cache or in scratch. */
+typedef struct {
+    const uint8_t *k[KEYS_TILE / KKV_BLOCK_TOKENS], *v[KEYS_TILE / KKV_BLOCK_TOKENS];
+} tile_pages_t;
 
 #include ATTEND_CORE
 
@@ -40,9 +47,8 @@ static void attend_load_q(attend_t *a)
         }
         /* A row of q has room for whole lines. */
         _Static_assert(KHEAD_DIM_MAX % 16 == 0, "the last line of the widest key fits");
-        uint16_t *halves = (uint16_t *)(void *)a->q.pairs[r];
         for (uint32_t d = 0; d < a->dim; d += 16)
-            vi_store_halves(halves + d, bf16_lanes(vf_load_n(q + d, a->dim - d)));
+            keep_query(a, r, d, vf_load_n(q + d, a->dim - d));
     }
 }
 
@@ -63,7 +69,7 @@ static void values_f32(attend_t *a, const uint8_t *const pages[4], uint32_t n_ke
 {
     for (uint32_t r = 0; r < a->n; r++)
         for (uint32_t d = 0; d < a->dim16; d += 16) {
-            vf_t sum = vf_load(a->o[r] + d);
+            vf_t sum = vf_mul(vf_load(a->o[r] + d), vf_set(a->shrink[r]));
             for (uint32_t i = 0; i < n_keys; i++) {
                 const float *v = (const float *)(const void *)pages[i / 16];
                 sum = vf_fma(vf_load(v + (size_t)(i % 16) * a->dim16 + d), vf_set(a->s[r][i]), sum);
@@ -86,36 +92,61 @@ visible_lanes(sees_t sees, vf_t v, uint32_t at, uint32_t lo, uint32_t hi, vf_t o
     return sees == SEES_MIDDLE && lo > at ? vf_keep(other, lo - at, v) : v;
 }
 
-/* Turns a row's scores into probabilities and folds the tile's maximum and sum into m, l and O.
- * Keys [lo, hi) of the tile are visible, at least one. */
+/* The largest logits of a row, lane by lane; a NaN is passed over. */
+static inline __attribute__((always_inline)) vf_t
+row_most(const attend_t *a, uint32_t r, vf_t scale, sees_t sees, uint32_t lo, uint32_t hi)
+{
+    vf_t none = vf_set(-INFINITY), most = none;
+    for (uint32_t i = 0; i < KEYS_TILE; i += 16) {
+        vf_t x = vf_mul(vf_load(a->s[r] + i), scale);
+        most = vf_max(visible_lanes(sees, x, i, lo, hi, none), most);
+    }
+    return most;
+}
+
+/* A row's scores become probabilities, which are added to l. */
 static inline __attribute__((always_inline)) void
-attend_softmax(attend_t *a, uint32_t r, float factor, sees_t sees, uint32_t lo, uint32_t hi)
+row_probabilities(attend_t *a, uint32_t r, vf_t scale, sees_t sees, uint32_t lo, uint32_t hi)
+{
+    vf_t m = vf_set(a->m[r]), zero = vf_set(0);
+    vf_t l = vf_mul(a->l[r], vf_set(a->shrink[r]));
+    for (uint32_t i = 0; i < KEYS_TILE; i += 32) {
+        vf_t x = vf_mul(vf_load(a->s[r] + i), scale);
+        vf_t y = vf_mul(vf_load(a->s[r] + i + 16), scale);
+        x = visible_lanes(sees, exp2_small(vf_sub(x, m)), i, lo, hi, zero);
+        y = visible_lanes(sees, exp2_small(vf_sub(y, m)), i + 16, lo, hi, zero);
+        l = vf_add(vf_add(l, x), y);
+        if (a->f32) {
+            vf_store(a->s[r] + i, x);
+            vf_store(a->s[r] + i + 16, y);
+        } else {
+            keep_probabilities(a, r, i, x, y);
+        }
+    }
+    a->l[r] = l;
+}
+
+/* Turns all rows' scores into probabilities and folds the tile's maximum and sum into m, shrink and
+ * l; O is shrunk where the values are added to it. A row whose maximum stays has a factor of
+ * exactly 1, and so has one that sees no key of the tile. */
+static inline __attribute__((always_inline)) void
+attend_softmax(attend_t *a, float factor, sees_t sees, const uint32_t *lo, const uint32_t *hi)
 {
     vf_t scale = vf_set(factor);
-    vf_t most = vf_set(a->m[r]);
-    vf_t x[KEYS_TILE / 16];
-    for (uint32_t i = 0; i < KEYS_TILE / 16; i++) {
-        x[i] = vf_mul(vf_load(a->s[r] + 16 * i), scale);
-        most = vf_max(visible_lanes(sees, x[i], 16 * i, lo, hi, vf_set(-INFINITY)), most);
-    }
-    float m = vf_largest(most);
-    if (m != a->m[r]) { /* else the factor is exactly 1 */
-        vf_t shrink = exp2_vec(vf_set(a->m[r] - m));
-        a->l[r] = vf_mul(a->l[r], shrink);
-        for (uint32_t d = 0; d < a->dim16; d += 16)
-            vf_store(a->o[r] + d, vf_mul(vf_load(a->o[r] + d), shrink));
-        a->m[r] = m;
-    }
-    uint16_t *halves = (uint16_t *)(void *)a->p[r];
-    for (uint32_t i = 0; i < KEYS_TILE / 16; i++) {
-        vf_t p = exp2_vec(vf_sub(x[i], vf_set(m)));
-        p = visible_lanes(sees, p, 16 * i, lo, hi, vf_set(0));
-        a->l[r] = vf_add(a->l[r], p);
-        if (a->f32)
-            vf_store(a->s[r] + 16 * i, p);
-        else
-            vi_store_halves(halves + 16 * i, bf16_lanes(p));
-    }
+    vf_t most0 = row_most(a, 0, scale, sees, lo[0], hi[0]), most1 = most0, most2 = most0;
+    vf_t most3 = most0;
+    if (a->n > 1)
+        most1 = row_most(a, 1, scale, sees, lo[1], hi[1]);
+    if (a->n > 2)
+        most2 = row_most(a, 2, scale, sees, lo[2], hi[2]);
+    if (a->n > 3)
+        most3 = row_most(a, 3, scale, sees, lo[3], hi[3]);
+    vf_t old = vf_load(a->m);
+    vf_t m = vf_max(vf_largest_4(most0, most1, most2, most3), old);
+    vf_store(a->m, m);
+    vf_store(a->shrink, vf_pick_less(old, m, exp2_small(vf_sub(old, m)), vf_set(1.0f)));
+    for (uint32_t r = 0; r < a->n; r++)
+        row_probabilities(a, r, scale, sees, lo[r], hi[r]);
 }
 
 /* The scores of a row become logits under a softcap, as powers of two: their factor is then 1. */
@@ -128,24 +159,26 @@ static void attend_softcap(attend_t *a, uint32_t r)
     }
 }
 
-static void attend_row(attend_t *a, uint32_t r, uint32_t lo, uint32_t hi)
+/* Keys [lo, hi) of the tile are visible to each row; the tile has pages for n_keys. */
+static void attend_rows(attend_t *a, const uint32_t *lo, const uint32_t *hi)
 {
     float factor = a->job->scale;
-    if (a->job->softcap > 0.0f) {
-        attend_softcap(a, r);
-        factor = 1.0f;
+    bool from_first = true, all = true;
+    for (uint32_t r = 0; r < a->n; r++) {
+        from_first &= lo[r] == 0;
+        all &= lo[r] == 0 && hi[r] == KEYS_TILE;
+        if (a->job->softcap > 0.0f)
+            attend_softcap(a, r);
     }
-    if (lo == 0 && hi == KEYS_TILE)
-        attend_softmax(a, r, factor, SEES_ALL, 0, KEYS_TILE);
-    else if (lo == 0)
-        attend_softmax(a, r, factor, SEES_FIRST, 0, hi);
+    if (a->job->softcap > 0.0f)
+        factor = 1.0f;
+    if (all)
+        attend_softmax(a, factor, SEES_ALL, lo, hi);
+    else if (from_first)
+        attend_softmax(a, factor, SEES_FIRST, lo, hi);
     else
-        attend_softmax(a, r, factor, SEES_MIDDLE, lo, hi);
+        attend_softmax(a, factor, SEES_MIDDLE, lo, hi);
 }
-
-typedef struct {
-    const uint8_t *k[KEYS_TILE / KKV_BLOCK_TOKENS], *v[KEYS_TILE / KKV_BLOCK_TOKENS];
-} tile_pages_t;
 
 /* Where the pages of entries [tile, tile + n_keys) are, in the cache or in scratch. */
 static void attend_pages(const attend_t *a, const kpass_t *pass, uint32_t tile, uint32_t n_keys,
@@ -177,38 +210,60 @@ static void attend_pages(const attend_t *a, const kpass_t *pass, uint32_t tile, 
         stage_values(pass, tile, n_keys, v_scratch);
 }
 
-/* One tile for one group of pairs. */
+/* The tile that is read after `pages`, where tiles are read where they lie: of this call, or what
+ * the caller says comes behind it. Fetching lines again that are there costs next to nothing. */
+static void attend_next(const attend_t *a, const kpass_t *pass, uint32_t tile, uint32_t n_keys,
+                        const tile_pages_t *pages, tile_pages_t *out)
+{
+    const kpages_t *of = pass->pages;
+    *out = *pages;
+    if (pass->list != NULL || of->rows)
+        return;
+    const uint8_t *base = a->job->after.base;
+    const uint32_t *blocks = a->job->after.blocks;
+    uint32_t n = a->job->after.n_blocks;
+    if (tile < n_keys) {
+        base = pass->base;
+        blocks = pass->blocks + tile / KKV_BLOCK_TOKENS;
+        n = (n_keys - tile + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS;
+    }
+    for (uint32_t b = 0; b < KEYS_TILE / KKV_BLOCK_TOKENS && b < n; b++) {
+        out->k[b] = base + blocks[b] * pass->block_stride;
+        if (!of->values_in_keys)
+            out->v[b] = out->k[b] + of->k_bytes;
+    }
+}
+
+/* One tile for one group of pairs. `next` is the tile whose lines are fetched meanwhile. */
 static void attend_tile(attend_t *a, const kpass_t *pass, uint32_t tile, uint32_t n_keys,
-                        const tile_pages_t *pages)
+                        const tile_pages_t *pages, const tile_pages_t *next)
 {
     const uint32_t *first = pass->first + a->at, *end = pass->end + a->at;
+    uint32_t lo[ATTEND_ROWS], hi[ATTEND_ROWS];
+    bool any = false;
+    for (uint32_t r = 0; r < a->n; r++) {
+        lo[r] = first[r] > tile ? first[r] - tile : 0;
+        hi[r] = end[r] > tile ? end[r] - tile : 0;
+        hi[r] = hi[r] < n_keys ? hi[r] : n_keys;
+        any |= lo[r] < hi[r];
+    }
+    if (!any)
+        return;
     if (a->f32)
         scores_f32(a, pages->k, (n_keys + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS);
     else
-        scores_bf16(a, pages->k);
-    for (uint32_t r = 0; r < a->n; r++) {
-        uint32_t lo = first[r] > tile ? first[r] - tile : 0;
-        uint32_t hi = end[r] > tile ? end[r] - tile : 0;
-        hi = hi < n_keys ? hi : n_keys;
-        if (lo < hi) {
-            attend_row(a, r, lo, hi);
-            continue;
-        }
-        memset(a->s[r], 0, sizeof a->s[r]);
-        memset(a->p[r], 0, sizeof a->p[r]);
-    }
+        scores_bf16(a, pages->k, next->k);
+    attend_rows(a, lo, hi);
     if (a->f32)
         values_f32(a, pages->v, n_keys);
     else
-        values_bf16(a, pages->v, (n_keys + 1) / 2);
+        values_bf16(a, pages->v, next->v, (n_keys + 1) / 2);
 }
 
-/* Folds the finished chunk of one row into its result. */
-static void attend_merge(attend_t *a, uint32_t r)
+/* Folds the finished chunk of one row into its result, by the factors of old and new. */
+static void merge_row_vec(attend_t *a, uint32_t r, float old_factor, float new_factor)
 {
-    float most = a->m[r] > a->m_all[r] ? a->m[r] : a->m_all[r];
-    vf_t old = exp2_vec(vf_set(a->m_all[r] - most));
-    vf_t new = exp2_vec(vf_set(a->m[r] - most));
+    vf_t old = vf_set(old_factor), new = vf_set(new_factor);
     float lanes[16];
     vf_store(lanes, vf_fma(vf_set(vf_tree_sum(a->l[r])), new, vf_mul(vf_set(a->l_all[r]), old)));
     a->l_all[r] = lanes[0];
@@ -216,13 +271,28 @@ static void attend_merge(attend_t *a, uint32_t r)
         vf_t chunk = vf_add(vf_load(a->o[r] + d), vf_set(0));
         vf_store(a->o_all[r] + d, vf_fma(chunk, new, vf_mul(vf_load(a->o_all[r] + d), old)));
     }
-    a->m_all[r] = most;
+}
+
+/* The same of all rows that have `seen` a key of the chunk. */
+static void attend_merge(attend_t *a, const bool *seen)
+{
+    float old[16], new[16], most[16];
+    vf_t m = vf_load(a->m), m_all = vf_load(a->m_all), larger = vf_max(m, m_all);
+    vf_store(most, larger);
+    vf_store(old, exp2_small(vf_sub(m_all, larger)));
+    vf_store(new, exp2_small(vf_sub(m, larger)));
+    for (uint32_t r = 0; r < a->n; r++) {
+        if (!seen[r])
+            continue;
+        merge_row_vec(a, r, old[r], new[r]);
+        a->m_all[r] = most[r];
+    }
 }
 
 static void open_chunk(attend_t *a)
 {
+    vf_store(a->m, vf_set(-INFINITY));
     for (uint32_t r = 0; r < a->n; r++) {
-        a->m[r] = -INFINITY;
         a->l[r] = vf_set(0);
         memset(a->o[r], 0, a->dim16 * sizeof a->o[r][0]);
     }
@@ -231,9 +301,10 @@ static void open_chunk(attend_t *a)
 static void close_chunk(attend_t *a, const kpass_t *pass, uint32_t chunk, uint32_t chunk_end)
 {
     const uint32_t *first = pass->first + a->at, *end = pass->end + a->at;
+    bool seen[ATTEND_ROWS];
     for (uint32_t r = 0; r < a->n; r++)
-        if (first[r] < chunk_end && end[r] > chunk && first[r] < end[r])
-            attend_merge(a, r);
+        seen[r] = first[r] < chunk_end && end[r] > chunk && first[r] < end[r];
+    attend_merge(a, seen);
 }
 
 static void attend_pass(attend_t *groups, uint32_t n_groups, const kpass_t *pass)
@@ -252,10 +323,11 @@ static void attend_pass(attend_t *groups, uint32_t n_groups, const kpass_t *pass
         uint32_t tile = first > chunk ? first / KEYS_TILE * KEYS_TILE : chunk;
         for (; tile < chunk_end; tile += KEYS_TILE) {
             uint32_t n = chunk_end - tile < KEYS_TILE ? chunk_end - tile : KEYS_TILE;
-            tile_pages_t pages;
+            tile_pages_t pages, next;
             attend_pages(groups, pass, tile, n, &pages);
+            attend_next(groups, pass, tile + KEYS_TILE, n_keys, &pages, &next);
             for (uint32_t g = 0; g < n_groups; g++)
-                attend_tile(&groups[g], pass, tile, n, &pages);
+                attend_tile(&groups[g], pass, tile, n, &pages, g == 0 ? &next : &pages);
         }
         for (uint32_t g = 0; g < n_groups; g++)
             close_chunk(&groups[g], pass, chunk, chunk_end);
@@ -271,6 +343,7 @@ static void open_group(attend_t *a, const kattend_t *job, uint32_t at)
     a->f32 = pages->mode == KMODE_F32;
     a->dim = pages->key_dim;
     a->dim16 = pages->dim16;
+    vf_store(a->m_all, vf_set(-INFINITY)); /* of rows that are not there, too */
     for (uint32_t r = 0; r < a->n; r++) {
         /* Sinks come first in the merging of states, too. */
         const float *sink = job->state[at + r] == NULL ? job->sinks[at + r] : NULL;
@@ -327,7 +400,7 @@ static void merge_vec(const kattend_t *job, const float *states, size_t stride, 
         a->m[0] = states[0];
         a->l[0] = vf_load(lanes);
         memcpy(a->o[0], states + LINE, a->dim16 * sizeof *states);
-        attend_merge(a, 0);
+        attend_merge(a, &(bool){true});
     }
     close_group(a);
 }
@@ -357,7 +430,7 @@ static void score_vec(const kscore_t *job)
             if (a->f32)
                 scores_f32(a, pages.k, (n + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS);
             else
-                scores_bf16(a, pages.k);
+                scores_bf16(a, pages.k, pages.k);
             for (uint32_t r = 0; r < a->n; r++) {
                 vf_t weight = vf_set(job->w[h + r] * job->weight_scale);
                 for (uint32_t i = 0; i < n; i += 16) {

@@ -73,6 +73,27 @@ size_t attention_states_bytes(const kdevice_t *device, const kpages_t *pages)
     return bytes < STATES_BYTES_MAX ? (size_t)bytes : STATES_BYTES_MAX;
 }
 
+/* What is read after a run: the next KV head's pages, which lie behind this one's, or those of the
+ * next sequence. */
+static void name_after(const walk_t *walk, const run_t *run, kattend_t *call)
+{
+    const kwork_t *work = walk->job->work;
+    const kpages_t *pages = &work->kv->pages;
+    uint32_t row = run->first, kv_head = run->kv_head + 1;
+    if (kv_head == pages->n_kv_heads) {
+        row = run->end;
+        kv_head = 0;
+    }
+    if (row == work->batch->n_rows)
+        return;
+    uint32_t first = first_key(work, row) / KEYS_TILE * KEYS_TILE;
+    uint32_t n_keys = end_key(work, row) - first;
+    n_keys = n_keys < KEYS_TILE ? n_keys : KEYS_TILE;
+    call->after.base = kv_page(pages, work->layer, 0, kv_head);
+    call->after.blocks = row_blocks(work->batch, row) + first / KKV_BLOCK_TOKENS;
+    call->after.n_blocks = (n_keys + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS;
+}
+
 /* Calls of pairs [at, end) of a run over all their keys. */
 static void attend_whole(const walk_t *walk, const run_t *run, uint64_t at, uint64_t end)
 {
@@ -80,7 +101,9 @@ static void attend_whole(const walk_t *walk, const run_t *run, uint64_t at, uint
     while (at < end) {
         kattend_t call;
         attention_open_call(walk->job, walk->thread, run->first, run->kv_head, &call);
-        uint64_t stop = at + ATTEND_ROWS < end ? at + ATTEND_ROWS : end;
+        uint64_t stop = at + ATTEND_PAIRS < end ? at + ATTEND_PAIRS : end;
+        if (stop == end)
+            name_after(walk, run, &call);
         for (; at < stop; at++)
             attention_add_pair(work, run->first + (uint32_t)(at / run->n_heads),
                                run->heads[at % run->n_heads], &call);

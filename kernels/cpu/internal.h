@@ -189,6 +189,13 @@ typedef struct {
     const float *sinks[ATTEND_PAIRS]; /* one F32 each, or NULL */
     const float *q[ATTEND_PAIRS];
     float *out[ATTEND_PAIRS];
+    /* Blocks from which the caller's next call will read first, so that they can be fetched while
+     * this one computes: as in kpass_t. n_blocks is 0 where there are none. */
+    struct {
+        const uint8_t *base;
+        const uint32_t *blocks;
+        uint32_t n_blocks;
+    } after;
     /* Where the call sees one chunk of its keys: that chunk's maximum, sum and, from a line on,
      * values go here instead of results to `out`. NULL, or none is. */
     float *state[ATTEND_PAIRS];

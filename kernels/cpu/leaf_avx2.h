@@ -188,9 +188,17 @@ leaf_int8_rows(kform_t form, const kinput_t *input, const kleaf_t *leaf, const u
     return next;
 }
 
+/* acc + odd * odd, then + even * even, of 8 pairs with one pair. */
+static inline __m256 dot_pairs(__m256 acc, __m256i pairs, __m256 odd, __m256 even)
+{
+    acc = _mm256_fmadd_ps(odd_halves(pairs), odd, acc);
+    return _mm256_fmadd_ps(even_halves(pairs), even, acc);
+}
+
 static inline vf_t dot_bf16(vf_t acc, line_t pairs, uint32_t pair)
 {
-    __m256 odd = odd_of(pair), even = even_of(pair);
+    __m256 odd = _mm256_set1_ps(bits_float(pair & 0xffff0000u));
+    __m256 even = _mm256_set1_ps(bits_float(pair << 16));
     return (vf_t){dot_pairs(acc.low, pairs.low, odd, even),
                   dot_pairs(acc.high, pairs.high, odd, even)};
 }

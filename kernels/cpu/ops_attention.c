@@ -141,6 +141,7 @@ void attention_open_call(const attention_job_t *job, uint32_t thread, uint32_t r
     const kwork_t *work = job->work;
     const attention_plan_t *plan = work->array[1];
     call->n = 0;
+    call->after.n_blocks = 0;
     call->n_passes = plan->more != NULL ? 2 : 1;
     call->scratch = job->queue->device->scratch + thread * ATTEND_SCRATCH_BYTES;
     call->softcap = plan->softcap;

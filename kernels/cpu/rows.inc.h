@@ -137,10 +137,10 @@ static bool quantize_vec(const kinput_t *layout, const float *x, uint8_t *row_ou
     return bad;
 }
 
-static inline vf_t exp2_vec(vf_t x)
+/* exp2_vec of what is at most EXP2_MAX, or NaN. */
+static inline vf_t exp2_small(vf_t x)
 {
     x = vf_max(vf_set(EXP2_MIN), x);
-    x = vf_min(vf_set(EXP2_MAX), x);
     vf_t shifted = vf_add(x, vf_set(EXP2_ROUND));
     vf_t f = vf_sub(x, vf_sub(shifted, vf_set(EXP2_ROUND)));
     vf_t p = vf_fma(vf_set(EXP2_C6), f, vf_set(EXP2_C5));
@@ -150,6 +150,11 @@ static inline vf_t exp2_vec(vf_t x)
     p = vf_fma(p, f, vf_set(EXP2_C1));
     p = vf_fma(p, f, vf_set(1.0f));
     return vi_floats(vi_add(vf_bits(p), vi_left_23(vf_bits(shifted))));
+}
+
+static inline vf_t exp2_vec(vf_t x)
+{
+    return exp2_small(vf_min(vf_set(EXP2_MAX), x));
 }
 
 static inline vf_t silu_vec(vf_t gate, vf_t up)

@@ -100,13 +100,16 @@ static inline float vf_tree_sum(vf_t v)
     s = _mm256_add_ps(s, _mm256_permute_ps(s, 0xb1));
     return _mm256_cvtss_f32(s);
 }
-static inline float vf_largest(vf_t v)
+/* The largest lane of each of four vectors; vector r's in all lanes that are r modulo 4. */
+static inline vf_t vf_largest_4(vf_t a, vf_t b, vf_t c, vf_t d)
 {
-    __m256 s = _mm256_max_ps(v.low, v.high);
-    s = _mm256_max_ps(s, _mm256_permute2f128_ps(s, s, 1));
-    s = _mm256_max_ps(s, _mm256_permute_ps(s, 0x4e));
-    s = _mm256_max_ps(s, _mm256_permute_ps(s, 0xb1));
-    return _mm256_cvtss_f32(s);
+    __m256 e = _mm256_max_ps(a.low, a.high), f = _mm256_max_ps(b.low, b.high);
+    __m256 g = _mm256_max_ps(c.low, c.high), h = _mm256_max_ps(d.low, d.high);
+    __m256 ef = _mm256_max_ps(_mm256_unpacklo_ps(e, f), _mm256_unpackhi_ps(e, f));
+    __m256 gh = _mm256_max_ps(_mm256_unpacklo_ps(g, h), _mm256_unpackhi_ps(g, h));
+    __m256 v = _mm256_max_ps(_mm256_shuffle_ps(ef, gh, 0x44), _mm256_shuffle_ps(ef, gh, 0xee));
+    v = _mm256_max_ps(v, _mm256_permute2f128_ps(v, v, 1));
+    return (vf_t){v, v};
 }
 
 static inline vi_t vi_zero(void)

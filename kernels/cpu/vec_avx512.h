@@ -86,13 +86,14 @@ static inline float vf_tree_sum(vf_t v)
     v = vf_add(v, _mm512_permute_ps(v, 0xb1));
     return vf_first(v);
 }
-static inline float vf_largest(vf_t v)
+/* The largest lane of each of four vectors; vector r's in all lanes that are r modulo 4. */
+static inline vf_t vf_largest_4(vf_t a, vf_t b, vf_t c, vf_t d)
 {
+    vf_t ab = vf_max(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    vf_t cd = vf_max(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    vf_t v = vf_max(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
     v = vf_max(v, _mm512_shuffle_f32x4(v, v, 0x4e));
-    v = vf_max(v, _mm512_shuffle_f32x4(v, v, 0xb1));
-    v = vf_max(v, _mm512_permute_ps(v, 0x4e));
-    v = vf_max(v, _mm512_permute_ps(v, 0xb1));
-    return vf_first(v);
+    return vf_max(v, _mm512_shuffle_f32x4(v, v, 0xb1));
 }
 
 static inline vi_t vi_zero(void)
