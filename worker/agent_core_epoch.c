@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "worker/agent_core_internal.h"
+#include "worker/engine/rank.h"
 
 /* A rank that was aborted by others waits with its account for theirs; a dead rank's waits for the
  * leader to say whose sequences were in the step. */
@@ -47,8 +48,8 @@ static void fill_start(const agent_core_t *core, const agent_plan_t *plan, uint3
     out->step_timeout_ms = config->step_timeout_ms;
     out->kv_tokens_max = plan->kv_tokens_max;
     out->prefill_tokens_max = plan->prefill_tokens_max;
-    out->speculate_max = plan->speculate_max;
-    out->speculate_off = plan->speculate_off;
+    if (!plan->speculate_off)
+        out->speculate_max = plan->speculate_max ? plan->speculate_max : RANK_SPECULATE;
     out->prefix_cache_off = plan->prefix_cache_off;
     out->whole_prompts = plan->whole_prompts;
     out->memory_bytes = plan->kv_tokens_max ? 0 : KV_BYTES_DEFAULT;

@@ -63,8 +63,7 @@ typedef struct {
     uint64_t pack_cache_bytes;  /* that packed weights may take under data_dir; 0: none are kept */
     uint8_t spans_hosts;        /* some rank is on another host: an endpoint is opened */
     uint8_t serve;              /* rank 0 offers the Engine service (false in offline mode) */
-    uint32_t speculate_max;     /* tokens guessed ahead; 0: the default */
-    uint8_t speculate_off;      /* none */
+    uint32_t speculate_max;     /* tokens guessed ahead; 0: none */
     uint8_t prefix_cache_off;   /* no prefix reuse */
     uint8_t whole_prompts;      /* as rank_config_t's */
     uint8_t beyond_context;     /* offline mode only: context_max may pass the trained one */

@@ -384,9 +384,7 @@ static status_t open_rank(child_t *child, rank_t **own_out)
         .kv_bytes_max = start->memory_bytes,
         .prefill_tokens_max = (uint32_t)start->prefill_tokens_max,
         .no_prefix_cache = start->prefix_cache_off != 0,
-        .speculate_max = start->speculate_off   ? 0
-                         : start->speculate_max ? start->speculate_max
-                                                : RANK_SPECULATE,
+        .speculate_max = start->speculate_max,
         .whole_prompts = start->whole_prompts != 0,
         .beyond_context = start->beyond_context != 0,
         .pulse = &child->pulse,

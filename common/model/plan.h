@@ -144,8 +144,9 @@ void plan_sizes(const model_t *model, plan_sizes_t *out);
 /* Layers of each stage: contiguous, at least one each. The largest cost is as small as can be, and
  * among such cuts the costs are as even as can be. A layer costs the values it multiplies (of
  * experts, those that are used); stage 0
- * also embeds (a row's copy: one norm's worth); the last stage also has the head, at half its
- * values, because it runs for one row of a prompt but for every row of a decode.
+ * also embeds (a row's copy: one norm's worth); the last stage also has the head, which runs for
+ * every row of a decode. A prompt runs it for one row, so its stages are less even; but an answer
+ * takes longer than its prompt, and time is lost on the slowest stage of each.
  * STATUS_INVALID unless 1 <= stages <= min(layers, PLAN_STAGES_MAX). */
 status_t plan_stages(const plan_sizes_t *sizes, uint32_t stages,
                      plan_run_t layers_out[PLAN_STAGES_MAX]) MUST_USE;

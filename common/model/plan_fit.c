@@ -148,7 +148,7 @@ status_t plan_stages(const plan_sizes_t *sizes, uint32_t stages,
                     n_layers, max);
     stage_costs_t costs = {
         .first = (double)sizes->norm_values / 2,
-        .last = (double)sizes->head_values / 2,
+        .last = (double)sizes->head_values,
         .stages = stages,
     };
     layer_costs(sizes, &costs);

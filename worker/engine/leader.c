@@ -292,10 +292,12 @@ status_t leader_step_done(leader_t *leader, const step_result_t *result)
     return status;
 }
 
-void leader_step_took(leader_t *leader, const step_work_t *work, uint64_t took_ns)
+void leader_step_took(leader_t *leader, const step_plan_t *plan, uint64_t took_ns)
 {
+    step_work_t work;
+    step_cost_work(plan, &work);
     pthread_mutex_lock(&leader->lock);
-    scheduler_step_took(leader->scheduler, work, took_ns);
+    scheduler_step_took(leader->scheduler, &work, took_ns);
     pthread_mutex_unlock(&leader->lock);
 }
 

@@ -76,8 +76,8 @@ typedef enum {
 /* The next plan's bytes. With nothing in flight it waits up to wait_ms for one. */
 leader_next_t leader_next(leader_t *leader, uint32_t wait_ms, buffer_t *bytes_out);
 status_t leader_step_done(leader_t *leader, const step_result_t *result) MUST_USE;
-/* As scheduler_step_took(). */
-void leader_step_took(leader_t *leader, const step_work_t *work, uint64_t took_ns);
+/* As scheduler_step_took(), of this plan. */
+void leader_step_took(leader_t *leader, const step_plan_t *plan, uint64_t took_ns);
 uint32_t leader_in_flight(leader_t *leader);
 /* Ends every sequence as REPLICA_LOST with these words; no stream can be opened any more. */
 void leader_lose(leader_t *leader, const char *why);

@@ -379,7 +379,6 @@ static status_t collect_results(rank_t *rank, uint32_t wait_ms)
 static status_t lead_step(rank_t *rank)
 {
     step_plan_t plan;
-    step_work_t work;
     step_result_t result;
     if (rank->callbacks->planned) {
         uint32_t n = leader_flying(rank->leader, rank->flying, STEP_ENTRIES_MAX);
@@ -393,8 +392,7 @@ static status_t lead_step(rank_t *rank)
     TRY(read_plan(rank, rank->plan_bytes.data, rank->plan_bytes.size, &plan));
     uint64_t begin_ns = clock_ns();
     TRY(run_step(rank, &plan, &result));
-    step_cost_work(&plan, &work);
-    leader_step_took(rank->leader, &work, clock_ns() - begin_ns);
+    leader_step_took(rank->leader, &plan, clock_ns() - begin_ns);
     if (rank->sampling_rank == 0)
         return leader_step_done(rank->leader, &result);
     return collect_results(rank, 0);

@@ -61,9 +61,9 @@ static void test_two_cores_carry_two_stages_of_two_slices(void **state)
     assert_string_equal(place(&world, &wanted), "aaaa");
     assert_true(placed.oversubscribed);
     assert_int_equal(placed.kv_tokens, 8 * 512);
-    assert_int_equal(placed.ranks[0].layer_count, 17);
-    assert_int_equal(placed.ranks[2].layer_first, 17);
-    assert_int_equal(placed.ranks[2].layer_count, 13);
+    assert_int_equal(placed.ranks[0].layer_count, 19);
+    assert_int_equal(placed.ranks[2].layer_first, 19);
+    assert_int_equal(placed.ranks[2].layer_count, 11);
     plan_need_t need;
     assert_int_equal(plan_need(&sizes, &wanted.shape, 1, 1, &need), STATUS_OK);
     assert_int_equal(placed.ranks[3].memory_bytes, need.fixed + 4096 * need.kv_per_token);
