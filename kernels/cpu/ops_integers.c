@@ -24,25 +24,28 @@ status_t op_integers_clear(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t 
     return queue_submit(queue, &work, work.to, bytes);
 }
 
+/* Elements of a unit of work: fewer cost less than waking a thread. */
+enum { ELEMENTS_SHARED = 4096 };
+
 /* array[0]: addresses of the ranks' sums, work->heads of them. INT64_MIN, which no sum reaches,
- * stands for a row error. */
+ * stands for a row error. Elements are shared out, not rows, which may be few and long. */
 static void add_thread(void *arg, uint32_t thread, uint32_t n_threads)
 {
     const kwork_t *work = ((const rows_job_t *)arg)->work;
     const int64_t *const *sums = work->array[0];
-    uint32_t first, end;
-    pool_slice(work->batch->n_rows, thread, n_threads, &first, &end);
-    for (uint32_t row = first; row < end; row++) {
-        size_t at = (size_t)row * work->n;
-        const float *residual = floats(work->from[0], at);
-        float *out = floats_to(work->to, at);
+    size_t all = (size_t)work->batch->n_rows * work->n;
+    size_t first = all * thread / n_threads, end = all * (thread + 1) / n_threads;
+    const float *residual = floats(work->from[0], 0);
+    float *out = floats_to(work->to, 0);
+    for (size_t i = first; i < end;) {
+        size_t row = i / work->n, stop = (row + 1) * work->n;
         bool bad = false;
-        for (uint32_t i = 0; i < work->n; i++) {
+        for (stop = stop < end ? stop : end; i < stop; i++) {
             uint64_t sum = 0;
             bool spoilt = false;
             for (uint32_t rank = 0; rank < work->heads; rank++) {
-                spoilt |= sums[rank][at + i] == INT64_MIN;
-                sum += (uint64_t)sums[rank][at + i];
+                spoilt |= sums[rank][i] == INT64_MIN;
+                sum += (uint64_t)sums[rank][i];
             }
             float value = (float)(int64_t)sum * 0x1p-28f;
             value = spoilt ? bits_float(NAN_BITS) : value;
@@ -50,13 +53,16 @@ static void add_thread(void *arg, uint32_t thread, uint32_t n_threads)
             bad |= spoilt;
         }
         if (bad)
-            batch_row_error(work->batch, row);
+            batch_row_error(work->batch, (uint32_t)row);
     }
 }
 
 static status_t run_add(kqueue_t *queue, kwork_t *work)
 {
-    return run_rows(queue, work, add_thread);
+    rows_job_t job = {queue, work};
+    size_t all = (size_t)work->batch->n_rows * work->n;
+    device_run(queue->device, add_thread, &job, (uint32_t)(all / ELEMENTS_SHARED));
+    return STATUS_OK;
 }
 
 enum { RANKS_MAX = 256 };

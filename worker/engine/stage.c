@@ -144,13 +144,12 @@ static status_t open_stream_scratch(stage_t *stage)
 static status_t open_expert_scratch(stage_t *stage)
 {
     const model_config_t *shape = stage->shape;
-    size_t rows = stage->rows_max, used = shape->experts.n_used, tp = stage->config.tp;
+    size_t rows = stage->rows_max, used = shape->experts.n_used;
     TRY(new_rows(stage, rows, (shape->experts.n + 1) * sizeof(float), &stage->router_out));
     TRY(new_rows(stage, rows, used * sizeof(uint32_t), &stage->expert_ids));
     TRY(new_rows(stage, rows, used * sizeof(float), &stage->expert_weights));
     TRY(new_rows(stage, rows, shape->hidden * sizeof(int64_t), &stage->sums));
-    return new_rows(stage, stage->part_rows, tp > 1 ? tp * shape->hidden * sizeof(int64_t) : 0,
-                    &stage->sums_of_all);
+    return new_rows(stage, 1, stage_sums_of_all_bytes(stage), &stage->sums_of_all);
 }
 
 static status_t open_scratch(stage_t *stage)
@@ -230,8 +229,10 @@ status_t stage_open(const rank_config_t *config, const model_t *model, stage_t *
         status = stage_open_caches(stage);
     if (status == STATUS_OK) {
         stage->part_rows = stage_part_rows(stage);
-        status = open_scratch(stage);
+        status = stage_pieces_open(stage);
     }
+    if (status == STATUS_OK)
+        status = open_scratch(stage);
     if (status != STATUS_OK) {
         stage_close(stage);
         return status;
@@ -266,6 +267,8 @@ void stage_close(stage_t *stage)
         ops->batch_release(stage->batch);
     if (stage->part_batch)
         ops->batch_release(stage->part_batch);
+    if (stage->one_row)
+        ops->batch_release(stage->one_row);
     stage_close_caches(stage);
     if (stage->device)
         ops->device_close(stage->device);

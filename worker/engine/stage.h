@@ -135,7 +135,8 @@ struct stage {
     kkv_t *kv, *index_kv;
     stage_entries_t overlap, stride;
     stage_mix_t head_mix;
-    kbatch_t *batch, *part_batch;
+    kbatch_t *batch, *part_batch, *one_row;
+    bool always_pieces; /* however few rows: a test's */
     uint32_t rows_max, blocks_max, n_blocks;
     uint32_t part_rows; /* of a part; the last one may have less */
     uint32_t index_top_k; /* keys that a row sees at most */
@@ -284,10 +285,35 @@ status_t stage_reduce(stage_t *stage, const kweight_t *weight, kref_t x, uint32_
  * outputs. */
 status_t stage_multiply(stage_t *stage, const kweight_t *weight, kref_t x, uint32_t ld,
                         kref_t y) MUST_USE;
-/* The same with the sum of all slices' integers; this one's are in stage->sums. */
+/* The call of one part of a block, whose first call knows the layer. */
+stage_call_t *stage_call_of(stage_t *stage, stage_call_t *first, const stage_cut_t *cut,
+                            const stage_part_t *part);
+/* In a host call: gives `mine` to the slices and shows what they gave, until the next exchange: whole
+ * parts, or with `times` pieces (fabric_exchange_pieces). */
+status_t stage_exchange(const stage_call_t *call, const char *operation, const void *mine,
+                        const size_t *bytes, const uint32_t *times,
+                        const void **parts_out) MUST_USE;
+/* The same of whole parts, which come into `buffer`, at offsets[i]; the own one is there. */
+status_t stage_gather_parts(const stage_call_t *call, const char *operation, const void *mine,
+                      kbuffer_t *buffer, const size_t *bytes, const size_t *offsets) MUST_USE;
+/* A block without a post norm and without streams is added to the residual at once; others leave
+ * their sum in stage->normed. */
+bool stage_ends_at_once(const stage_mix_t *mix, const kbuffer_t *post_norm);
+
+/* stage_pieces.c: sums of which each slice makes a piece. */
+status_t stage_pieces_open(stage_t *stage) MUST_USE;
+/* Whether rows' partials are added by pieces; the same on every slice. */
+bool stage_partials_by_pieces(const stage_t *stage, uint32_t n_rows, const stage_cut_t *cut);
+/* The rest of stage_reduce_part after the matmul, in that way. own_call->cut is the cut. */
+status_t stage_reduce_partial_pieces(stage_t *stage, const stage_part_t *part, bool has_weight,
+                                     kbuffer_t *bias, bool at_once,
+                                     stage_call_t *own_call) MUST_USE;
+/* stage_reduce with the sum of all slices' integers; this one's are in stage->sums. */
 status_t stage_reduce_integers(stage_t *stage, const stage_mix_t *mix, kbuffer_t *post_norm,
                                stage_call_t *call) MUST_USE;
 /* Where this slice's integers lie. */
 kref_t stage_own_sums(const stage_t *stage);
+/* What the integers of the other slices take at most, of a part. */
+size_t stage_sums_of_all_bytes(const stage_t *stage);
 
 #endif

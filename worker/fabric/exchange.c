@@ -1,15 +1,26 @@
-/* The all-gather of partial sums inside a group. Inside a host a rank writes its part once, into one
+/* The all-gather of parts inside a group, and the exchange of pieces, of which each member needs one
+ * of every other's. Inside a host a rank writes its part (all its pieces) once, into one
  * of two slots that take turns, stores the exchange's number last, and everyone reads it in place.
  * Two slots suffice without any acknowledgement: a rank writes into the slot of exchange k-2 only
  * after exchange k-1 ended, so after everyone began k-1 and thereby gave up the parts of k-2.
- * Members on other hosts get the part as a message on the lane PARTIALS. */
+ * Members on other hosts get the part, or their piece, as a message on the lane PARTIALS. */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "worker/fabric/fabric_internal.h"
 
+/* What moves from whom to whom. An all-gather sends one part to everybody; with pieces, member i
+ * gives times[i] * bytes[k] to member k. */
 typedef struct {
+    uint32_t own;          /* this rank's index in the group */
     const size_t *bytes;
+    const uint32_t *times; /* NULL: an all-gather, bytes[i] is member i's part */
+    size_t before_own;     /* of bytes[], those of the members before this one */
+    size_t all;            /* of bytes[], together */
+} layout_t;
+
+typedef struct {
+    layout_t layout;
     const void **parts;
     uint64_t number;
     uint64_t missing; /* bit mask of the ranks without which the exchange is not complete */
@@ -46,6 +57,24 @@ void *fabric_exchange_buffer(fabric_t *fabric)
     return own_part(fabric, fabric->exchange + 1, FABRIC_EXCHANGE_BYTES_MAX);
 }
 
+/* Bytes that a member puts into its slot. */
+static size_t part_bytes(const layout_t *layout, uint32_t member)
+{
+    return layout->times ? layout->times[member] * layout->all : layout->bytes[member];
+}
+
+/* Where in it this rank's piece begins. */
+static size_t piece_at(const layout_t *layout, uint32_t member)
+{
+    return layout->times ? layout->times[member] * layout->before_own : 0;
+}
+
+/* Bytes that `to` gets of it. */
+static size_t given_bytes(const layout_t *layout, uint32_t from, uint32_t to)
+{
+    return layout->times ? layout->times[from] * layout->bytes[to] : layout->bytes[from];
+}
+
 /* A local member's part: there when its slot carries the exchange's number. */
 static bool look_local(fabric_t *fabric, gather_t *gather, uint32_t member)
 {
@@ -55,13 +84,14 @@ static bool look_local(fabric_t *fabric, gather_t *gather, uint32_t member)
     uint64_t sequence = atomic_load_explicit(&slot->sequence, memory_order_acquire);
     if (sequence != gather->number)
         return false;
-    if (slot->bytes != gather->bytes[member]) {
+    size_t bytes = part_bytes(&gather->layout, member);
+    if (slot->bytes != bytes) {
         char what[128];
         snprintf(what, sizeof what, "gave %llu bytes to an exchange where %zu are right",
-                 (unsigned long long)slot->bytes, gather->bytes[member]);
+                 (unsigned long long)slot->bytes, bytes);
         fabric_fail(fabric, STATUS_INVALID, rank, false, what);
     }
-    gather->parts[member] = shm_slot_bytes(slot);
+    gather->parts[member] = shm_slot_bytes(slot) + piece_at(&gather->layout, member);
     return true;
 }
 
@@ -89,57 +119,70 @@ static bool gathered(fabric_t *fabric, void *argument)
     return gather->missing == 0;
 }
 
-static status_t check_sizes(fabric_t *fabric, const size_t *bytes)
+static status_t check_sizes(fabric_t *fabric, const layout_t *layout)
 {
     for (uint32_t member = 0; member < fabric->group_n; member++) {
-        if (bytes[member] > FABRIC_EXCHANGE_BYTES_MAX)
+        size_t bytes = part_bytes(layout, member);
+        if (bytes > FABRIC_EXCHANGE_BYTES_MAX)
             return fail(STATUS_INVALID,
                         "rank %u: exchange: a part of %zu bytes; at most %zu are right",
-                        fabric->rank, bytes[member], FABRIC_EXCHANGE_BYTES_MAX);
+                        fabric->rank, bytes, FABRIC_EXCHANGE_BYTES_MAX);
     }
     return STATUS_OK;
 }
 
-/* Puts the own part where others find it and starts the messages to members on other hosts. */
+/* Starts the messages to and from the members on other hosts and rings for the local ones. */
+static void start_members(fabric_t *fabric, gather_t *gather, const uint8_t *part)
+{
+    const layout_t *layout = &gather->layout;
+    const uint8_t *next = part;
+    for (uint32_t member = 0; member < fabric->group_n; member++) {
+        uint32_t rank = fabric->group_first + member;
+        size_t taken = given_bytes(layout, member, layout->own);
+        size_t given = given_bytes(layout, layout->own, member);
+        const uint8_t *from = layout->times ? next : part;
+        next += given;
+        if (rank == fabric->rank)
+            continue;
+        atomic_fetch_add_explicit(&fabric->exchange_bytes, taken, memory_order_relaxed);
+        if (fabric_is_local(fabric, rank)) {
+            board_ring(fabric->board, rank);
+            continue;
+        }
+        uint8_t *to = part_buffer(&fabric->parts[member], (uint32_t)(gather->number & 1), taken);
+        gather->parts[member] = to;
+        outgoing_start(fabric, &gather->out[member], rank, FABRIC_PARTIALS, from, given);
+        incoming_start(&gather->in[member], rank, FABRIC_PARTIALS, to, taken, taken);
+    }
+}
+
+/* Puts the own part where others find it and starts what goes to members on other hosts. */
 static void publish(fabric_t *fabric, gather_t *gather, const void *mine)
 {
-    uint32_t own = fabric->rank - fabric->group_first;
-    size_t n = gather->bytes[own];
+    uint32_t own = gather->layout.own;
+    size_t n = part_bytes(&gather->layout, own);
     uint8_t *part = own_part(fabric, gather->number, n);
     if (mine != part && n > 0)
         memcpy(part, mine, n);
-    gather->parts[own] = part;
+    gather->parts[own] = part + piece_at(&gather->layout, own);
     if (fabric->shm.map) {
         uint32_t which = (uint32_t)(gather->number & 1);
         shm_slot_t *slot = shm_slot(&fabric->shm, fabric->own_index, which);
         slot->bytes = n;
         atomic_store_explicit(&slot->sequence, gather->number, memory_order_release);
     }
-    for (uint32_t member = 0; member < fabric->group_n; member++) {
-        uint32_t rank = fabric->group_first + member;
-        if (rank == fabric->rank)
-            continue;
-        if (fabric_is_local(fabric, rank)) {
-            board_ring(fabric->board, rank);
-            continue;
-        }
-        size_t bytes = gather->bytes[member];
-        uint8_t *to = part_buffer(&fabric->parts[member], (uint32_t)(gather->number & 1), bytes);
-        gather->parts[member] = to;
-        outgoing_start(fabric, &gather->out[member], rank, FABRIC_PARTIALS, part, n);
-        incoming_start(&gather->in[member], rank, FABRIC_PARTIALS, to, bytes, bytes);
-    }
+    start_members(fabric, gather, part);
 }
 
-status_t fabric_exchange(fabric_t *fabric, const fabric_where_t *where, const void *mine,
-                         const size_t *bytes, const void **parts_out)
+static status_t exchange(fabric_t *fabric, const fabric_where_t *where, const void *mine,
+                         const layout_t *layout, const void **parts_out)
 {
     gather_t gather;
     const wait_for_t what = {"exchange", where, &gather.missing, WAIT_EXCHANGE};
-    TRY(check_sizes(fabric, bytes));
+    TRY(check_sizes(fabric, layout));
     if (fabric_look_for_failure(fabric))
         return fabric_failed(fabric, &what);
-    gather.bytes = bytes;
+    gather.layout = *layout;
     gather.parts = parts_out;
     gather.number = ++fabric->exchange;
     gather.missing = 0;
@@ -156,4 +199,24 @@ status_t fabric_exchange(fabric_t *fabric, const fabric_where_t *where, const vo
             fabric->group_first + member != fabric->rank && gather.in[member].refused)
             return fabric_failed(fabric, &what);
     return STATUS_OK;
+}
+
+status_t fabric_exchange(fabric_t *fabric, const fabric_where_t *where, const void *mine,
+                         const size_t *bytes, const void **parts_out)
+{
+    const layout_t layout = {.own = fabric->rank - fabric->group_first, .bytes = bytes};
+    return exchange(fabric, where, mine, &layout, parts_out);
+}
+
+status_t fabric_exchange_pieces(fabric_t *fabric, const fabric_where_t *where, const void *mine,
+                                const size_t *bytes, const uint32_t *times,
+                                const void **pieces_out)
+{
+    layout_t layout = {
+        .own = fabric->rank - fabric->group_first, .bytes = bytes, .times = times};
+    for (uint32_t member = 0; member < fabric->group_n; member++) {
+        layout.before_own += member < layout.own ? bytes[member] : 0;
+        layout.all += bytes[member];
+    }
+    return exchange(fabric, where, mine, &layout, pieces_out);
 }

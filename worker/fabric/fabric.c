@@ -325,6 +325,7 @@ void fabric_counts(const fabric_t *fabric, fabric_counts_t *out)
         .messages_sent = atomic_load(&fabric->messages_sent),
         .bytes_sent = atomic_load(&fabric->bytes_sent),
         .exchanges = atomic_load(&fabric->exchanges),
+        .exchange_bytes = atomic_load(&fabric->exchange_bytes),
         .frames_refused = atomic_load(&fabric->frames_refused),
         .frames_held = atomic_load(&fabric->frames_held),
     };

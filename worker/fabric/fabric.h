@@ -10,9 +10,9 @@
  * time-out); the sizes below are what may be in flight without anybody receiving.
  *
  * Threads. One thread at a time may send to a (peer, lane) and one may receive from it; different
- * (peer, lane, direction) may be used by different threads. fabric_exchange is for one thread, the
- * one that runs the rank's kernel queue. fabric_abort and fabric_wake are for any thread, at any
- * time between open and close.
+ * (peer, lane, direction) may be used by different threads. fabric_exchange and
+ * fabric_exchange_pieces are for one thread, the one that runs the rank's kernel queue. fabric_abort
+ * and fabric_wake are for any thread, at any time between open and close.
  *
  * Failure. A wait ends at once when the epoch is aborted or a rank that it needs is known to be
  * dead, else after its time-out. The error names this rank, the operation, the step and the rank
@@ -152,6 +152,14 @@ void fabric_wake(fabric_t *fabric);
  * copied. */
 status_t fabric_exchange(fabric_t *fabric, const fabric_where_t *where, const void *mine,
                          const size_t *bytes, const void **parts_out) MUST_USE;
+/* The half of an all-reduce before its sums: `mine` holds a piece for each member, one behind the
+ * other, of times[i] * bytes[k] from member i to member k; every member names the same numbers.
+ * pieces_out[i] points to member i's piece for this rank, as long readable as the parts of
+ * fabric_exchange, and 64-byte aligned when all of bytes[] but the last are. Members on other hosts
+ * are sent their piece alone. A member's pieces together are at most FABRIC_EXCHANGE_BYTES_MAX. */
+status_t fabric_exchange_pieces(fabric_t *fabric, const fabric_where_t *where, const void *mine,
+                                const size_t *bytes, const uint32_t *times,
+                                const void **pieces_out) MUST_USE;
 /* Where the next exchange's own part can be written in place; FABRIC_EXCHANGE_BYTES_MAX long. To be
  * asked anew after each exchange: two slots take turns. */
 void *fabric_exchange_buffer(fabric_t *fabric);
@@ -174,6 +182,7 @@ bool fabric_failure(const fabric_t *fabric, fabric_failure_t *out);
 /* Numbers for people and tests. */
 typedef struct {
     uint64_t messages_sent, bytes_sent, exchanges;
+    uint64_t exchange_bytes; /* taken from other members in exchanges, of this host and of others */
     uint64_t frames_refused; /* of older epochs, malformed, or beyond a limit */
     uint64_t frames_held;    /* of newer epochs */
 } fabric_counts_t;

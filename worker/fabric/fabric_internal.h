@@ -87,7 +87,8 @@ struct fabric {
     watch_t watches[FABRIC_RANKS_MAX];
     uint64_t abort_told, lost_told; /* bit masks of what was passed on to other hosts */
 
-    _Atomic uint64_t messages_sent, bytes_sent, exchanges, frames_refused, frames_held;
+    _Atomic uint64_t messages_sent, bytes_sent, exchanges, exchange_bytes;
+    _Atomic uint64_t frames_refused, frames_held;
 };
 
 /* ---- fabric.c ---- */

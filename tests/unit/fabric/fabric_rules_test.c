@@ -52,11 +52,33 @@ static int wrong_part_rank(fabric_t *fabric, shared_t *shared)
     return 0;
 }
 
+static int wrong_piece_rank(fabric_t *fabric, shared_t *shared)
+{
+    (void)shared;
+    uint32_t me = fabric_rank(fabric);
+    /* Rank 1 believes that it gives two pieces to each. */
+    const uint32_t times[2] = {1, me == 1 ? 2 : 1};
+    size_t bytes[2] = {16, 16};
+    const void *pieces[2];
+    uint8_t mine[64] = {0};
+    status_t status = fabric_exchange_pieces(fabric, NULL, mine, bytes, times, pieces);
+    if (me == 0) {
+        EXPECT(status == STATUS_INVALID);
+        EXPECT(is_in(status_text(), "rank 1 (host a) gave 64 bytes to an exchange where 32"));
+    }
+    bytes[0] = FABRIC_EXCHANGE_BYTES_MAX;
+    EXPECT(fabric_exchange_pieces(fabric, NULL, mine, bytes, times, pieces) == STATUS_INVALID);
+    EXPECT(is_in(status_text(), "at most 67108864 are right"));
+    return 0;
+}
+
 static void test_an_exchange_of_other_sizes_is_refused_by_name(void **state)
 {
     (void)state;
     ranks_t ranks;
     ranks_start(&ranks, 2, 2, 5000, wrong_part_rank);
+    assert_int_equal(ranks_finish(&ranks, 0), 0);
+    ranks_start(&ranks, 2, 2, 5000, wrong_piece_rank);
     assert_int_equal(ranks_finish(&ranks, 0), 0);
 }
 

@@ -9,6 +9,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/memory.h"
+#include "pieces.h"
 #include "ranks.h"
 #include "worker/fabric/fabric_internal.h"
 
@@ -139,6 +140,20 @@ static void test_an_exchange_gives_each_member_of_the_group_every_part(void **st
     (void)state;
     ranks_t ranks;
     ranks_start(&ranks, 6, 3, 20000, exchange_rank);
+    assert_int_equal(ranks_finish(&ranks, 0), 0);
+}
+
+static int pieces_rank(fabric_t *fabric, shared_t *shared)
+{
+    (void)shared;
+    return pieces_traffic(fabric, 3, 3);
+}
+
+static void test_an_exchange_of_pieces_gives_each_member_its_own_of_every_part(void **state)
+{
+    (void)state;
+    ranks_t ranks;
+    ranks_start(&ranks, 6, 3, 20000, pieces_rank);
     assert_int_equal(ranks_finish(&ranks, 0), 0);
 }
 
@@ -433,6 +448,7 @@ int main(void)
         cmocka_unit_test(test_messages_of_a_lane_arrive_whole_and_in_order),
         cmocka_unit_test(test_a_message_longer_than_its_buffer_passes_in_pieces),
         cmocka_unit_test(test_an_exchange_gives_each_member_of_the_group_every_part),
+        cmocka_unit_test(test_an_exchange_of_pieces_gives_each_member_its_own_of_every_part),
         cmocka_unit_test(test_a_killed_rank_is_named_by_every_wait_within_100_ms),
         cmocka_unit_test(test_a_stopped_rank_is_found_silent_within_700_ms),
         cmocka_unit_test(test_an_abort_by_the_parent_ends_every_wait_with_its_reason),

@@ -10,6 +10,7 @@
 #include "common/base/clock.h"
 #include "common/base/memory.h"
 #include "hosts.h"
+#include "pieces.h"
 #include "worker/fabric/ucx.h"
 
 /* cmocka has a macro of that name; ours is not used in tests. */
@@ -58,6 +59,8 @@ static int traffic(fabric_t *fabric)
                 EXPECT(part[k] == (uint8_t)(i * 31 + round + k * 7));
         }
     }
+    if (pieces_traffic(fabric, 4, 2) != 0)
+        return 1;
     /* 40 MB from host b to host a, far more than the lane's window. */
     size_t n_words = (size_t)5 << 20;
     if (me == 3 || me == 0) {
