@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -66,45 +67,73 @@ static char *read_file(const char *path, size_t *size_out)
     return bytes;
 }
 
+/* A safetensors file as it lies in memory: of files of hundreds of MB only what is asked for is
+ * read. */
+typedef struct {
+    uint8_t *bytes;
+    size_t size;
+    uint64_t header; /* bytes of its JSON, which begins at 8 */
+    json_t *root;
+} tensors_t;
+
+static void tensors_open(tensors_t *tensors, const char *path)
+{
+    struct stat info;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(fstat(fd, &info), 0);
+    tensors->size = (size_t)info.st_size;
+    assert_true(tensors->size >= 8);
+    tensors->bytes = mmap(NULL, tensors->size, PROT_READ, MAP_PRIVATE, fd, 0);
+    assert_true(tensors->bytes != MAP_FAILED);
+    close(fd);
+    memcpy(&tensors->header, tensors->bytes, 8);
+    assert_true(tensors->header <= tensors->size - 8);
+    tensors->root = json_loadb((const char *)tensors->bytes + 8, tensors->header, 0, NULL);
+    assert_non_null(tensors->root);
+}
+
+static void tensors_close(tensors_t *tensors)
+{
+    json_decref(tensors->root);
+    munmap(tensors->bytes, tensors->size);
+}
+
+static void *tensors_read(const tensors_t *tensors, const char *name, uint64_t *n_out)
+{
+    const json_t *offsets = json_object_get(json_object_get(tensors->root, name), "data_offsets");
+    if (!offsets)
+        return NULL;
+    size_t begin = (size_t)json_integer_value(json_array_get(offsets, 0));
+    size_t end = (size_t)json_integer_value(json_array_get(offsets, 1));
+    assert_true(begin <= end && 8 + tensors->header + end <= tensors->size);
+    void *tensor = malloc(end - begin + 1);
+    memcpy(tensor, tensors->bytes + 8 + tensors->header + begin, end - begin);
+    *n_out = (end - begin) / 4;
+    return tensor;
+}
+
+static uint64_t tensors_side(const tensors_t *tensors, const char *name)
+{
+    const json_t *shape = json_object_get(json_object_get(tensors->root, name), "shape");
+    return (uint64_t)json_integer_value(json_array_get(shape, 0));
+}
+
 void *eval_read_tensor(const char *path, const char *name, uint64_t *n_out)
 {
-    size_t size;
-    uint64_t header;
-    char *bytes = read_file(path, &size);
-    assert_true(size >= 8);
-    memcpy(&header, bytes, 8);
-    assert_true(header <= size - 8);
-    json_t *root = json_loadb(bytes + 8, header, 0, NULL);
-    assert_non_null(root);
-    const json_t *offsets = json_object_get(json_object_get(root, name), "data_offsets");
-    void *tensor = NULL;
-    if (offsets) {
-        size_t begin = (size_t)json_integer_value(json_array_get(offsets, 0));
-        size_t end = (size_t)json_integer_value(json_array_get(offsets, 1));
-        assert_true(begin <= end && 8 + header + end <= size);
-        tensor = malloc(end - begin + 1);
-        memcpy(tensor, bytes + 8 + header + begin, end - begin);
-        *n_out = (end - begin) / 4;
-    }
-    json_decref(root);
-    free(bytes);
+    tensors_t tensors;
+    tensors_open(&tensors, path);
+    void *tensor = tensors_read(&tensors, name, n_out);
+    tensors_close(&tensors);
     return tensor;
 }
 
 uint64_t eval_tensor_side(const char *path, const char *name)
 {
-    size_t size;
-    uint64_t header;
-    char *bytes = read_file(path, &size);
-    assert_true(size >= 8);
-    memcpy(&header, bytes, 8);
-    assert_true(header <= size - 8);
-    json_t *root = json_loadb(bytes + 8, header, 0, NULL);
-    assert_non_null(root);
-    const json_t *shape = json_object_get(json_object_get(root, name), "shape");
-    uint64_t side = (uint64_t)json_integer_value(json_array_get(shape, 0));
-    json_decref(root);
-    free(bytes);
+    tensors_t tensors;
+    tensors_open(&tensors, path);
+    uint64_t side = tensors_side(&tensors, name);
+    tensors_close(&tensors);
     return side;
 }
 
@@ -278,6 +307,7 @@ static void read_lines(const char *dir, eval_result_t *out)
 void eval_run(const eval_args_t *args, eval_result_t *out)
 {
     char *dir = make_dir(args), *file = text("%s/out.safetensors", dir), name[32];
+    tensors_t tensors;
     int status = spawn_and_wait(args, dir);
     if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
         size_t size;
@@ -288,24 +318,26 @@ void eval_run(const eval_args_t *args, eval_result_t *out)
     *out = (eval_result_t){.n_prompts = (uint32_t)json_array_size(args->ids),
                            .n_greedy = args->greedy};
     assert_true(out->n_prompts <= EVAL_PROMPTS_MAX);
+    tensors_open(&tensors, file);
     for (uint32_t i = 0; i < out->n_prompts; i++) {
         uint64_t n = 0, n_greedy = 0;
         snprintf(name, sizeof name, "logits.%u", i);
-        out->prompts[i].logits = eval_read_tensor(file, name, &n);
+        out->prompts[i].logits = tensors_read(&tensors, name, &n);
         assert_non_null(out->prompts[i].logits);
         out->prompts[i].rows =
             args->last ? 1 : (uint32_t)json_array_size(json_array_get(args->ids, i));
         out->vocab = (uint32_t)(n / out->prompts[i].rows);
         snprintf(name, sizeof name, "greedy.%u", i);
-        out->prompts[i].greedy = eval_read_tensor(file, name, &n_greedy);
+        out->prompts[i].greedy = tensors_read(&tensors, name, &n_greedy);
         assert_int_equal(n_greedy, args->greedy);
         if (!args->hidden)
             continue;
         snprintf(name, sizeof name, "hidden.%u", i);
-        out->n_hidden_layers = (uint32_t)eval_tensor_side(file, name);
-        out->prompts[i].hidden = eval_read_tensor(file, name, &out->prompts[i].n_hidden);
+        out->n_hidden_layers = (uint32_t)tensors_side(&tensors, name);
+        out->prompts[i].hidden = tensors_read(&tensors, name, &out->prompts[i].n_hidden);
         assert_non_null(out->prompts[i].hidden);
     }
+    tensors_close(&tensors);
     read_lines(dir, out);
     free(file);
     remove_dir(dir);

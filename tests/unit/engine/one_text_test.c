@@ -1,9 +1,17 @@
 /* One text: the bytes of the logits and the greedy ids are the same for every way to cut, batch,
  * chunk, cache and compute. ctest runs a pairwise covering of all values, whole, on both models: a
- * minute or two, within its time limit. By hand, SHOAL_ONE_TEXT=full runs the whole product on the
- * small model; on the real one it goes through the product, every triple of values first, for
- * SHOAL_ONE_TEXT_SECONDS (900), and says how far it came. SHOAL_ONE_TEXT=real does only the latter.
- */
+ * minute or two, within its time limit. By hand:
+ *
+ *   SHOAL_ONE_TEXT=full         the whole product instead: on the small model, on the real one, and
+ *                               on the real one with ref and short prompts
+ *   SHOAL_ONE_TEXT=real         only the real one's, =ref only that with ref
+ *   SHOAL_ONE_TEXT_PART=2/4     the second quarter of each product, spread over all values
+ *   SHOAL_ONE_TEXT_LOG=FILE     cases are added to the file as they are shown, and those that this
+ *                               program has shown there are not run again: a product may be
+ *                               interrupted, go on, and be shared out among runs
+ *   SHOAL_ONE_TEXT_SECONDS=900  begin no case of a product after that time
+ *
+ * A part that shares no file with the others compares its cases with the product's first one. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,8 +19,9 @@
 #include "common/base/clock.h"
 #include "eval_run.h"
 #include "kernels/ops.h"
+#include "one_text_log.h"
 
-enum { N_DIMENSIONS = 7, VALUES_MAX = 3, CASES_MAX = 1024 };
+enum { N_DIMENSIONS = 7, VALUES_MAX = 3, CASES_MAX = ONE_TEXT_CASES_MAX };
 enum { TP, STAGES, THREADS, BATCH, CHUNK, WARM, ISA };
 
 static const uint32_t values[N_DIMENSIONS][VALUES_MAX] = {
@@ -114,6 +123,13 @@ static bool wants(const char *mode)
     return given && strcmp(given, mode) == 0;
 }
 
+/* Whether a product is asked for that this one is no part of. */
+static bool left_out(const char *mode)
+{
+    bool only_one = wants("real") || wants("ref");
+    return only_one && !wants(mode);
+}
+
 /* Prompts of many lengths, some of which begin alike. */
 static json_t *make_prompts(uint32_t n, uint32_t vocab, uint32_t longest)
 {
@@ -139,13 +155,30 @@ static const char *small_parts(const case_t *c)
     return sum % 2 ? "stage.small_parts=error@*" : NULL;
 }
 
-static void run_case(const char *model, const json_t *ids, const case_t *c, uint32_t greedy,
-                     uint64_t *hash_out, uint64_t *rows_out)
+/* A name that does not fit would be another case's too. */
+static void name_case(const case_t *c, char out[ONE_TEXT_NAME_MAX])
+{
+    int n = snprintf(out, ONE_TEXT_NAME_MAX,
+                     "tp %u stages %u threads %u batch %u chunk %u %s %s", values[TP][c->at[TP]],
+                     values[STAGES][c->at[STAGES]], values[THREADS][c->at[THREADS]],
+                     values[BATCH][c->at[BATCH]], values[CHUNK][c->at[CHUNK]],
+                     values[WARM][c->at[WARM]] ? "warm" : "cold", isa_names[c->at[ISA]]);
+    assert_true(n > 0 && n < ONE_TEXT_NAME_MAX);
+}
+
+/* What is computed in every way. */
+typedef struct {
+    const char *model;
+    json_t *ids;
+    uint32_t greedy;
+} text_t;
+
+static void run_case(const text_t *text, const case_t *c, const char *name, one_text_log_t *log)
 {
     bool warm = values[WARM][c->at[WARM]];
     eval_args_t args = {
-        .model = model,
-        .ids = ids,
+        .model = text->model,
+        .ids = text->ids,
         .isa = isa_names[c->at[ISA]],
         .tp = values[TP][c->at[TP]],
         .stages = values[STAGES][c->at[STAGES]],
@@ -153,78 +186,110 @@ static void run_case(const char *model, const json_t *ids, const case_t *c, uint
         .batch = values[BATCH][c->at[BATCH]],
         .chunk = values[CHUNK][c->at[CHUNK]],
         .failpoints = small_parts(c),
-        .greedy = greedy,
+        .greedy = text->greedy,
         .last = warm,
         .no_sums = warm,
         .passes = warm ? 2 : 1,
         .no_prefix_cache = !warm,
     };
     eval_result_t result;
-    print_message("tp %u stages %u threads %u batch %u chunk %u %s %s\n", args.tp, args.stages,
-                  args.threads, args.batch, args.chunk, warm ? "warm" : "cold", args.isa);
+    print_message("%s\n", name);
     eval_run(&args, &result);
-    *hash_out = eval_hash(&result);
-    *rows_out = warm ? 0 : eval_hash_rows(&result);
     /* What is called warm has to have been warm. */
     uint32_t cached = 0;
     for (uint32_t i = 0; i < result.n_prompts; i++)
         cached += result.prompts[i].cached;
     assert_true(warm ? cached > 0 : cached == 0);
+    one_text_log_add(log, name, eval_hash(&result), warm ? 0 : eval_hash_rows(&result));
     eval_release(&result);
 }
 
-static void check_cases(const char *model, const json_t *ids, const case_t *cases, uint32_t n,
-                        uint32_t greedy, uint64_t seconds_max)
+/* Case 0 is in every part: it is what the others are compared with. */
+static void check_cases(const text_t *text, const case_t *cases, uint32_t n)
 {
-    uint64_t hash = 0, rows = 0, end_ms = clock_ms() + seconds_max * 1000;
-    uint32_t i;
-    for (i = 0; i < n && clock_ms() < end_ms; i++) {
-        uint64_t hash_now, rows_now;
-        run_case(model, ids, &cases[i], greedy, &hash_now, &rows_now);
-        if (i == 0)
-            hash = hash_now;
-        if (rows == 0)
-            rows = rows_now;
-        assert_true(hash == hash_now);
-        assert_true(rows_now == 0 || rows == rows_now);
+    static one_text_log_t log;
+    const char *part = getenv("SHOAL_ONE_TEXT_PART"), *seconds = getenv("SHOAL_ONE_TEXT_SECONDS");
+    uint32_t k = 1, n_parts = 1, n_mine = 0, n_run = 0, n_known = 0;
+    uint64_t end_ms = seconds ? clock_ms() + strtoull(seconds, NULL, 10) * 1000 : UINT64_MAX;
+    if (part)
+        assert_true(sscanf(part, "%u/%u", &k, &n_parts) == 2 && k >= 1 && k <= n_parts);
+    one_text_log_open(&log, text->model, text->ids, text->greedy);
+    for (uint32_t i = 0; i < n; i++) {
+        char name[ONE_TEXT_NAME_MAX];
+        if (i > 0 && i % n_parts != k - 1)
+            continue;
+        n_mine++;
+        name_case(&cases[i], name);
+        if (one_text_log_has(&log, name)) {
+            n_known++;
+        } else if (clock_ms() < end_ms) {
+            run_case(text, &cases[i], name, &log);
+            n_run++;
+        }
     }
-    print_message("%u of %u cases, equal\n", i, n);
-    assert_true(rows != 0);
+    print_message("part %u of %u of %u cases: %u of %u, equal (%u run now); last rows %016llx, "
+                  "all rows %016llx\n",
+                  k, n_parts, n, n_run + n_known, n_mine, n_run, (unsigned long long)log.hash,
+                  (unsigned long long)log.rows);
+    assert_true(log.rows != 0);
 }
 
 static void test_a_small_model_gives_the_same_bytes_in_every_pair_of_ways(void **state)
 {
     (void)state;
     static case_t cases[CASES_MAX];
+    if (left_out("small"))
+        skip();
     char *model = eval_golden("gguf-llama-q4_0/model.gguf");
-    json_t *ids = make_prompts(18, 320, 100);
+    text_t text = {model, make_prompts(18, 320, 100), 12};
     uint32_t n = wants("full") ? all_cases(cases) : cover(cases, false);
     assert_true(n >= 9);
-    check_cases(model, ids, cases, n, 12, UINT32_MAX);
-    json_decref(ids);
+    check_cases(&text, cases, n);
+    json_decref(text.ids);
     free(model);
 }
 
-/* 9 heads on 2 ranks are 5 and 4, sharing a key/value head; ref is left to the small model. */
+/* 9 heads on 2 ranks are 5 and 4, sharing a key/value head; ref has a product of its own. */
 static void test_the_real_model_gives_the_same_bytes_in_every_pair_of_ways(void **state)
 {
     (void)state;
     static case_t cases[CASES_MAX];
+    const char *ref = isa_names[0];
+    uint32_t n_levels = n_values[ISA];
+    char *model = left_out("real") ? NULL : eval_real_model();
+    if (!model)
+        skip();
+    text_t text = {model, make_prompts(17, 49152, 80), 4};
+    if (n_levels > 1) {
+        isa_names[0] = isa_names[n_levels - 1];
+        n_values[ISA] = n_levels - 1;
+    }
+    uint32_t n = wants("full") || wants("real") ? all_cases(cases) : cover(cases, false);
+    check_cases(&text, cases, n);
+    isa_names[0] = ref;
+    n_values[ISA] = n_levels;
+    json_decref(text.ids);
+    free(model);
+}
+
+/* Plain C takes a tenth of a second for a token of this model, so the prompts are as short as a warm
+ * prefix of one block allows. The first case is the best level's: ref has to give its bytes. */
+static void test_ref_gives_the_real_models_bytes_in_every_way(void **state)
+{
+    (void)state;
+    static case_t cases[CASES_MAX];
+    uint32_t n_levels = n_values[ISA];
     char *model = eval_real_model();
     if (!model)
         skip();
-    json_t *ids = make_prompts(17, 49152, 80);
-    const char *last = isa_names[2];
-    if (n_values[ISA] == 3) {
-        isa_names[0] = last;
-        n_values[ISA] = 2;
-    }
-    const char *given = getenv("SHOAL_ONE_TEXT_SECONDS");
-    uint64_t seconds = given ? strtoull(given, NULL, 10) : 900;
-    bool all = wants("full") || wants("real");
-    uint32_t n = all ? all_cases(cases) : cover(cases, false);
-    check_cases(model, ids, cases, n, 4, all ? seconds : UINT32_MAX);
-    json_decref(ids);
+    text_t text = {model, make_prompts(17, 49152, 19), 2};
+    n_values[ISA] = 1; /* level 0 is ref */
+    uint32_t n = all_cases(cases + 1) + 1;
+    cases[0] = cases[1];
+    cases[0].at[ISA] = (uint8_t)(n_levels - 1);
+    check_cases(&text, cases, n);
+    n_values[ISA] = n_levels;
+    json_decref(text.ids);
     free(model);
 }
 
@@ -233,7 +298,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_small_model_gives_the_same_bytes_in_every_pair_of_ways),
         cmocka_unit_test(test_the_real_model_gives_the_same_bytes_in_every_pair_of_ways),
+        cmocka_unit_test(test_ref_gives_the_real_models_bytes_in_every_way),
     };
     n_values[ISA] = kernels_cpu_levels(isa_names);
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    /* The last one is for who asks for it. */
+    size_t n = sizeof tests / sizeof *tests - (wants("full") || wants("ref") ? 0 : 1);
+    return _cmocka_run_group_tests("one text", tests, n, NULL, NULL);
 }

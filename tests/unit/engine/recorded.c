@@ -143,6 +143,7 @@ recorded_noise_t recorded_measure(const recorded_t *recorded, const eval_result_
         const float *found = result->prompts[i].logits;
         for (uint64_t k = 0; k < n; k++)
             sum += fabs((double)found[k] - (double)wanted[k]);
+        noise.most = fmax(noise.most, eval_max_abs(found, wanted, n));
         for (uint64_t k = 0; k < n; k += result->vocab)
             noise.mismatches +=
                 highest(found + k, result->vocab) != highest(wanted + k, result->vocab);
@@ -157,6 +158,7 @@ bool recorded_noise_of(const recorded_t *recorded, const char *row, recorded_noi
 {
     const json_t *rows = json_object_get(json_object_get(recorded->golden, "noise"), row);
     out->mean = json_number_value(json_object_get(rows, "mean_abs"));
+    out->most = json_number_value(json_object_get(rows, "max_abs"));
     out->mismatches = (uint32_t)json_integer_value(json_object_get(rows, "argmax_mismatch"));
     return out->mean > 0;
 }

@@ -33,10 +33,11 @@ eval_args_t recorded_args(const recorded_t *recorded, const char *model);
 
 double recorded_worst_logit(const recorded_t *recorded, const eval_result_t *result);
 
-/* Native mode is measured against what the same model loses by the recorded arithmetic: means and
- * mismatches, because with experts one token that goes elsewhere makes any maximum. */
+/* Native mode is measured against what the same model loses by the recorded arithmetic: means,
+ * mismatches, and maxima of dense models: with experts one token that goes elsewhere makes any
+ * maximum. */
 typedef struct {
-    double mean;
+    double mean, most;
     uint32_t mismatches; /* positions whose highest logit is another one */
 } recorded_noise_t;
 
