@@ -44,15 +44,17 @@ static bool is_reached(const Shoal__V1__Deployment *wanted, const Shoal__V1__Lis
         const Shoal__V1__Replica *replica = now->replicas[i];
         uint32_t tp = wanted->tp, stages = wanted->stages;
         uint32_t groups = wanted->expert_groups, holders = wanted->attention_slices;
+        uint32_t copies = wanted->attention_replicas, has = replica->attention_replicas;
         for (size_t s = 0; s < wanted->n_shapes; s++)
             if (wanted->shapes[s]->ordinal == replica->ordinal) {
                 tp = wanted->shapes[s]->tp;
                 stages = wanted->shapes[s]->stages;
-                groups = holders = 0;
+                groups = holders = copies = 0;
             }
         bool shaped = (tp == 0 || replica->tp == tp) && (stages == 0 || replica->stages == stages) &&
                       (groups == 0 || replica->expert_groups == groups) &&
-                      (holders == 0 || replica->attention_slices == holders);
+                      (holders == 0 || replica->attention_slices == holders) &&
+                      (has ? has : 1) == (copies ? copies : 1);
         bool current = strcmp(replica->model_digest, wanted->model_digest) == 0 &&
                        strcmp(replica->activations, wanted->activations) == 0 &&
                        strcmp(replica->quantize, wanted->quantize) == 0 &&
@@ -188,7 +190,7 @@ status_t command_deploy(int argc, char **argv)
 {
     cluster_options_t where = {0};
     const char *model, *activations, *quantize, *shapes, *format, *words[1] = {NULL};
-    int64_t replicas, tp, stages, groups, holders, context_max, kv_tokens, chunk, speculate, timeout_ms;
+    int64_t replicas, tp, stages, groups, holders, copies, context_max, kv_tokens, chunk, speculate, timeout_ms;
     bool wait = false, json = false, done = false, no_prefix_cache = false, whole_prompts = false;
     const option_t options[] = {
         {"model", OPTION_TEXT, &model, NULL, "PATH", "GGUF file or model directory, as the hosts see it under their --models"},
@@ -197,6 +199,7 @@ status_t command_deploy(int argc, char **argv)
         {"stages", OPTION_INTEGER, &stages, "1", "S", "pipeline stages", 1, 64},
         {"expert-groups", OPTION_INTEGER, &groups, "0", "G", "groups of slices, each with whole experts of its own; 0: the planner chooses", 0, 16},
         {"attention-slices", OPTION_INTEGER, &holders, "0", "A", "slices that hold attention and its KV; 0: the planner chooses", 0, 16},
+        {"attention-replicas", OPTION_INTEGER, &copies, "1", "R", "replicas of attention among those, each with the KV of its own sequences", 1, 16},
         {"context-max", OPTION_INTEGER, &context_max, "2048", "N", "tokens of prompt and answer", 16, 1048576},
         {"shapes", OPTION_TEXT, &shapes, NULL, "LIST", "other shapes for single replicas: 0=2x1,1=1x3 (slices x stages)"},
         {"kv-tokens-max", OPTION_INTEGER, &kv_tokens, "0", "N", "KV capacity of a replica; 0 takes what fits", 0, 1e12},
@@ -230,6 +233,7 @@ status_t command_deploy(int argc, char **argv)
     deployment.stages = (uint32_t)stages;
     deployment.expert_groups = (uint32_t)groups;
     deployment.attention_slices = (uint32_t)holders;
+    deployment.attention_replicas = (uint32_t)copies;
     deployment.context_max = (uint32_t)context_max;
     deployment.kv_tokens_max = (uint64_t)kv_tokens;
     Shoal__V1__StepSettings steps = SHOAL__V1__STEP_SETTINGS__INIT;

@@ -19,7 +19,8 @@ static const char note[] =
 
 typedef struct {
     const char *model_path, *hosts_path, *quantize, *activations, *prefer;
-    int64_t tp, stages, expert_groups, attention_slices, context, prompt, batch;
+    int64_t tp, stages, expert_groups, attention_slices, attention_replicas;
+    int64_t context, prompt, batch;
 } work_t;
 
 enum { CONTEXT_DEFAULT = 8192 };
@@ -71,6 +72,7 @@ static void ask(const work_t *work, const model_t *model, const plan_sizes_t *si
         .stages = (uint32_t)work->stages,
         .expert_groups = (uint32_t)work->expert_groups,
         .attention_slices = (uint32_t)work->attention_slices,
+        .attention_replicas = (uint32_t)work->attention_replicas,
         .context = context,
         .prompt = smaller(work->prompt, context),
         .batch_max = (uint32_t)work->batch,
@@ -155,9 +157,10 @@ static status_t plan(const work_t *work, bool json)
     if (strcmp(work->activations, "native") != 0 && strcmp(work->activations, "f32") != 0)
         return fail(STATUS_INVALID, "--activations: \"%s\" is neither native nor f32",
                     work->activations);
-    if (work->tp == 0 && (work->expert_groups != 0 || work->attention_slices != 0))
-        return fail(STATUS_INVALID, "--expert-groups and --attention-slices are of one tp; give "
-                    "--tp too");
+    if (work->tp == 0 && (work->expert_groups != 0 || work->attention_slices != 0 ||
+                          work->attention_replicas > 1))
+        return fail(STATUS_INVALID, "--expert-groups, --attention-slices and --attention-replicas "
+                    "are of one tp; give --tp too");
     TRY(hosts_file_read(work->hosts_path, &hosts));
     status_t status = open_model(work->model_path, work->quantize, &model);
     if (status == STATUS_OK) {
@@ -201,6 +204,9 @@ status_t command_plan(int argc, char **argv)
          "groups of slices, each with whole experts of its own; 0 chooses", 0, PLAN_TP_MAX, NULL},
         {"attention-slices", OPTION_INTEGER, &work.attention_slices, "0", "A",
          "slices that hold attention and its KV; 0: all", 0, PLAN_TP_MAX, NULL},
+        {"attention-replicas", OPTION_INTEGER, &work.attention_replicas, "1", "R",
+         "replicas of attention among those, each with the KV of its own sequences", 1,
+         PLAN_TP_MAX, NULL},
         {"context", OPTION_INTEGER, &work.context, "0", "N",
          "positions of a sequence; 0 takes 8192, or what the model was trained for", 0,
          MODEL_CONTEXT_MAX, NULL},

@@ -35,7 +35,7 @@ static json_t *rank_of(const forecast_question_t *question, const hosts_file_t *
     const hosts_host_t *host = &hosts->hosts[hosts->host_of[forecast->devices[rank]]];
     plan_slice_t slice;
     json_t *row = json_object();
-    plan_cut_t cut = {shape->tp, shape->expert_groups, shape->attention_slices};
+    plan_cut_t cut = plan_shape_cut(shape);
     CHECK(plan_slice(&question->sizes->config, &cut, rank % shape->tp, &slice) == STATUS_OK);
     set_integer(row, "rank", rank);
     set_integer(row, "stage", rank / shape->tp);
@@ -52,7 +52,7 @@ static json_t *rank_of(const forecast_question_t *question, const hosts_file_t *
     set_integer(row, "weight_bytes", need->weights);
     set_integer(row, "work_bytes", need->scratch + need->process);
     set_integer(row, "kv_bytes_per_token", need->kv_per_token);
-    set_integer(row, "kv_bytes", need->kv_per_token * forecast->kv_tokens);
+    set_integer(row, "kv_bytes", plan_kv_bytes(need, forecast->kv_tokens));
     set_integer(row, "device_bytes", device->memory_bytes - device->reserve_bytes);
     return row;
 }
@@ -85,6 +85,7 @@ void plan_report_forecast(json_t *report, const forecast_question_t *question,
     if (question->sizes->config.experts.n > 0)
         set_integer(report, "expert_groups", shape->expert_groups);
     set_integer(report, "attention_slices", shape->attention_slices);
+    set_integer(report, "attention_replicas", shape->attention_replicas);
     set_integer(report, "context", shape->context_max);
     set_integer(report, "devices", hosts->n_devices);
     set_integer(report, "hosts", hosts->n_hosts);
@@ -210,6 +211,9 @@ void plan_report_print(const json_t *report)
         describe_line("attention", "on %llu of %llu slices",
                       (unsigned long long)integer(report, "attention_slices"),
                       (unsigned long long)integer(report, "tp"));
+    if (integer(report, "attention_replicas") > 1)
+        describe_line("replicas", "%llu of attention, each with the cache of its own sequences",
+                      (unsigned long long)integer(report, "attention_replicas"));
     if (fits)
         print_speed(report);
     else

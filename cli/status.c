@@ -59,9 +59,10 @@ static json_t *replica_json(const Shoal__V1__Replica *replica)
         (json_int_t)replica->stages, "leader", replica->leader, "text_identity", replica->text_identity,
         "running", (json_int_t)replica->running, "waiting", (json_int_t)replica->waiting, "steps",
         (json_int_t)replica->steps, "kv_tokens_free", (json_int_t)replica->kv_tokens_free);
-    json_t *more = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:o}", "expert_groups",
+    json_t *more = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:o}", "expert_groups",
                              (json_int_t)replica->expert_groups, "attention_slices",
-                             (json_int_t)replica->attention_slices, "kv_tokens_total",
+                             (json_int_t)replica->attention_slices, "attention_replicas",
+                             (json_int_t)replica->attention_replicas, "kv_tokens_total",
                              (json_int_t)replica->kv_tokens_total, "prefix_hit_tokens",
                              (json_int_t)replica->prefix_hit_tokens, "sequences_max_in_step",
                              (json_int_t)replica->sequences_max_in_step, "tokens_produced",

@@ -29,7 +29,7 @@ enum { PORTS_MAX = 12, COORDINATORS_MAX = 8, STOP_GRACE_MS = 15000,
 
 typedef struct {
     const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *quantize, *shapes, *format;
-    int64_t replicas, tp, stages, expert_groups, attention_slices;
+    int64_t replicas, tp, stages, expert_groups, attention_slices, attention_replicas;
     int64_t coordinators, context_max, threads, wait_ms, chunk, speculate;
     bool detach, json, no_prefix_cache, whole_prompts;
     char *data_dir, *bin_dir, *etcd_url, *redis_url, *model_path;
@@ -205,6 +205,7 @@ static void add_deploy(up_t *up, supervisor_t *supervisor)
     child_arg(child, "--stages=%lld", (long long)up->stages);
     child_arg(child, "--expert-groups=%lld", (long long)up->expert_groups);
     child_arg(child, "--attention-slices=%lld", (long long)up->attention_slices);
+    child_arg(child, "--attention-replicas=%lld", (long long)up->attention_replicas);
     child_arg(child, "--context-max=%lld", (long long)up->context_max);
     child_arg(child, "--activations=%s", up->activations);
     child_arg(child, "--chunk=%lld", (long long)up->chunk);
@@ -440,6 +441,7 @@ status_t command_up(int argc, char **argv)
         {"stages", OPTION_INTEGER, &up.stages, "2", "S", "pipeline stages", 1, 64},
         {"expert-groups", OPTION_INTEGER, &up.expert_groups, "0", "G", "groups of slices, each with whole experts of its own; 0: the planner chooses", 0, 16},
         {"attention-slices", OPTION_INTEGER, &up.attention_slices, "0", "A", "slices that hold attention and its KV; 0: the planner chooses", 0, 16},
+        {"attention-replicas", OPTION_INTEGER, &up.attention_replicas, "1", "R", "replicas of attention among those, each with the KV of its own sequences", 1, 16},
         {"shapes", OPTION_TEXT, &up.shapes, NULL, "LIST", "other shapes for single replicas: 0=2x1,1=1x3 (slices x stages)"},
         {"context-max", OPTION_INTEGER, &up.context_max, "2048", "N", "tokens of prompt and answer", 16, 1048576},
         COMMAND_STEP_OPTIONS(&up.chunk, &up.speculate, &up.no_prefix_cache, &up.whole_prompts),

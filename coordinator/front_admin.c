@@ -199,9 +199,9 @@ static status_t check_deployment(const Shoal__V1__Deployment *d)
     TRY(check_name(d->name));
     TRY(request_check_text("model_path", d->model_path, 4096));
     TRY(check_shape(d->replicas, d->tp, d->stages));
-    if (!d->tp && (d->expert_groups || d->attention_slices))
-        return fail(STATUS_INVALID, "tp: it is left to the planner, but expert_groups and "
-                    "attention_slices are of one tp; give it too");
+    if (!d->tp && (d->expert_groups || d->attention_slices || d->attention_replicas > 1))
+        return fail(STATUS_INVALID, "tp: it is left to the planner, but expert_groups, "
+                    "attention_slices and attention_replicas are of one tp; give it too");
     if (!d->model_path[0])
         return fail(STATUS_INVALID, "model_path: it is empty");
     if (d->activations[0] && strcmp(d->activations, "native") && strcmp(d->activations, "f32"))
@@ -263,6 +263,7 @@ static status_t check_cuts(const plan_sizes_t *sizes, const Shoal__V1__Deploymen
         .stages = d->stages ? d->stages : 1,
         .expert_groups = d->expert_groups,
         .attention_slices = d->attention_slices,
+        .attention_replicas = d->attention_replicas,
         .context_max = trained < CONTEXT_DEFAULT ? trained : CONTEXT_DEFAULT,
         .kv_tokens_max = d->kv_tokens_max,
         .prefill_tokens_max = d->steps ? d->steps->rows_max : 0,
@@ -311,6 +312,7 @@ static status_t change_deploy(edit_t *edit, record_t *record, bool exists)
     record->stages = d->stages;
     record->expert_groups = d->expert_groups;
     record->attention_slices = d->attention_slices;
+    record->attention_replicas = d->attention_replicas;
     record->activations = copy_text(&edit->arena, d->activations[0] ? d->activations : "native");
     record->quantize = copy_text(&edit->arena, d->quantize);
     record->kv_tokens_max = d->kv_tokens_max;
@@ -386,7 +388,7 @@ static status_t change_scale(edit_t *edit, record_t *record, bool exists)
     if (m->has_tp_case == SHOAL__V1__SCALE_REQUEST__HAS_TP_TP) {
         /* What was asked for of the tp before is not asked for of another. */
         if (record->tp != m->tp)
-            record->expert_groups = record->attention_slices = 0;
+            record->expert_groups = record->attention_slices = record->attention_replicas = 0;
         record->tp = m->tp;
         shape = true;
     }

@@ -24,6 +24,7 @@ Shoal__V1__Deployment *front_deployment(arena_t *arena, const record_t *record, 
     out->stages = record->stages;
     out->expert_groups = record->expert_groups;
     out->attention_slices = record->attention_slices;
+    out->attention_replicas = record->attention_replicas;
     out->context_max = record->context_max;
     out->activations = copy_text(arena, record->activations);
     out->quantize = copy_text(arena, record->quantize);

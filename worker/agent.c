@@ -72,10 +72,10 @@ static void spawn_rank(agent_t *agent, const agent_action_t *action)
     agent->children[agent->n_children++] =
         (child_t){action->rank_id, action->replica, process};
     log_info("%s: rank %u is process %d: stage %u, slice %u of %u (%u groups of experts, attention "
-             "on %u), layers %u to %u", action->start->replica, action->start->rank,
+             "on %u, %u of it), layers %u to %u", action->start->replica, action->start->rank,
              (int)rank_process_pid(process), action->start->stage, action->start->slice,
              action->start->tp, action->start->expert_groups, action->start->attention_slices,
-             action->start->layer_first,
+             action->start->attention_replicas, action->start->layer_first,
              action->start->layer_first + action->start->layer_count - 1);
     agent_core_spawned(agent->core, action->rank_id, rank_process_pid(process), "", now);
 }

@@ -49,6 +49,7 @@ typedef struct {
     char model_path[1024]; /* of that digest on this host; "" when the host has no such model */
     uint32_t tp, stages, context_max;
     uint32_t expert_groups, attention_slices; /* as rank_start_t */
+    uint32_t attention_replicas;
     char activations[8];
     char quantize[8]; /* "" | "q8" | "q4" | "fp8" */
     uint64_t kv_tokens_max, prefill_tokens_max;

@@ -33,6 +33,7 @@ static void fill_start(const agent_core_t *core, const agent_plan_t *plan, uint3
     out->slice = place->slice;
     out->expert_groups = plan->expert_groups;
     out->attention_slices = plan->attention_slices;
+    out->attention_replicas = plan->attention_replicas;
     out->layer_first = place->layer_first;
     out->layer_count = place->layer_count;
     uint32_t n_local = 0;

@@ -93,6 +93,7 @@ static bool start_is_good(const rank_start_t *start)
            start->stages > 0 && start->tp * start->stages == start->n_ranks &&
            start->slice < start->tp && start->stage < start->stages &&
            start->expert_groups <= start->tp && start->attention_slices <= start->tp &&
+           start->attention_replicas <= start->tp &&
            start->rank == start->stage * start->tp + start->slice;
 }
 

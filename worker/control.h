@@ -53,6 +53,7 @@ typedef struct {
     uint32_t tp, stages;
     uint32_t stage, slice;
     uint32_t expert_groups, attention_slices; /* the plan's cut, as plan_cut() */
+    uint32_t attention_replicas;
     uint32_t layer_first, layer_count;
     uint32_t threads;
     uint32_t context_max;

@@ -19,6 +19,7 @@ typedef struct {
     const char *model_path;
     int64_t tp, stages, threads; /* threads 0: the cores shared out among the ranks */
     int64_t expert_groups, attention_slices; /* as plan_cut(); 0: chosen */
+    int64_t attention_replicas;
     const char *activations;     /* "native" | "f32" */
     const char *quantize;        /* as model_open_quantized; "" is as stored */
     const char *pack_cache;      /* directory for packed weights; NULL: they are not kept */
@@ -56,6 +57,8 @@ typedef struct {
 #define OFFLINE_EXPERT_GROUPS_HELP \
     "groups of slices, each with whole experts of its own; 0 takes the planner's rule"
 #define OFFLINE_ATTENTION_SLICES_HELP "slices that hold attention and its KV; 0: all"
+#define OFFLINE_ATTENTION_REPLICAS_HELP \
+    "replicas of attention among those, each with the KV of its own sequences"
 
 /* Threads of each rank, as asked for or shared out. */
 uint32_t offline_threads(const offline_replica_t *replica);

@@ -227,6 +227,8 @@ int offline_bench(int argc, char **argv)
          0, 16, NULL},
         {"attention-slices", OPTION_INTEGER, &r->attention_slices, "0", "A",
          OFFLINE_ATTENTION_SLICES_HELP, 0, 16, NULL},
+        {"attention-replicas", OPTION_INTEGER, &r->attention_replicas, "1", "R",
+         OFFLINE_ATTENTION_REPLICAS_HELP, 1, 16, NULL},
         {"stages", OPTION_INTEGER, &r->stages, "1", "S", "pipeline stages", 1, 64, NULL},
         {"threads", OPTION_INTEGER, &r->threads, "0", "N",
          "threads of each rank; 0 shares the cores out", 0, 1024, NULL},

@@ -146,6 +146,7 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
     start->slice = rank % tp;
     start->expert_groups = cut->expert_groups;
     start->attention_slices = cut->attention_slices;
+    start->attention_replicas = cut->attention_replicas;
     start->layer_first = layers[rank / tp].first;
     start->layer_count = layers[rank / tp].count;
     start->threads = offline_threads(replica);
@@ -166,9 +167,11 @@ static status_t plan_all(const offline_replica_t *replica, plan_cut_t *cut_out,
     TRY(model_open_quantized(replica->model_path, replica->quantize, &model));
     plan_sizes(model, &sizes);
     status_t status = plan_stages(&sizes, (uint32_t)replica->stages, layers);
+    plan_cut_t wanted = {(uint32_t)replica->tp, (uint32_t)replica->expert_groups,
+                         (uint32_t)replica->attention_slices,
+                         (uint32_t)replica->attention_replicas};
     if (status == STATUS_OK)
-        status = plan_cut(&sizes.config, (uint32_t)replica->tp, (uint32_t)replica->expert_groups,
-                          (uint32_t)replica->attention_slices, cut_out);
+        status = plan_cut(&sizes.config, &wanted, cut_out);
     model_close(model);
     return status;
 }
@@ -186,6 +189,7 @@ static void own_config(const offline_replica_t *replica, const rank_start_t *sta
         .stages = start->stages,
         .expert_groups = start->expert_groups,
         .attention_slices = start->attention_slices,
+        .attention_replicas = start->attention_replicas,
         .layer_first = start->layer_first,
         .layer_count = start->layer_count,
         .threads = start->threads,

@@ -375,6 +375,7 @@ static status_t open_rank(child_t *child, rank_t **own_out)
         .stages = start->stages,
         .expert_groups = start->expert_groups,
         .attention_slices = start->attention_slices,
+        .attention_replicas = start->attention_replicas,
         .layer_first = start->layer_first,
         .layer_count = start->layer_count,
         .threads = start->threads,

@@ -80,7 +80,7 @@ static status_t fit(const forecast_question_t *question, const hosts_file_t *hos
     TRY(plan_needs(question->sizes, shape, out->needs, out->layers));
     for (uint32_t i = 0; i < n; i++) {
         const plan_need_t *need = &out->needs[i];
-        uint64_t least = need->fixed + plan_kv_tokens_needed(shape) * need->kv_per_token +
+        uint64_t least = need->fixed + plan_kv_bytes(need, plan_kv_tokens_needed(shape)) +
                          hosts->devices[out->devices[i]].reserve_bytes;
         memory[i] = usable(hosts, out->devices[i]);
         out->device_bytes_least = least > out->device_bytes_least ? least : out->device_bytes_least;
@@ -107,6 +107,7 @@ static status_t fit_cut(const forecast_question_t *question, const hosts_file_t 
             break;
         out->shape.expert_groups = cuts[i].expert_groups;
         out->shape.attention_slices = cuts[i].attention_slices;
+        out->shape.attention_replicas = cuts[i].attention_replicas;
         out->device_bytes_least = 0;
         TRY(fit(question, hosts, out));
     }
@@ -196,7 +197,8 @@ static double stage_links_s(const forecast_question_t *question, const hosts_fil
     for (uint32_t i = 0; i < forecast->layers[stage].count && tp > 1; i++) {
         uint32_t layer = forecast->layers[stage].first + i;
         for (uint32_t s = 0; s < tp; s++)
-            parts[s] = roofline_partial_bytes_attention(config, &slices[s], step->rows);
+            parts[s] = roofline_partial_bytes_attention(
+                config, &slices[s], roofline_rows_of_replica(&forecast->shape, step, step->rows));
         seconds += exchange_s(hosts, devices, tp, parts);
         for (uint32_t s = 0; s < tp; s++)
             parts[s] = roofline_partial_bytes_ffn(config, &slices[s], layer, step->rows);
@@ -258,11 +260,13 @@ static void time_all(const forecast_question_t *question, const hosts_file_t *ho
 {
     const plan_shape_t *shape = &out->shape;
     plan_slice_t slices[PLAN_TP_MAX];
-    plan_cut_t cut = {shape->tp, shape->expert_groups, shape->attention_slices};
+    plan_cut_t cut = plan_shape_cut(shape);
     for (uint32_t s = 0; s < shape->tp; s++)
         CHECK(plan_slice(&question->sizes->config, &cut, s, &slices[s]) == STATUS_OK);
-    uint64_t one = plan_kv_tokens_needed(shape) / 2; /* of a sequence, in whole tiles */
-    out->sequences = (uint32_t)(out->kv_tokens / one);
+    uint32_t pools = shape->attention_replicas;
+    /* Of a sequence, in whole tiles; none has its blocks in two pools. */
+    uint64_t one = plan_kv_tokens_needed(shape) / (pools > 2 ? pools : 2);
+    out->sequences = (uint32_t)(out->kv_tokens / pools / one) * pools;
     out->batch = out->sequences < question->batch_max ? out->sequences : question->batch_max;
 
     roofline_step_t step = {1, 1, question->context, 1};
@@ -295,6 +299,7 @@ static status_t try_shape(const forecast_question_t *question, const hosts_file_
                   .activations_f32 = question->activations_f32,
                   .expert_groups = question->expert_groups,
                   .attention_slices = question->attention_slices,
+                  .attention_replicas = question->attention_replicas,
                   .kv_tokens_max = 1ull << 40 /* all that memory holds */},
     };
     out->replicas = place(hosts, &out->shape, out->devices);

@@ -16,6 +16,7 @@ typedef struct {
     qtype_t weights;     /* of most matrices: decides a device's rate */
     uint32_t tp, stages; /* 0: chosen */
     uint32_t expert_groups, attention_slices; /* as plan_cut(); 0: chosen */
+    uint32_t attention_replicas;              /* 0: one */
     uint32_t context;    /* positions of a sequence */
     uint32_t prompt;     /* tokens of a prompt, at most `context` */
     uint32_t batch_max;  /* sequences that decode together, at most */

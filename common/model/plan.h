@@ -80,19 +80,28 @@ typedef struct {
      * of either. Where each holder keeps the whole cache (latent and compressed attention), this is
      * the number of its copies. */
     uint32_t attention_slices;
+    /* Those slices form so many groups of neighbours. A group holds all heads, cut by leaves inside
+     * it, and the KV of its own sequences alone: a sequence is attended to by one group. 1: every
+     * slice with attention has a part in every sequence. */
+    uint32_t attention_replicas;
 } plan_cut_t;
 
-/* A cut from what was asked for; 0 groups or slices leaves them to the rule: attention on every
- * slice, and the groups whose busiest slice has the smallest part of the experts' work, at one
+/* A cut from what was asked for; a 0 is left to the rule: attention on every slice, one replica of
+ * it, and the groups whose busiest slice has the smallest part of the experts' work, at one
  * token (expected over even choices) and at many tokens (which use every expert) added; of equal
- * ones the fewest. STATUS_INVALID unless 1 <= tp <= PLAN_TP_MAX, attention_slices <= tp, and groups
- * divide tp into at most PLAN_EXPERT_LEAVES slices each. */
-status_t plan_cut(const model_config_t *config, uint32_t tp, uint32_t expert_groups,
-                  uint32_t attention_slices, plan_cut_t *out) MUST_USE;
+ * ones the fewest. STATUS_INVALID unless 1 <= tp <= PLAN_TP_MAX, attention_slices <= tp,
+ * attention_replicas divides those, and groups divide tp into at most PLAN_EXPERT_LEAVES slices
+ * each. */
+status_t plan_cut(const model_config_t *config, const plan_cut_t *wanted,
+                  plan_cut_t *out) MUST_USE;
 
 /* The leaves of attention that a slice owns. A slice without attention has an empty run, which
- * stands between its neighbours' in the order of leaves. */
+ * stands between its neighbours' in the order of leaves, inside its replica of attention. */
 plan_run_t plan_attention_run(const plan_cut_t *cut, uint32_t n_leaves, uint32_t slice);
+
+/* The slices of replica `replica` of attention, those without attention behind each included: they
+ * add nothing to its sums. Together the replicas have every slice once, in order. */
+plan_run_t plan_attention_slices(const plan_cut_t *cut, uint32_t replica);
 
 /* --- slices --- */
 
@@ -159,11 +168,19 @@ typedef struct {
     uint32_t stages;
     uint32_t context_max;
     bool activations_f32;        /* weights as F32, KV as F32 */
-    uint64_t kv_tokens_max;      /* at most so many; 0 takes PLAN_KV_SEQUENCES * context_max */
+    uint64_t kv_tokens_max;      /* at most so many; 0 takes what plan_kv_tokens_wanted() says */
     uint32_t prefill_tokens_max; /* rows of a step; 0 takes PLAN_STEP_ROWS */
     uint32_t expert_groups, attention_slices; /* as plan_cut(); 0 leaves them open */
+    uint32_t attention_replicas;              /* the same; 0 is 1 */
 } plan_shape_t;
 enum { PLAN_KV_SEQUENCES = 8, PLAN_STEP_ROWS = 512, PLAN_LOGIT_ROWS = 64 };
+
+/* What a shape asks of plan_cut(). */
+static inline plan_cut_t plan_shape_cut(const plan_shape_t *shape)
+{
+    return (plan_cut_t){shape->tp, shape->expert_groups, shape->attention_slices,
+                        shape->attention_replicas};
+}
 
 /* Memory of one rank, in bytes. */
 typedef struct {
@@ -172,7 +189,19 @@ typedef struct {
     uint64_t process; /* code, stacks, buffers of the fabric */
     uint64_t fixed;   /* the sum of these */
     uint64_t kv_per_token;
+    uint32_t kv_pools; /* of a replica's KV tokens this rank holds one in so many */
 } plan_need_t;
+
+/* What a rank's part of a replica's KV tokens takes, and the tokens of a replica whose ranks have
+ * so many bytes for them; UINT64_MAX where the rank holds none. */
+static inline uint64_t plan_kv_bytes(const plan_need_t *need, uint64_t kv_tokens)
+{
+    return (kv_tokens + need->kv_pools - 1) / need->kv_pools * need->kv_per_token;
+}
+static inline uint64_t plan_kv_tokens(const plan_need_t *need, uint64_t bytes)
+{
+    return need->kv_per_token == 0 ? UINT64_MAX : bytes / need->kv_per_token * need->kv_pools;
+}
 
 /* STATUS_INVALID names a shape that no memory would make right: tp or stages out of range,
  * context_max above the model's trained context, kv_tokens_max below two sequences. */
@@ -191,13 +220,15 @@ status_t plan_needs(const plan_sizes_t *sizes, const plan_shape_t *shape,
 status_t plan_cuts(const model_config_t *config, const plan_shape_t *shape,
                    plan_cut_t cuts_out[PLAN_CUTS_MAX], uint32_t *n_out) MUST_USE;
 
-/* KV tokens that two sequences of context_max take, and those that a replica is given when memory
- * allows; both in whole PLAN_KV_BLOCKs. */
+/* KV tokens that two sequences of context_max take, or one on each replica of attention where that is
+ * more, and those that a replica is given when memory allows: kv_tokens_max, or PLAN_KV_SEQUENCES of
+ * context_max on each replica of attention. Both in whole PLAN_KV_BLOCKs of each. */
 uint64_t plan_kv_tokens_needed(const plan_shape_t *shape);
 uint64_t plan_kv_tokens_wanted(const plan_shape_t *shape);
 
 /* KV tokens that every rank can hold when each rank may use memory_bytes[rank] (rank = stage * tp +
- * slice; n = tp * stages), capped at the shape's maximum, in whole PLAN_KV_BLOCKs.
+ * slice; n = tp * stages), capped at the shape's maximum, in whole PLAN_KV_BLOCKs of each replica of
+ * attention.
  * STATUS_REFUSED, with the numbers of the tightest rank, when two sequences of context_max do not
  * fit. */
 status_t plan_fit(const plan_sizes_t *sizes, const plan_shape_t *shape,

@@ -98,15 +98,21 @@ static uint32_t choose_groups(const model_experts_t *experts, uint32_t tp, bool 
     return best;
 }
 
-status_t plan_cut(const model_config_t *config, uint32_t tp, uint32_t expert_groups,
-                  uint32_t attention_slices, plan_cut_t *out)
+status_t plan_cut(const model_config_t *config, const plan_cut_t *wanted, plan_cut_t *out)
 {
     const model_experts_t *experts = &config->experts;
+    uint32_t tp = wanted->tp, expert_groups = wanted->expert_groups;
+    uint32_t attention_slices = wanted->attention_slices;
+    uint32_t replicas = wanted->attention_replicas ? wanted->attention_replicas : 1;
     if (tp < 1 || tp > PLAN_TP_MAX)
         return fail(STATUS_INVALID, "tp is %u; 1 to %d would be right", tp, PLAN_TP_MAX);
     if (attention_slices > tp)
         return fail(STATUS_INVALID, "attention on %u of %u slices; 1 to %u would be right",
                     attention_slices, tp, tp);
+    attention_slices = attention_slices ? attention_slices : tp;
+    if (attention_slices % replicas != 0)
+        return fail(STATUS_INVALID, "%u replicas of attention on %u slices; a divisor of %u would be "
+                    "right", replicas, attention_slices, attention_slices);
     if (expert_groups != 0 && experts->n == 0)
         return fail(STATUS_INVALID, "%u groups of experts, but the model has no experts",
                     expert_groups);
@@ -115,22 +121,37 @@ status_t plan_cut(const model_config_t *config, uint32_t tp, uint32_t expert_gro
                     "right that leaves a group at most %d slices, as many as an expert has leaves",
                     expert_groups, tp, tp, PLAN_EXPERT_LEAVES);
     *out = (plan_cut_t){.tp = tp, .expert_groups = expert_groups,
-                        .attention_slices = attention_slices ? attention_slices : tp};
+                        .attention_slices = attention_slices, .attention_replicas = replicas};
     if (experts->n > 0 && expert_groups == 0)
         out->expert_groups = choose_groups(experts, tp, false);
     return STATUS_OK;
 }
 
+/* Holder i is this slice. */
+static uint32_t holder_slice(const plan_cut_t *cut, uint32_t i)
+{
+    return i * cut->tp / cut->attention_slices;
+}
+
 plan_run_t plan_attention_run(const plan_cut_t *cut, uint32_t n_leaves, uint32_t slice)
 {
     uint32_t tp = cut->tp, holders = cut->attention_slices;
-    CHECK(slice < tp && holders >= 1 && holders <= tp);
-    /* Holder i is slice floor(i * tp / holders); `next` is the first at this slice or behind it. */
+    CHECK(slice < tp && holders >= 1 && holders <= tp && cut->attention_replicas >= 1);
+    uint32_t inside = holders / cut->attention_replicas;
+    /* The first holder at this slice or behind it. */
     uint32_t next = (slice * holders + tp - 1) / tp;
-    if (next < holders && next * tp / holders == slice)
-        return plan_leaf_run(n_leaves, holders, next);
-    uint32_t first = next < holders ? plan_leaf_run(n_leaves, holders, next).first : n_leaves;
-    return (plan_run_t){first, 0};
+    if (next < holders && holder_slice(cut, next) == slice)
+        return plan_leaf_run(n_leaves, inside, next % inside);
+    bool last = next % inside == 0; /* what comes next belongs to another replica, or to none */
+    return (plan_run_t){last ? n_leaves : plan_leaf_run(n_leaves, inside, next % inside).first, 0};
+}
+
+plan_run_t plan_attention_slices(const plan_cut_t *cut, uint32_t replica)
+{
+    uint32_t inside = cut->attention_slices / cut->attention_replicas;
+    CHECK(replica < cut->attention_replicas);
+    uint32_t first = holder_slice(cut, replica * inside);
+    return (plan_run_t){first, holder_slice(cut, (replica + 1) * inside) - first};
 }
 
 /* Whether a slice with attention keeps the cache of all heads. */
@@ -147,7 +168,8 @@ status_t plan_cuts(const model_config_t *config, const plan_shape_t *shape,
 {
     plan_cut_t cut;
     uint32_t n = 0;
-    TRY(plan_cut(config, shape->tp, shape->expert_groups, shape->attention_slices, &cut));
+    plan_cut_t wanted = plan_shape_cut(shape);
+    TRY(plan_cut(config, &wanted, &cut));
     cuts_out[n++] = cut;
     if (config->experts.n > 0 && shape->expert_groups == 0) {
         cut.expert_groups = choose_groups(&config->experts, shape->tp, true);
@@ -155,7 +177,8 @@ status_t plan_cuts(const model_config_t *config, const plan_shape_t *shape,
             cuts_out[n++] = cut;
     }
     if (shape->attention_slices == 0 && cache_is_whole(config))
-        while (cut.attention_slices > 1) {
+        while (cut.attention_slices / 2 >= cut.attention_replicas &&
+               cut.attention_slices / 2 % cut.attention_replicas == 0) {
             cut.attention_slices /= 2;
             CHECK(n < PLAN_CUTS_MAX);
             cuts_out[n++] = cut;

@@ -188,16 +188,24 @@ static uint64_t whole_blocks(uint64_t tokens)
     return tokens / PLAN_KV_BLOCK * PLAN_KV_BLOCK;
 }
 
+static uint64_t pools_of(const plan_shape_t *shape)
+{
+    return shape->attention_replicas ? shape->attention_replicas : 1;
+}
+
 uint64_t plan_kv_tokens_needed(const plan_shape_t *shape)
 {
-    return 2 * whole_blocks((uint64_t)shape->context_max + PLAN_KV_BLOCK - 1);
+    uint64_t pools = pools_of(shape), sequences = pools > 2 ? pools : 2;
+    return sequences * whole_blocks((uint64_t)shape->context_max + PLAN_KV_BLOCK - 1);
 }
 
 uint64_t plan_kv_tokens_wanted(const plan_shape_t *shape)
 {
+    uint64_t pools = pools_of(shape);
     if (shape->kv_tokens_max != 0)
-        return whole_blocks(shape->kv_tokens_max);
-    return plan_kv_tokens_needed(shape) * (PLAN_KV_SEQUENCES / 2);
+        return pools * whole_blocks(shape->kv_tokens_max / pools);
+    return pools * PLAN_KV_SEQUENCES *
+           whole_blocks((uint64_t)shape->context_max + PLAN_KV_BLOCK - 1);
 }
 
 static status_t check_shape(const plan_sizes_t *sizes, const plan_shape_t *shape)
@@ -215,8 +223,9 @@ static status_t check_shape(const plan_sizes_t *sizes, const plan_shape_t *shape
                     "would be right", shape->context_max, sizes->config.context_train,
                     sizes->config.context_train);
     if (plan_kv_tokens_wanted(shape) < plan_kv_tokens_needed(shape))
-        return fail(STATUS_INVALID, "kv_tokens_max %llu holds no two sequences of context_max %u; "
+        return fail(STATUS_INVALID, "kv_tokens_max %llu holds no %s of context_max %u; "
                     "%llu or more would be right", (unsigned long long)shape->kv_tokens_max,
+                    pools_of(shape) > 2 ? "sequence on each replica of attention" : "two sequences",
                     shape->context_max, (unsigned long long)plan_kv_tokens_needed(shape));
     return STATUS_OK;
 }
@@ -295,7 +304,7 @@ static void need_of(const plan_sizes_t *sizes, const plan_shape_t *shape, const 
                config->n_kv_heads) +
         packed(shape, sizes->output_values, sizes->output_bytes, slice->heads.count,
                config->n_heads);
-    plan_need_t need = {.process = PROCESS_BYTES};
+    plan_need_t need = {.process = PROCESS_BYTES, .kv_pools = (uint32_t)pools_of(shape)};
     for (uint32_t i = 0; i < layers[stage].count; i++)
         need.weights += attention + ffn_bytes(sizes, shape, slice, layers[stage].first + i);
     /* Rows of the embedding are read from the mapped file, so it counts as stored. */
@@ -317,7 +326,8 @@ status_t plan_needs(const plan_sizes_t *sizes, const plan_shape_t *shape,
 {
     TRY(check_shape(sizes, shape));
     plan_cut_t cut;
-    TRY(plan_cut(&sizes->config, shape->tp, shape->expert_groups, shape->attention_slices, &cut));
+    plan_cut_t wanted = plan_shape_cut(shape);
+    TRY(plan_cut(&sizes->config, &wanted, &cut));
     TRY(plan_stages(sizes, shape->stages, layers_out));
     for (uint32_t slice = 0; slice < shape->tp; slice++) {
         plan_slice_t owned;
@@ -352,13 +362,13 @@ static status_t too_small(const plan_shape_t *shape, const plan_need_t *need, ui
 {
     return fail(STATUS_REFUSED,
                 "rank %u (stage %u, slice %u) has %llu MiB; it needs %llu MiB for weights, "
-                "%llu MiB for work space and %llu MiB for two sequences of %u tokens: more "
+                "%llu MiB for work space and %llu MiB for %s of %u tokens: more "
                 "stages, a larger tp or a smaller context_max would be right",
                 rank, rank / shape->tp, rank % shape->tp, (unsigned long long)(memory_bytes >> 20),
                 (unsigned long long)mib(need->weights),
                 (unsigned long long)mib(need->scratch + need->process),
-                (unsigned long long)mib(plan_kv_tokens_needed(shape) * need->kv_per_token),
-                shape->context_max);
+                (unsigned long long)mib(plan_kv_bytes(need, plan_kv_tokens_needed(shape))),
+                pools_of(shape) > 1 ? "a sequence" : "two sequences", shape->context_max);
 }
 
 status_t plan_fit(const plan_sizes_t *sizes, const plan_shape_t *shape,
@@ -372,19 +382,19 @@ status_t plan_fit(const plan_sizes_t *sizes, const plan_shape_t *shape,
     uint32_t tightest = 0;
     for (uint32_t rank = 0; rank < shape->tp * shape->stages; rank++) {
         const plan_need_t *need = &needs[rank];
-        uint64_t least = need->fixed + plan_kv_tokens_needed(shape) * need->kv_per_token;
+        uint64_t least = need->fixed + plan_kv_bytes(need, plan_kv_tokens_needed(shape));
         if (memory_bytes[rank] < least) {
             if (least - memory_bytes[rank] > shortfall_max) {
                 shortfall_max = least - memory_bytes[rank];
                 tightest = rank;
             }
-        } else if (need->kv_per_token != 0 &&
-                   (memory_bytes[rank] - need->fixed) / need->kv_per_token < tokens) {
-            tokens = (memory_bytes[rank] - need->fixed) / need->kv_per_token;
+        } else {
+            uint64_t room = plan_kv_tokens(need, memory_bytes[rank] - need->fixed);
+            tokens = room < tokens ? room : tokens;
         }
     }
     if (shortfall_max != 0)
         return too_small(shape, &needs[tightest], tightest, memory_bytes[tightest]);
-    *kv_tokens_out = whole_blocks(tokens);
+    *kv_tokens_out = pools_of(shape) * whole_blocks(tokens / pools_of(shape));
     return STATUS_OK;
 }

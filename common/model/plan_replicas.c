@@ -307,11 +307,13 @@ static status_t explain(const search_t *search)
     return fail(STATUS_REFUSED,
                 "%s/%u: no placing on %zu hosts with the model (%zu drain, %zu dead links): %u "
                 "ranks need %llu MiB in all and up to %llu MiB each for weights, work space and "
-                "two sequences of %u tokens; the most free host is %s with %llu MiB and %u cores "
+                "%s of %u tokens; the most free host is %s with %llu MiB and %u cores "
                 "for at most %d ranks each",
                 request->deployment, request->ordinal, n_with_model, n_draining,
                 search->world->n_avoided, search->n_ranks, (unsigned long long)(sum >> 20),
-                (unsigned long long)(largest >> 20), request->shape.context_max, widest->host->id,
+                (unsigned long long)(largest >> 20),
+                search->cut.attention_replicas > 1 ? "a sequence" : "two sequences",
+                request->shape.context_max, widest->host->id,
                 (unsigned long long)(widest->memory_free >> 20), widest->host->cores,
                 PLAN_RANKS_PER_CORE_MAX);
 }
@@ -321,18 +323,19 @@ static status_t explain(const search_t *search)
 static uint64_t kv_tokens_of(const search_t *search)
 {
     uint64_t tokens = plan_kv_tokens_wanted(&search->request->shape);
+    uint32_t pools = search->cut.attention_replicas;
     for (uint32_t i = 0; i < search->n_ranks; i++) {
-        uint64_t fixed = 0, per_token = 0;
+        plan_need_t all = {.kv_pools = pools};
         for (uint32_t rank = 0; rank < search->n_ranks; rank++)
             if (search->chosen[rank] == search->chosen[i]) {
-                fixed += search->needs[rank].fixed;
-                per_token += search->needs[rank].kv_per_token;
+                all.fixed += search->needs[rank].fixed;
+                all.kv_per_token += search->needs[rank].kv_per_token;
             }
-        uint64_t room = search->seats[search->chosen[i]].memory_free - fixed;
-        if (per_token != 0 && room / per_token < tokens)
-            tokens = room / per_token;
+        uint64_t room =
+            plan_kv_tokens(&all, search->seats[search->chosen[i]].memory_free - all.fixed);
+        tokens = room < tokens ? room : tokens;
     }
-    return tokens / PLAN_KV_BLOCK * PLAN_KV_BLOCK;
+    return tokens / pools / PLAN_KV_BLOCK * PLAN_KV_BLOCK * pools;
 }
 
 /* A rank's threads: its share of the host's cores, when the deployment's replicas lie evenly over
@@ -366,7 +369,7 @@ static void answer(const search_t *search, plan_placement_t *out)
             .layer_count = search->layers[stage].count,
             .threads = threads,
             .memory_bytes = search->needs[rank].fixed +
-                            out->kv_tokens * search->needs[rank].kv_per_token,
+                            plan_kv_bytes(&search->needs[rank], out->kv_tokens),
         };
         if ((uint64_t)seat->threads + (uint64_t)threads * seat->taken_ranks > seat->host->cores)
             out->oversubscribed = true;
@@ -380,12 +383,13 @@ static status_t set_cut(search_t *search, const plan_cut_t *cut)
     plan_shape_t shape = request->shape;
     shape.expert_groups = cut->expert_groups;
     shape.attention_slices = cut->attention_slices;
+    shape.attention_replicas = cut->attention_replicas;
     search->cut = *cut;
     TRY(plan_needs(request->sizes, &shape, search->needs, search->layers));
     search->n_ranks = shape.tp * shape.stages;
     for (uint32_t rank = 0; rank < search->n_ranks; rank++)
         search->least[rank] = search->needs[rank].fixed +
-                              plan_kv_tokens_needed(&shape) * search->needs[rank].kv_per_token;
+                              plan_kv_bytes(&search->needs[rank], plan_kv_tokens_needed(&shape));
     return STATUS_OK;
 }
 

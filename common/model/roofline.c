@@ -96,6 +96,14 @@ static void add_experts(const plan_sizes_t *sizes, const plan_slice_t *slice, do
                 experts->shared_ffn, rows, 1, work);
 }
 
+uint32_t roofline_rows_of_replica(const plan_shape_t *shape, const roofline_step_t *step,
+                                  uint32_t n)
+{
+    uint32_t replicas = shape->attention_replicas ? shape->attention_replicas : 1;
+    uint32_t sequences = (step->sequences + replicas - 1) / replicas;
+    return step->sequences > 0 ? (uint32_t)((uint64_t)n * sequences / step->sequences) : n;
+}
+
 void roofline_work(const plan_sizes_t *sizes, const plan_shape_t *shape, const plan_run_t *layers,
                    uint32_t stage, const plan_slice_t *slice, const roofline_step_t *step,
                    roofline_work_t *out)
@@ -103,24 +111,26 @@ void roofline_work(const plan_sizes_t *sizes, const plan_shape_t *shape, const p
     const model_config_t *config = &sizes->config;
     uint32_t element = shape->activations_f32 ? 4 : 2;
     double rows = step->rows, heads = slice->heads.count, n_heads = config->n_heads;
+    double own = roofline_rows_of_replica(shape, step, step->rows); /* with attention here */
+    double sequences = roofline_rows_of_replica(shape, step, step->sequences);
     roofline_work_t work = {0};
     for (uint32_t i = 0; i < layers[stage].count; i++) {
         uint32_t layer = layers[stage].first + i;
-        add_weights((double)sizes->norm_values, (double)sizes->norm_bytes, 1, 1, rows, 1, &work);
-        add_weights((double)sizes->q_values, (double)sizes->q_bytes, heads, n_heads, rows, 1,
+        add_weights((double)sizes->norm_values, (double)sizes->norm_bytes, 1, 1, own, 1, &work);
+        add_weights((double)sizes->q_values, (double)sizes->q_bytes, heads, n_heads, own, 1,
                     &work);
         add_weights((double)sizes->kv_values, (double)sizes->kv_bytes, slice->kv_heads.count,
-                    config->n_kv_heads, rows, 1, &work);
+                    config->n_kv_heads, own, 1, &work);
         add_weights((double)sizes->output_values, (double)sizes->output_bytes, heads, n_heads,
-                    rows, 1, &work);
+                    own, 1, &work);
         if (config->layers[layer].ffn == MODEL_FFN_DENSE)
             add_weights((double)sizes->ffn_values, (double)sizes->ffn_bytes, slice->ffn.count,
                         config->ffn, rows, 1, &work);
         else
             add_experts(sizes, slice, rows, &work);
-        work.flops += rows * roofline_attention_flops(config, slice, layer, step->context);
-        work.kv_bytes += step->sequences * roofline_kv_read_bytes(config, slice, layer,
-                                                                  step->context, element);
+        work.flops += own * roofline_attention_flops(config, slice, layer, step->context);
+        work.kv_bytes += sequences * roofline_kv_read_bytes(config, slice, layer, step->context,
+                                                            element);
     }
     if (stage == 0)
         work.weight_bytes += rows * (double)sizes->embedding_bytes / config->vocab;

@@ -48,6 +48,11 @@ double roofline_kv_read_bytes(const model_config_t *config, const plan_slice_t *
 double roofline_attention_flops(const model_config_t *config, const plan_slice_t *slice,
                                 uint32_t layer, double context);
 
+/* Of `n` rows or sequences of a step those of the replica of attention that has most of them, when
+ * the sequences are dealt out evenly. */
+uint32_t roofline_rows_of_replica(const plan_shape_t *shape, const roofline_step_t *step,
+                                  uint32_t n);
+
 /* The layers of one rank, and what belongs to its stage: the embedded rows, the head. */
 void roofline_work(const plan_sizes_t *sizes, const plan_shape_t *shape, const plan_run_t *layers,
                    uint32_t stage, const plan_slice_t *slice, const roofline_step_t *step,

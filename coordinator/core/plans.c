@@ -30,7 +30,7 @@ static const Shoal__Cluster__V1__ShapeRecord *override_of(const slot_t *slot)
 
 /* What a slot's replica is to be; 0 leaves a number to the planner. */
 typedef struct {
-    uint32_t tp, stages, expert_groups, attention_slices;
+    uint32_t tp, stages, expert_groups, attention_slices, attention_replicas;
 } wanted_t;
 
 /* The cut belongs to the deployment's tp, so a slot with a shape of its own leaves it open. */
@@ -41,7 +41,13 @@ static wanted_t wanted_shape(const slot_t *slot)
     if (own)
         return (wanted_t){.tp = own->tp, .stages = own->stages};
     return (wanted_t){record->tp, record->stages, record->expert_groups,
-                      record->attention_slices};
+                      record->attention_slices, record->attention_replicas};
+}
+
+/* One is what nobody asked for, also in a plan from before there were more. */
+static uint32_t one_or_more(uint32_t replicas)
+{
+    return replicas ? replicas : 1;
 }
 
 bool plans_same_text(const slot_t *slot)
@@ -61,6 +67,7 @@ bool plans_same_shape(const slot_t *slot)
            (!w.stages || w.stages == is->stages) &&
            (!w.expert_groups || w.expert_groups == is->expert_groups) &&
            (!w.attention_slices || w.attention_slices == is->attention_slices) &&
+           one_or_more(w.attention_replicas) == one_or_more(is->attention_replicas) &&
            want->context_max == is->context_max &&
            want->prefill_tokens_max == is->prefill_tokens_max &&
            want->speculate_max == is->speculate_max && want->speculate_off == is->speculate_off &&
@@ -107,6 +114,7 @@ static plan_shape_t shape_of(const Shoal__Cluster__V1__DeploymentRecord *r, want
         .stages = shape.stages,
         .expert_groups = shape.expert_groups,
         .attention_slices = shape.attention_slices,
+        .attention_replicas = shape.attention_replicas,
         .context_max = r->context_max,
         .activations_f32 = strcmp(r->activations, "f32") == 0,
         .kv_tokens_max = r->kv_tokens_max,
@@ -121,11 +129,12 @@ static uint64_t rank_memory(const slot_t *slot, const Shoal__Cluster__V1__RankPl
         return 0;
     const Shoal__Cluster__V1__ReplicaPlan *is = slot->plan;
     plan_shape_t shape = shape_of(
-        d->record, (wanted_t){is->tp, is->stages, is->expert_groups, is->attention_slices});
+        d->record, (wanted_t){is->tp, is->stages, is->expert_groups, is->attention_slices,
+                              is->attention_replicas});
     plan_need_t need;
     if (plan_need(d->sizes, &shape, rank->stage, rank->slice, &need) != STATUS_OK)
         return 0;
-    return need.fixed + need.kv_per_token * slot->plan->kv_tokens_max;
+    return need.fixed + plan_kv_bytes(&need, slot->plan->kv_tokens_max);
 }
 
 static void add_existing(core_t *core, const slot_t *except, plan_world_t *world)
@@ -343,6 +352,7 @@ static void fill_plan(core_t *core, const slot_t *slot, const plan_placement_t *
     plan->stages = shape->stages;
     plan->expert_groups = placed->cut.expert_groups;
     plan->attention_slices = placed->cut.attention_slices;
+    plan->attention_replicas = placed->cut.attention_replicas;
     plan->context_max = d->record->context_max;
     plan->activations = d->record->activations;
     plan->quantize = d->record->quantize;

@@ -119,6 +119,7 @@ static Shoal__V1__Replica *describe(const slot_t *slot, arena_t *arena)
     r->stages = slot->plan->stages;
     r->expert_groups = slot->plan->expert_groups;
     r->attention_slices = slot->plan->attention_slices;
+    r->attention_replicas = slot->plan->attention_replicas;
     r->model_digest = copy(arena, slot->plan->model_digest);
     r->activations = copy(arena, slot->plan->activations);
     r->quantize = copy(arena, slot->plan->quantize);

@@ -92,15 +92,17 @@ class Families(unittest.TestCase):
         model = model_of("qwen3-moe")
         stands = {}
         # Left to the planner it is two groups: the model's experts are so narrow that four leaves are uneven.
-        for groups, holders in ((0, 0), (1, 1), (4, 3)):
-            with self.subTest(groups=groups, holders=holders):
+        for groups, holders, copies in ((0, 0, 1), (1, 1, 1), (4, 3, 3)):
+            with self.subTest(groups=groups, holders=holders, copies=copies):
                 self.deploy("shared", model, "--tp", 4, "--stages", 1, "--expert-groups", groups,
-                            "--attention-slices", holders)
+                            "--attention-slices", holders, "--attention-replicas", copies)
                 stands = self.replica("shared")
                 self.assertEqual((stands["expert_groups"], stands["attention_slices"]), (groups or 2, holders or 4))
+                self.assertEqual(stands["attention_replicas"], copies)
                 with open(os.path.join(self.cluster.dir, "logs", "worker.log"), encoding="utf-8") as log:
                     told = [line for line in log if f'process {stands["ranks"][3]["pid"]}: ' in line]
-                self.assertIn(f"({groups or 2} groups of experts, attention on {holders or 4})", "".join(told))
+                cut = f"({groups or 2} groups of experts, attention on {holders or 4}, {copies} of it)"
+                self.assertIn(cut, "".join(told))
                 for result, (_, greedy) in zip(self.answers("shared", prompts), prompts, strict=True):
                     self.assertEqual(result["ids"], greedy)
         refused = self.cluster.shoal("deploy", "shared", "--model", model, "--tp", 4, "--expert-groups", 3, check=False)
@@ -110,7 +112,7 @@ class Families(unittest.TestCase):
         # What was wanted of four slices is not wanted of three.
         self.cluster.shoal("scale", "shared", "--tp", 3, "--wait", "--timeout", "60s")
         stands = self.replica("shared")
-        self.assertEqual((stands["tp"], stands["attention_slices"]), (3, 3))
+        self.assertEqual((stands["tp"], stands["attention_slices"], stands["attention_replicas"]), (3, 3, 1))
         for result, (_, greedy) in zip(self.answers("shared", prompts), prompts, strict=True):
             self.assertEqual(result["ids"], greedy)
 

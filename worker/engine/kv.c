@@ -175,6 +175,21 @@ static kv_link_t link_to(const kv_t *kv, uint32_t number, uint32_t namespace_id)
         .block = number, .namespace_id = namespace_id, .serial = kv->blocks[number].serial};
 }
 
+uint32_t kv_known(const kv_t *kv, uint32_t namespace_id, const uint32_t *ids, uint32_t blocks_max)
+{
+    kv_link_t link = kv_link_root(namespace_id);
+    uint32_t n = 0;
+    while (n < blocks_max && kv->keep_prefixes && link_alive(kv, link)) {
+        uint32_t number = find(kv, link, chain_hash(kv, link, ids), ids);
+        if (number == NONE)
+            break;
+        link = link_to(kv, number, namespace_id);
+        ids += KV_BLOCK_TOKENS;
+        n++;
+    }
+    return n;
+}
+
 uint32_t kv_match(kv_t *kv, uint32_t namespace_id, const uint32_t *ids, uint32_t blocks_max,
                   uint32_t *blocks_out, kv_link_t *link_out)
 {

@@ -1,5 +1,6 @@
-/* The KV blocks of one replica, as its leader sees them: numbers only, no bytes. Block b holds the
- * same 16 tokens on every rank of the replica, so one allocator decides for all of them.
+/* The KV blocks of one replica, or of one of its replicas of attention, as its leader sees them:
+ * numbers only, no bytes. Block b holds the same 16 tokens on every rank of those, so one allocator
+ * decides for all of them.
  *
  * A block is free, held (by one or more sequences) or kept: held by nobody, but full of known
  * tokens, so that a later prompt that begins alike takes it instead of computing it. Kept blocks
@@ -60,6 +61,9 @@ static inline kv_link_t kv_link_root(uint32_t namespace_id)
  */
 uint32_t kv_match(kv_t *kv, uint32_t namespace_id, const uint32_t *ids, uint32_t blocks_max,
                   uint32_t *blocks_out, kv_link_t *link_out);
+
+/* How many blocks kv_match would take hold of. */
+uint32_t kv_known(const kv_t *kv, uint32_t namespace_id, const uint32_t *ids, uint32_t blocks_max);
 
 /* Takes hold of n blocks of no content, giving up kept ones when no free one is left. All or
  * nothing; false when fewer than n are not held. */

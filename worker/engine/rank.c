@@ -159,7 +159,7 @@ const char *rank_text_identity(const rank_t *rank)
 
 uint64_t rank_kv_tokens(const rank_t *rank)
 {
-    return (uint64_t)rank->stage->n_blocks * KV_BLOCK_TOKENS;
+    return (uint64_t)rank->stage->n_blocks * KV_BLOCK_TOKENS * rank->stage->cut.attention_replicas;
 }
 
 uint64_t rank_weight_bytes(const rank_t *rank)
@@ -422,7 +422,7 @@ static status_t lead(rank_t *rank)
 static status_t install_leader(rank_t *rank, uint32_t n_blocks)
 {
     scheduler_config_t config = {
-        .n_blocks = n_blocks,
+        .n_blocks = n_blocks, .pools = rank->limits.pools,
         .vocab = rank->limits.vocab,
         .context_max = rank->config.context_max,
         .stages = rank->config.stages,
@@ -434,9 +434,10 @@ static status_t install_leader(rank_t *rank, uint32_t n_blocks)
         .text_identity = rank->identity,
     };
     TRY(leader_install(rank->leader, &config, rank->fabric ? ring_fabric : NULL, rank->fabric));
+    uint64_t kv_tokens = (uint64_t)n_blocks * rank->limits.pools * KV_BLOCK_TOKENS;
     if (rank->callbacks->active)
-        rank->callbacks->active(rank->callbacks->context, rank->identity,
-                                (uint64_t)n_blocks * KV_BLOCK_TOKENS, rank->config.context_max);
+        rank->callbacks->active(rank->callbacks->context, rank->identity, kv_tokens,
+                                rank->config.context_max);
     return STATUS_OK;
 }
 
@@ -444,13 +445,14 @@ static status_t form(rank_t *rank)
 {
     uint64_t n_blocks = rank->stage->n_blocks;
     if (rank->callbacks->prepared)
-        rank->callbacks->prepared(rank->callbacks->context, n_blocks * KV_BLOCK_TOKENS);
+        rank->callbacks->prepared(rank->callbacks->context, rank_kv_tokens(rank));
     if (rank->fabric) {
         /* Ranks that shared a stage in different ways would leave out or repeat parts of sums. */
         char agreed[FABRIC_IDENTITY_BYTES_MAX];
         const plan_cut_t *cut = &rank->stage->cut;
-        snprintf(agreed, sizeof agreed, "%s, %u groups of experts, attention on %u",
-                 rank->identity, cut->expert_groups, cut->attention_slices);
+        snprintf(agreed, sizeof agreed, "%s, %u groups of experts, attention on %u, %u of it",
+                 rank->identity, cut->expert_groups, cut->attention_slices,
+                 cut->attention_replicas);
         stage_waiting(rank->stage, true);
         status_t status = fabric_form(rank->fabric, agreed, n_blocks,
                                       rank->config.form_timeout_ms, &n_blocks);
@@ -460,9 +462,9 @@ static status_t form(rank_t *rank)
     if (n_blocks == 0 || n_blocks > rank->stage->n_blocks)
         return fail(STATUS_INVALID, "the replica was formed with %llu KV blocks; this rank has %u",
                     (unsigned long long)n_blocks, rank->stage->n_blocks);
-    rank->limits = (step_limits_t){.vocab = rank->stage->shape->vocab,
-                                   .context_max = rank->config.context_max,
-                                   .n_blocks = (uint32_t)n_blocks};
+    rank->limits = (step_limits_t){
+        .vocab = rank->stage->shape->vocab, .context_max = rank->config.context_max,
+        .n_blocks = (uint32_t)n_blocks, .pools = rank->stage->cut.attention_replicas};
     return rank->leader ? install_leader(rank, (uint32_t)n_blocks) : STATUS_OK;
 }
 

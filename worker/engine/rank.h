@@ -44,11 +44,13 @@ typedef struct {
     uint64_t pack_cache_bytes, pack_cache_bytes_min;
     uint32_t rank, stage, slice, tp, stages; /* rank = stage * tp + slice */
     uint32_t expert_groups, attention_slices; /* the cut, as plan_cut(); alike on all ranks */
+    uint32_t attention_replicas;
     uint32_t layer_first, layer_count;
     uint32_t threads;            /* compute threads, this one included; 0 takes all allowed cores */
     bool activations_f32;        /* "f32" mode; false is "native" */
     uint32_t context_max;        /* 0 takes the model's */
-    uint64_t kv_tokens_max;      /* KV capacity; 0 takes what kv_bytes_max holds */
+    uint64_t kv_tokens_max;      /* KV capacity of the replica, of all its replicas of attention; 0
+                                    takes what kv_bytes_max holds on each */
     uint64_t kv_bytes_max;       /* memory for KV on this rank; 0 takes 1 GiB */
     uint32_t prefill_tokens_max; /* rows of a step; 0 takes 512 */
     uint32_t batch_max;          /* sequences of a step; 0 takes 64 */
@@ -94,7 +96,7 @@ status_t rank_open(const rank_config_t *config, rank_t **own_out) MUST_USE;
 void rank_close(rank_t *take_rank);
 
 const char *rank_text_identity(const rank_t *rank); /* valid as long as the rank */
-uint64_t rank_kv_tokens(const rank_t *rank);        /* capacity that this rank offers */
+uint64_t rank_kv_tokens(const rank_t *rank); /* of the replica, if all ranks offer what this one does */
 uint64_t rank_weight_bytes(const rank_t *rank);
 uint32_t rank_context_max(const rank_t *rank);
 uint32_t rank_vocab(const rank_t *rank);

@@ -40,6 +40,7 @@ status_t scheduler_new(const scheduler_config_t *config, scheduler_t **own_out)
     c.batch_max = or_default(c.batch_max, 64);
     c.step_tokens_max = or_default(c.step_tokens_max, 512);
     c.sequences_max = or_default(c.sequences_max, 1024);
+    c.pools = or_default(c.pools, 1);
     c.keep_ended_ms = c.keep_ended_ms ? c.keep_ended_ms : 30000;
     c.keep_detached_ms = c.keep_detached_ms ? c.keep_detached_ms : 30000;
     if (c.stages < 1 || c.stages > STAGES_MAX)
@@ -53,6 +54,8 @@ status_t scheduler_new(const scheduler_config_t *config, scheduler_t **own_out)
     if (c.speculate_max > DRAFT_MAX)
         return fail(STATUS_INVALID, "%u guesses a sequence and step; at most %u", c.speculate_max,
                     DRAFT_MAX);
+    if (c.pools > PLAN_TP_MAX)
+        return fail(STATUS_INVALID, "%u pools of KV blocks; at most %d", c.pools, PLAN_TP_MAX);
     if (c.sequences_max > (1u << 20) || c.n_blocks == 0 || c.context_max == 0 || c.vocab == 0)
         return fail(STATUS_INVALID,
                     "a scheduler needs blocks, a context, a vocabulary and at most %u sequences",
@@ -60,11 +63,8 @@ status_t scheduler_new(const scheduler_config_t *config, scheduler_t **own_out)
     scheduler_t *s = MEM_NEW(scheduler_t);
     s->config = c;
     s->config.text_identity = NULL; /* borrowed for this call only */
-    kv_config_t kv = {.n_blocks = c.n_blocks,
-                      .keep_prefixes = c.keep_prefixes,
-                      .text_identity = c.text_identity ? c.text_identity : ""};
-    s->kv = kv_new(&kv);
-    s->load.kv_tokens_total = (uint64_t)c.n_blocks * KV_BLOCK_TOKENS;
+    scheduler_open_pools(s, c.text_identity ? c.text_identity : "");
+    s->load.kv_tokens_total = (uint64_t)c.n_blocks * KV_BLOCK_TOKENS * c.pools;
     take_step_memory(s);
     *own_out = s;
     return STATUS_OK;
@@ -107,7 +107,7 @@ void scheduler_free(scheduler_t *s)
     free(s->plan.entries);
     free(s->table);
     free(s->running);
-    kv_free(s->kv);
+    scheduler_close_pools(s);
     free(s);
 }
 
@@ -198,7 +198,8 @@ void scheduler_leave_running(scheduler_t *s, sequence_t *q)
     CHECK(s->running[at] == q);
     s->n_running--;
     memmove(&s->running[at], &s->running[at + 1], (s->n_running - at) * sizeof(sequence_t *));
-    kv_release(s->kv, q->blocks, q->n_blocks);
+    kv_release(sequence_kv(s, q), q->blocks, q->n_blocks);
+    s->pools[q->pool].n_running--;
     q->n_blocks = q->n_computed = q->n_published = 0;
 }
 
@@ -254,7 +255,7 @@ static void append_drawn(scheduler_t *s, sequence_t *q, const step_drawn_t *draw
     if (drawn->failed) {
         /* Which of its blocks is to blame nobody knows: none of them is offered any more. */
         if (q->n_ids >= KV_BLOCK_TOKENS)
-            kv_unpublish(s->kv, q->namespace_id, q->ids);
+            kv_unpublish(sequence_kv(s, q), q->namespace_id, q->ids);
         scheduler_end(s, q, END_REFUSED, FINISH_NONE, "numeric",
                       "the model gave values that are not finite for this text");
         return;
@@ -387,7 +388,7 @@ void scheduler_load(const scheduler_t *s, scheduler_load_t *out)
     *out = s->load;
     out->running = s->n_running;
     out->waiting = s->n_waiting;
-    out->kv_tokens_free = (uint64_t)kv_blocks_free(s->kv) * KV_BLOCK_TOKENS;
+    out->kv_tokens_free = scheduler_blocks_free(s) * KV_BLOCK_TOKENS;
 }
 
 const char *scheduler_session_in_slot(const scheduler_t *s, uint32_t slot, uint32_t *choice_out)

@@ -23,6 +23,11 @@
  * - An ended sequence stays known for keep_ended_ms; one that nobody is attached to for
  *   keep_detached_ms is cancelled.
  *
+ * - With several pools of blocks a sequence lives in one: that which has most of its beginning and
+ * is not crowded for it, of equal ones that which has most room, and where that has too little the
+ * next. It is chosen anew when
+ * a preempted one returns. Whoever lacks blocks preempts in its own pool, of which the oldest stays.
+ *
  * - Guesses (draft.h) are further rows of a sequence that decodes. They take the place of no other
  *   that decodes, no blocks that another holds, and no row unless it is likely to pay.
  *
@@ -51,7 +56,8 @@
 typedef struct scheduler scheduler_t;
 
 typedef struct {
-    uint32_t n_blocks; /* KV blocks of 16 tokens */
+    uint32_t n_blocks; /* KV blocks of 16 tokens, of each pool */
+    uint32_t pools;    /* replicas of attention, each with blocks of its own; 0 takes 1 */
     uint32_t vocab;
     uint32_t context_max;      /* tokens of prompt and answer together */
     uint32_t stages;           /* batches in flight at most */

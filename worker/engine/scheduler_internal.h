@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #include "common/base/heap.h"
+#include "common/model/plan.h"
 #include "worker/engine/draft.h"
 #include "worker/engine/kv.h"
 #include "worker/engine/scheduler.h"
@@ -29,6 +30,7 @@ typedef struct sequence {
     uint32_t n_blocks, n_published; /* of those, blocks offered to later prompts */
     uint32_t n_in_flight; /* 0 or 1 */
     uint32_t slot;
+    uint32_t pool;        /* of its blocks, while it runs; of the last ones otherwise */
     uint32_t tenant;      /* index into the tenants */
     uint32_t logits_next; /* eval: next position whose logits are owed */
     uint32_t stream;      /* attached, 0 when nobody is */
@@ -51,8 +53,8 @@ typedef struct sequence {
     uint32_t n_cached; /* prompt tokens found in the cache at the first start */
     bool started;      /* ran at least once: a later start is a return after preemption */
     uint32_t passed;   /* by smaller ones, while blocks were too few for it */
-    bool refused;      /* did not fit when so many blocks were free and sequences ran: */
-    uint32_t refused_free, refused_running;
+    bool refused;      /* did not fit when some pool had this room at most: */
+    int64_t refused_room;
     heap_place_t waiting_place, solo_place; /* among those that may start */
     heap_place_t due_place;                 /* among those that time will change */
 
@@ -112,9 +114,15 @@ typedef struct {
     } * entries;
 } flight_t;
 
+/* Blocks of one replica of attention, and the sequences that run on it. */
+typedef struct {
+    kv_t *kv;
+    uint32_t n_running;
+} kv_pool_t;
+
 struct scheduler {
     scheduler_config_t config;
-    kv_t *kv;
+    kv_pool_t pools[PLAN_TP_MAX];
     bool lost;
     uint64_t now_ms;
     uint64_t serial;
@@ -152,6 +160,8 @@ struct scheduler {
     step_cost_t cost;
     uint64_t mean_context; /* of those that decode, in the last plan */
     step_plan_t plan; /* its arrays are reused */
+    step_entry_t *entries_aside; /* to sort them by pool; NULL with one pool */
+    struct flown *flown_aside;
     scheduler_load_t load;
 };
 
@@ -172,6 +182,30 @@ static inline uint64_t sequence_committed(const sequence_t *q)
 {
     return (uint64_t)q->n_prompt + q->max_tokens;
 }
+
+/* The blocks that q lives in. */
+static inline kv_t *sequence_kv(const scheduler_t *s, const sequence_t *q)
+{
+    return s->pools[q->pool].kv;
+}
+
+/* scheduler_pools.c */
+void scheduler_open_pools(scheduler_t *s, const char *text_identity);
+void scheduler_close_pools(scheduler_t *s);
+uint64_t scheduler_blocks_free(const scheduler_t *s);
+/* The largest number of free blocks beside one for each sequence that runs there, of any pool. */
+int64_t scheduler_room(const scheduler_t *s);
+/* In all pools the same number. */
+uint32_t scheduler_namespace(scheduler_t *s, const char *tenant, const char *adapter);
+/* Blocks that must be free before q starts: for all its tokens and the next one, or the next 256
+ * when it returns. Beside them one for each sequence that runs in the pool, so that a start is not
+ * undone in the next step. */
+uint32_t scheduler_blocks_to_start(const sequence_t *q);
+/* Gives q its first blocks, of which at most match_max are taken from its beginning, in the best pool
+ * that has room for them. False when none has. */
+bool scheduler_choose_pool(scheduler_t *s, sequence_t *q, uint32_t match_max);
+/* The plan's entries by pool, otherwise in the order in which they were added. */
+void scheduler_sort_entries(scheduler_t *s, flight_t *flight);
 
 /* scheduler.c */
 sequence_t *scheduler_find(const scheduler_t *s, const char *session, uint32_t choice);

@@ -38,15 +38,22 @@ static void preempt(scheduler_t *s, sequence_t *q)
         scheduler_line_up(s, q);
 }
 
-/* The youngest that may be preempted; never the oldest, nor one whose blocks this plan uses. One
- * that is in flight may be: plans run in order, so its blocks are read before anybody else writes
- * them. */
-static sequence_t *youngest(const planning_t *p)
+/* The youngest of a pool that may be preempted; never the oldest there, nor one whose blocks this
+ * plan uses. One that is in flight may be: plans run in order, so its blocks are read before anybody
+ * else writes them. */
+static sequence_t *youngest(const planning_t *p, uint32_t pool)
 {
     const scheduler_t *s = p->s;
-    for (uint32_t i = s->n_running; i-- > 1;)
-        if (s->running[i]->planned != s->round)
-            return s->running[i];
+    sequence_t *found = NULL;
+    for (uint32_t i = s->n_running; i-- > 0;) {
+        sequence_t *q = s->running[i];
+        if (q->pool != pool)
+            continue;
+        if (found)
+            return found; /* q is older */
+        if (q->planned != s->round)
+            found = q;
+    }
     return NULL;
 }
 
@@ -56,11 +63,11 @@ static bool hold_blocks(planning_t *p, sequence_t *q, uint32_t n_tokens)
     scheduler_t *s = p->s;
     uint32_t wanted = kv_blocks_for(n_tokens);
     while (wanted > q->n_blocks) {
-        if (kv_take(s->kv, wanted - q->n_blocks, q->blocks + q->n_blocks)) {
+        if (kv_take(sequence_kv(s, q), wanted - q->n_blocks, q->blocks + q->n_blocks)) {
             q->n_blocks = wanted;
             return true;
         }
-        sequence_t *victim = youngest(p);
+        sequence_t *victim = youngest(p, q->pool);
         if (!victim)
             return false;
         preempt(s, victim);
@@ -76,7 +83,8 @@ static void publish(scheduler_t *s, sequence_t *q)
 {
     while ((q->n_published + 1) * KV_BLOCK_TOKENS <= q->n_computed) {
         uint32_t i = q->n_published++;
-        q->link = kv_publish(s->kv, q->link, q->blocks[i], q->ids + i * KV_BLOCK_TOKENS);
+        q->link = kv_publish(sequence_kv(s, q), q->link, q->blocks[i],
+                             q->ids + i * KV_BLOCK_TOKENS);
     }
 }
 
@@ -125,8 +133,9 @@ static uint32_t guess(planning_t *p, sequence_t *q)
     uint32_t wanted = kv_blocks_for(q->n_ids + n);
     if (wanted > q->n_blocks) {
         uint32_t more = wanted - q->n_blocks;
-        if (kv_blocks_free(s->kv) >= more + s->n_running &&
-            kv_take(s->kv, more, q->blocks + q->n_blocks))
+        kv_pool_t *pool = &s->pools[q->pool];
+        if (kv_blocks_free(pool->kv) >= more + pool->n_running &&
+            kv_take(pool->kv, more, q->blocks + q->n_blocks))
             q->n_blocks = wanted;
         else
             n = q->n_blocks * KV_BLOCK_TOKENS - q->n_ids;
@@ -167,6 +176,7 @@ static bool add_entry(planning_t *p, sequence_t *q)
     step_entry_t *entry = &s->plan.entries[p->flight->n];
     *entry = (step_entry_t){
         .slot = q->slot,
+        .pool = q->pool,
         .position = q->n_computed,
         .n_tokens = n + n_draft,
         .n_blocks = kv_blocks_for(q->n_computed + n + n_draft),
@@ -197,16 +207,6 @@ static bool add_entry(planning_t *p, sequence_t *q)
 
 /* ---- starting ---- */
 
-/* Blocks that must be free before q starts: for all its tokens and the next one, or the next 256
- * when it returns, and one for each running sequence, so that a start is not undone in the next
- * step. */
-static uint32_t blocks_to_start(const scheduler_t *s, const sequence_t *q)
-{
-    uint32_t whole = q->n_prompt + q->max_tokens;
-    uint32_t tokens = least(q->n_ids + (q->started ? SCHEDULER_RETURN_TOKENS : 1u), whole);
-    return kv_blocks_for(tokens) + s->n_running;
-}
-
 static void enter_running(scheduler_t *s, sequence_t *q)
 {
     uint32_t at = s->n_running++;
@@ -215,6 +215,7 @@ static void enter_running(scheduler_t *s, sequence_t *q)
     s->running[at] = q;
     q->state = SEQUENCE_RUNNING;
     s->n_waiting--;
+    s->pools[q->pool].n_running++;
     scheduler_leave_line(s, q);
 }
 
@@ -238,26 +239,18 @@ static void open_slot(scheduler_t *s, sequence_t *q)
     };
 }
 
-/* Gives q its blocks and a slot. False when blocks are too few. */
+/* Gives q its pool, its blocks and a slot. False when blocks are too few. */
 static bool start(scheduler_t *s, sequence_t *q)
 {
     /* The last token is always computed: somebody has to give its logits. */
     uint32_t match_max = (q->n_ids - 1) / KV_BLOCK_TOKENS;
     if (owes_logits(q))
         match_max = least(match_max, q->logits_next / KV_BLOCK_TOKENS);
-    uint32_t matched = kv_match(s->kv, q->namespace_id, q->ids, match_max, q->blocks, &q->link);
-    uint32_t taken = kv_blocks_for(least(q->n_ids + 1, q->n_prompt + q->max_tokens)) - matched;
-    if (kv_blocks_free(s->kv) + matched < blocks_to_start(s, q) ||
-        !kv_take(s->kv, taken, q->blocks + matched)) {
-        kv_release(s->kv, q->blocks, matched);
+    if (!scheduler_choose_pool(s, q, match_max)) {
         q->refused = true;
-        q->refused_free = kv_blocks_free(s->kv);
-        q->refused_running = s->n_running;
+        q->refused_room = scheduler_room(s);
         return false;
     }
-    q->n_blocks = matched + taken;
-    q->n_published = matched;
-    q->n_computed = matched * KV_BLOCK_TOKENS;
     s->load.prefix_hit_tokens += q->n_computed;
     if (!q->started)
         q->n_cached = least(q->n_computed, q->n_prompt);
@@ -276,8 +269,7 @@ static bool start(scheduler_t *s, sequence_t *q)
 static bool is_worth_a_try(planning_t *p, const sequence_t *q)
 {
     const scheduler_t *s = p->s;
-    uint32_t n_free = kv_blocks_free(s->kv);
-    if (!q->refused || n_free > q->refused_free || s->n_running < q->refused_running)
+    if (!q->refused || scheduler_room(s) > q->refused_room)
         return true;
     if (p->looked_again)
         return false;
@@ -321,7 +313,7 @@ static void start_waiting(planning_t *p)
         if (overdue || (owes_logits(q) && s->n_flights > 0))
             continue;
         /* A solo sequence starts in its own turn; here it only has its blocks saved. */
-        if (q->solo ? kv_blocks_free(s->kv) >= blocks_to_start(s, q)
+        if (q->solo ? scheduler_room(s) >= scheduler_blocks_to_start(q)
                     : is_worth_a_try(p, q) && start(s, q)) {
             if (q->solo)
                 continue;
@@ -469,6 +461,8 @@ static bool make_plan(scheduler_t *s)
         return false;
     }
     list_closes(s);
+    if (s->config.pools > 1)
+        scheduler_sort_entries(s, flight);
     flight->step = ++s->load.steps;
     flight->alone = p.alone;
     s->n_flights++;

@@ -151,7 +151,8 @@ static status_t check_admission(const scheduler_t *s, const admission_t *a, cons
                     a->n_prompt, a->max_tokens, c->context_max);
     if (kv_blocks_for(tokens) > c->n_blocks)
         return fail(STATUS_INVALID, "prompt and answer need %llu KV tokens; the replica has %llu",
-                    (unsigned long long)tokens, (unsigned long long)s->load.kv_tokens_total);
+                    (unsigned long long)tokens,
+                    (unsigned long long)c->n_blocks * KV_BLOCK_TOKENS);
     *code_out = "overloaded";
     if (s->n_waiting + s->n_running >= c->sequences_max)
         return fail(STATUS_EXHAUSTED, "the replica has %u sequences; try again later",
@@ -216,7 +217,7 @@ static sequence_t *sequence_new(scheduler_t *s, const admission_t *a)
     q->deadline_at_ms = has_deadline ? s->now_ms + a->deadline_ms : UINT64_MAX;
     const char *tenant = a->tenant ? a->tenant : "";
     q->tenant = tenant_index(s, tenant);
-    q->namespace_id = kv_namespace(s->kv, tenant, a->adapter ? a->adapter : "");
+    q->namespace_id = scheduler_namespace(s, tenant, a->adapter ? a->adapter : "");
     q->solo = a->solo;
     q->logits_next = a->logits_from;
     q->blocks = MEM_NEW_ARRAY(uint32_t, kv_blocks_for(capacity));

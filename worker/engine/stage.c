@@ -187,7 +187,9 @@ static status_t open_scratch(stage_t *stage)
     stage->calls = MEM_NEW_ARRAY(stage_call_t, stage_calls_of_layer(stage) *
                                                    (size_t)stage->config.layer_count + 2);
     TRY(stage->ops->batch_new(stage->device, stage->part_rows, 0, &stage->part_batch));
-    return stage->ops->batch_new(stage->device, stage->rows_max, stage->blocks_max, &stage->batch);
+    TRY(stage->ops->batch_new(stage->device, stage->rows_max, stage->blocks_max,
+                              &stage->step_batch));
+    return stage_open_replicas(stage);
 }
 
 /* What everybody reads of a sealed model, before anything is made of it. */
@@ -212,10 +214,11 @@ status_t stage_open(const rank_config_t *config, const model_t *model, stage_t *
     stage->last = config->stage == config->stages - 1;
     stage->rows_max = config->prefill_tokens_max;
     stage->blocks_max = config->batch_max * kv_blocks_for(config->context_max);
+    plan_cut_t wanted = {config->tp, config->expert_groups, config->attention_slices,
+                         config->attention_replicas};
     status_t status = open_seal(stage);
     if (status == STATUS_OK)
-        status = plan_cut(stage->shape, config->tp, config->expert_groups,
-                          config->attention_slices, &stage->cut);
+        status = plan_cut(stage->shape, &wanted, &stage->cut);
     if (status == STATUS_OK)
         status = plan_slice(stage->shape, &stage->cut, config->slice, &stage->slice);
     if (status == STATUS_OK) {
@@ -263,12 +266,11 @@ void stage_close(stage_t *stage)
                             stage->sums_of_all};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         ops->buffer_release(buffers[i]);
-    if (stage->batch)
-        ops->batch_release(stage->batch);
-    if (stage->part_batch)
-        ops->batch_release(stage->part_batch);
-    if (stage->one_row)
-        ops->batch_release(stage->one_row);
+    kbatch_t *batches[] = {stage->step_batch, stage->own_batch, stage->part_batch,
+                           stage->one_row};
+    for (size_t i = 0; i < sizeof batches / sizeof *batches; i++)
+        if (batches[i])
+            ops->batch_release(batches[i]);
     stage_close_caches(stage);
     if (stage->device)
         ops->device_close(stage->device);

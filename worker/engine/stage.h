@@ -97,7 +97,8 @@ typedef struct {
     stage_t *stage;
     const stage_cut_t *cut;
     uint32_t layer;             /* of the model */
-    uint32_t row_first, n_rows; /* of the step: those of a part */
+    uint32_t row_first, n_rows; /* of the step: those of a part; with several replicas of attention
+                                   of each replica's rows */
 } stage_call_t;
 
 /* Rows of a step that go together through what treats each row for itself, so that its scratch need
@@ -135,7 +136,13 @@ struct stage {
     kkv_t *kv, *index_kv;
     stage_entries_t overlap, stride;
     stage_mix_t head_mix;
+    /* Rows in work: those of the step, or inside attention those of this slice's replica. `batch` has
+     * them, their matrices begin with them but for the residual, and work_rows counts them. */
     kbatch_t *batch, *part_batch, *one_row;
+    uint32_t work_first, work_rows;
+    kbatch_t *step_batch, *own_batch; /* own_batch: NULL with one replica of attention */
+    plan_run_t replica_slices[PLAN_TP_MAX];
+    uint32_t replica; /* this slice's */
     bool always_pieces; /* however few rows: a test's */
     uint32_t rows_max, blocks_max, n_blocks;
     uint32_t part_rows; /* of a part; the last one may have less */
@@ -166,6 +173,7 @@ struct stage {
     trace_t *trace; /* of the rank; NULL: none */
     uint64_t step;
     uint32_t n_rows;
+    plan_run_t replica_rows[PLAN_TP_MAX]; /* of each replica of attention, one behind the other */
 };
 
 /* `model` is borrowed for the stage's life. */
@@ -234,6 +242,24 @@ status_t stage_latent(stage_t *stage, uint32_t index, stage_call_t *call) MUST_U
 status_t stage_compressed(stage_t *stage, uint32_t index, stage_call_t *call) MUST_USE;
 status_t stage_dense(stage_t *stage, uint32_t index, stage_call_t *call) MUST_USE;
 status_t stage_experts(stage_t *stage, uint32_t index, stage_call_t *call) MUST_USE;
+
+/* stage_replicas.c: attention by several replicas, each of its own sequences. */
+status_t stage_open_replicas(stage_t *stage) MUST_USE;
+/* The rows of each replica, and this one's own, from a plan whose rows are set. */
+status_t stage_set_replicas(stage_t *stage, const step_plan_t *plan) MUST_USE;
+/* What follows is done for the rows of this slice's replica alone, or for all again. */
+void stage_work_on_own(stage_t *stage);
+void stage_work_on_all(stage_t *stage);
+/* Whether this slice has anything to do in a layer's attention. */
+static inline bool stage_attends(const stage_t *stage, const stage_layer_t *layer)
+{
+    return layer->qkv && stage->work_rows > 0;
+}
+/* As stage_reduce: each replica's sums of its own rows reach every slice of the stage. Works on all
+ * rows from there. */
+status_t stage_reduce_replicas(stage_t *stage, const kweight_t *weight, kref_t x, uint32_t ld,
+                               const stage_cut_t *cut, kbuffer_t *bias, const stage_mix_t *mix,
+                               kbuffer_t *post_norm, stage_call_t *call) MUST_USE;
 
 /* stage_mix.c: between the residual and a block. */
 /* The block's input, the residual or what `mix` makes of its streams, normed, into stage->normed. */

@@ -51,7 +51,7 @@ status_t stage_grouped(stage_t *stage, uint32_t index, stage_call_t *call)
 {
     const model_config_t *shape = stage->shape;
     const stage_layer_t *layer = &stage->layers[index];
-    if (layer->qkv) {
+    if (stage_attends(stage, layer)) {
         uint32_t ld = stage_qkv_columns(stage);
         TRY(stage_begin(stage, &layer->attn_mix, layer->attn_norm));
         TRY(stage_multiply(stage, layer->qkv, stage_at(stage->normed, 0), shape->hidden,

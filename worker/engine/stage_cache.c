@@ -107,7 +107,7 @@ status_t stage_open_caches(stage_t *stage)
         block += stage->ops->kv_block_bytes(mode, &caches.caches[i].shape);
     if (block > 0)
         n = (stage->config.kv_bytes_max ? stage->config.kv_bytes_max : KV_BYTES_DEFAULT) / block;
-    uint64_t wanted = stage->config.kv_tokens_max / KV_BLOCK_TOKENS;
+    uint64_t wanted = stage->config.kv_tokens_max / stage->cut.attention_replicas / KV_BLOCK_TOKENS;
     if (wanted > 0 && wanted < n)
         n = wanted;
     if (n > KV_BLOCKS_MAX)

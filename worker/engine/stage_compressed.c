@@ -131,7 +131,7 @@ status_t stage_compressed(stage_t *stage, uint32_t index, stage_call_t *call)
     uint32_t ld = stage->slice.heads.count * shape->head_dim;
     uint32_t out_ld = ld / in_group * compressed->group_rank;
     kref_t grouped = stage_at(stage->grouped, 0);
-    if (layer->qkv) {
+    if (stage_attends(stage, layer)) {
         TRY(project(stage, index));
         TRY(attend(stage, index));
         TRY(ops->head_matmul(stage->queue, stage->batch, layer->output_a,

@@ -116,7 +116,7 @@ status_t stage_latent(stage_t *stage, uint32_t index, stage_call_t *call)
 {
     const model_config_t *shape = stage->shape;
     const stage_layer_t *layer = &stage->layers[index];
-    if (layer->qkv) {
+    if (stage_attends(stage, layer)) {
         queries_t q;
         TRY(stage_begin(stage, &layer->attn_mix, layer->attn_norm));
         TRY(project(stage, index, &q));

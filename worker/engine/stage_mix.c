@@ -23,10 +23,10 @@ static status_t make_mixes(stage_t *stage, const stage_mix_t *mix, kref_t stream
     const kernel_ops_t *ops = stage->ops;
     uint32_t n = stage->residual_columns;
     kref_t flat = stage_at(stage->flat, 0), input = stage_at(stage->mix_input, 0);
-    TRY(ops->rmsnorm(stage->queue, stage->batch, n, streams, stage_at(NULL, 0),
+    TRY(ops->rmsnorm(stage->queue, stage->step_batch, n, streams, stage_at(NULL, 0),
                      stage->shape->norm_eps, flat));
-    TRY(ops->quantize(stage->queue, stage->batch, mix->fn, flat, n, input));
-    return ops->matmul(stage->queue, stage->batch, mix->fn, input, stage_at(stage->mixes, 0));
+    TRY(ops->quantize(stage->queue, stage->step_batch, mix->fn, flat, n, input));
+    return ops->matmul(stage->queue, stage->step_batch, mix->fn, input, stage_at(stage->mixes, 0));
 }
 
 status_t stage_begin(stage_t *stage, const stage_mix_t *mix, kbuffer_t *norm)
@@ -36,10 +36,14 @@ status_t stage_begin(stage_t *stage, const stage_mix_t *mix, kbuffer_t *norm)
     if (mix->fn) {
         khyper_t hyper = describe(stage, mix, false);
         TRY(make_mixes(stage, mix, from));
-        TRY(ops->hyper_pre(stage->queue, stage->batch, &hyper, stage_at(stage->mixes, 0), from,
+        /* Of all rows, whoever works on which: every slice keeps its streams. */
+        TRY(ops->hyper_pre(stage->queue, stage->step_batch, &hyper, stage_at(stage->mixes, 0), from,
                            stage_at(stage->collapsed, 0), stage_at(stage->mix_weights, 0)));
         from = stage_at(stage->collapsed, 0);
     }
+    if (stage->work_rows == 0)
+        return STATUS_OK;
+    from.offset += stage->work_first * (size_t)stage->shape->hidden * sizeof(float);
     return ops->rmsnorm(stage->queue, stage->batch, stage->shape->hidden, from, stage_at(norm, 0),
                         stage->shape->norm_eps, stage_at(stage->normed, 0));
 }

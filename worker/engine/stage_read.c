@@ -33,12 +33,15 @@ static char *cache_key(const stage_t *stage)
     free(path);
     if (status != STATUS_OK)
         return NULL;
+    char copies[32] = "";
+    if (stage->cut.attention_replicas > 1)
+        snprintf(copies, sizeof copies, "replicas %u\n", stage->cut.attention_replicas);
     return mem_format("layout %s\nmodel %s\nseal %s\nquantize %s\nslice %u of %u\nexperts %u\n"
-                      "attention %u\nlayers %u+%u of %u\n",
+                      "attention %u\nlayers %u+%u of %u\n%s",
                       stage->ops->weight_layout(stage->device), config->model_digest, seal,
                       config->quantize ? config->quantize : "", config->slice, config->tp,
                       stage->cut.expert_groups, stage->cut.attention_slices,
-                      config->layer_first, config->layer_count, stage->shape->n_layers);
+                      config->layer_first, config->layer_count, stage->shape->n_layers, copies);
 }
 
 static void open_cache(stage_t *stage)

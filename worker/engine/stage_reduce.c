@@ -38,10 +38,10 @@ uint32_t stage_calls_of_layer(const stage_t *stage)
 
 bool stage_part(const stage_t *stage, uint32_t index, stage_part_t *out)
 {
-    uint32_t first = index * stage->part_rows, left = stage->n_rows - first;
-    if (first >= stage->n_rows)
+    uint32_t first = index * stage->part_rows, left = stage->work_rows - first;
+    if (first >= stage->work_rows)
         return false;
-    bool whole = stage->n_rows <= stage->part_rows;
+    bool whole = stage->work_rows <= stage->part_rows;
     *out = (stage_part_t){
         .batch = whole ? stage->batch : stage->part_batch,
         .index = index,
@@ -191,6 +191,8 @@ status_t stage_reduce(stage_t *stage, const kweight_t *weight, kref_t x, uint32_
 {
     kref_t input = stage_at(stage->input, 0);
     stage_part_t part;
+    if (stage->own_batch)
+        return stage_reduce_replicas(stage, weight, x, ld, cut, bias, mix, post_norm, call);
     for (uint32_t i = 0; stage_part(stage, i, &part); i++) {
         TRY(stage_part_begin(stage, &part));
         if (weight)

@@ -92,8 +92,10 @@ static status_t set_rows(stage_t *stage, const step_plan_t *plan)
     }
     stage->step = plan->step;
     stage->n_rows = row;
-    return stage->ops->batch_set(stage->queue, stage->batch, stage->rows, row, stage->tables,
-                                 plan->n_entries);
+    stage_work_on_all(stage);
+    TRY(stage->ops->batch_set(stage->queue, stage->batch, stage->rows, row, stage->tables,
+                              plan->n_entries));
+    return stage_set_replicas(stage, plan);
 }
 
 static status_t run_layer(stage_t *stage, uint32_t index)
@@ -104,11 +106,13 @@ static status_t run_layer(stage_t *stage, uint32_t index)
     stage_call_t *calls = &stage->calls[n_calls * index], *ffn_calls = calls + n_calls / 2;
     for (uint32_t i = 0; i < n_calls; i++)
         calls[i] = (stage_call_t){.stage = stage, .layer = layer};
+    stage_work_on_own(stage);
     switch ((model_attention_kind_t)kind->attention) {
     case MODEL_ATTENTION_GROUPED: TRY(stage_grouped(stage, index, &calls[0])); break;
     case MODEL_ATTENTION_LATENT: TRY(stage_latent(stage, index, &calls[0])); break;
     case MODEL_ATTENTION_COMPRESSED: TRY(stage_compressed(stage, index, &calls[0])); break;
     }
+    stage_work_on_all(stage);
     if (kind->ffn == MODEL_FFN_DENSE)
         TRY(stage_dense(stage, index, ffn_calls));
     else

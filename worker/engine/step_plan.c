@@ -9,7 +9,7 @@
 #define PLAN_MAGIC 0x4e414c50u   /* "PLAN" */
 #define RESULT_MAGIC 0x544c5352u /* "RSLT" */
 
-enum { ENTRY_SAMPLE = 1, ENTRY_WANT_LOGITS = 2 };
+enum { ENTRY_SAMPLE = 1, ENTRY_WANT_LOGITS = 2, ENTRY_FLAGS = 3, ENTRY_POOL_SHIFT = 8 };
 
 /* ---- writing ---- */
 
@@ -73,7 +73,8 @@ void step_plan_write(const step_plan_t *plan, buffer_t *out)
         put_u32(out, entry->n_blocks);
         put_u32(out, entry->n_logits);
         put_u32(out, (entry->sample ? ENTRY_SAMPLE : 0u) |
-                         (entry->want_logits ? ENTRY_WANT_LOGITS : 0u));
+                         (entry->want_logits ? ENTRY_WANT_LOGITS : 0u) |
+                         entry->pool << ENTRY_POOL_SHIFT);
         put_u32(out, entry->n_draft);
         buffer_append(out, entry->ids, entry->n_tokens * sizeof *entry->ids);
         buffer_append(out, entry->blocks, entry->n_blocks * sizeof *entry->blocks);
@@ -219,9 +220,12 @@ static status_t read_entry(reader_t *in, const step_limits_t *limits, arena_t *a
     entry->n_logits = get_u32(in);
     uint32_t flags = get_u32(in);
     entry->n_draft = get_u32(in);
+    entry->pool = flags >> ENTRY_POOL_SHIFT;
+    flags &= (1u << ENTRY_POOL_SHIFT) - 1;
     entry->sample = flags & ENTRY_SAMPLE;
     entry->want_logits = flags & ENTRY_WANT_LOGITS;
-    if (in->short_of || entry->slot >= STEP_SLOTS_MAX || flags > (ENTRY_SAMPLE | ENTRY_WANT_LOGITS))
+    if (in->short_of || entry->slot >= STEP_SLOTS_MAX || flags > ENTRY_FLAGS ||
+        entry->pool >= (limits->pools ? limits->pools : 1))
         return cut_short("an entry of a step plan");
     if (entry->n_tokens == 0 || entry->n_tokens > STEP_TOKENS_MAX ||
         entry->position > limits->context_max ||
@@ -251,6 +255,9 @@ static status_t read_entries(reader_t *in, const step_limits_t *limits, arena_t 
     for (uint32_t i = 0; i < plan->n_entries; i++) {
         step_entry_t *entry = &plan->entries[i];
         TRY(read_entry(in, limits, arena, entry));
+        if (i > 0 && entry->pool < plan->entries[i - 1].pool)
+            return fail(STATUS_INVALID, "a step plan has a sequence of pool %u behind one of %u",
+                        entry->pool, plan->entries[i - 1].pool);
         if (used[entry->slot])
             return fail(STATUS_INVALID, "a step plan names slot %u twice", entry->slot);
         used[entry->slot] = true;

@@ -39,6 +39,7 @@ typedef struct {
 /* One sequence's part of the step: n_tokens rows that begin at absolute position `position`. */
 typedef struct {
     uint32_t slot;
+    uint32_t pool;       /* the replica of attention that has its KV; ascending in a plan */
     uint32_t position;
     uint32_t n_tokens;
     uint32_t n_blocks;   /* covers position + n_tokens tokens */
@@ -68,7 +69,8 @@ typedef struct {
 typedef struct {
     uint32_t vocab;
     uint32_t context_max;
-    uint32_t n_blocks; /* KV blocks of this epoch */
+    uint32_t n_blocks; /* KV blocks of this epoch, of each pool */
+    uint32_t pools;    /* replicas of attention; 0 is 1 */
 } step_limits_t;
 
 /* Replaces the content of `out` with the plan's bytes. */

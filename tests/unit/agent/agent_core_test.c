@@ -12,7 +12,8 @@ static void test_an_assignment_becomes_ranks_an_epoch_and_an_active_record(void 
     assert_string_equal(start->replica, "smol/0");
     assert_int_equal(start->threads, 4); /* the host's eight cores, shared out */
     assert_true(start->serve && !start->spans_hosts && start->tp == 2 && start->slice == 0);
-    assert_true(start->expert_groups == 2 && start->attention_slices == 1); /* as the plan says */
+    assert_true(start->expert_groups == 2 && start->attention_slices == 1 &&
+                start->attention_replicas == 1); /* as the plan says */
     assert_true(start->speculate_max == 3 && start->prefix_cache_off && start->whole_prompts);
     expect(&world, AGENT_SPAWN);
     assert_true(!world.action.start->serve && world.action.start->slice == 1);

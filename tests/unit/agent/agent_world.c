@@ -43,7 +43,8 @@ agent_plan_t plan_of(uint64_t epoch, uint32_t tp, uint32_t stages, const char *h
 {
     agent_plan_t plan = {.epoch = epoch, .tp = tp, .stages = stages, .n_ranks = tp * stages,
                          .context_max = 512, .formation_ms = 5000, .kv_tokens_max = 4096,
-                         .expert_groups = tp, .attention_slices = 1, .speculate_max = 3,
+                         .expert_groups = tp, .attention_slices = 1, .attention_replicas = 1,
+                         .speculate_max = 3,
                          .prefix_cache_off = true, .whole_prompts = true};
     snprintf(plan.deployment, sizeof plan.deployment, "smol");
     snprintf(plan.activations, sizeof plan.activations, "native");

@@ -133,6 +133,9 @@ static void test_texts_without_an_end_and_counts_beyond_their_arrays_are_refused
     message->start.attention_slices = 4;
     refuse(message);
     message = example(CONTROL_START);
+    message->start.attention_replicas = 4;
+    refuse(message);
+    message = example(CONTROL_START);
     message->start.n_ranks = 65;
     refuse(message);
     message = example(CONTROL_EPOCH);

@@ -23,7 +23,7 @@ static const plan_sizes_t sizes = {
 };
 
 typedef struct {
-    uint32_t tp, groups, holders;
+    uint32_t tp, groups, holders, copies;
     bool own_shape; /* ordinal 0 has a shape of its own, of 4 slices */
 } wanted_t;
 
@@ -40,6 +40,7 @@ static void deploy(rig_t *rig, wanted_t wanted)
     d.tp = wanted.tp;
     d.expert_groups = wanted.groups;
     d.attention_slices = wanted.holders;
+    d.attention_replicas = wanted.copies;
     d.context_max = 128;
     d.activations = activations;
     shape.tp = 4;
@@ -105,6 +106,8 @@ static void check_planned(rig_t *rig, wanted_t wanted, uint32_t tp, uint32_t gro
     assert_int_equal(plan->tp, tp);
     assert_int_equal(plan->expert_groups, groups);
     assert_int_equal(plan->attention_slices, holders);
+    assert_int_equal(plan->attention_replicas,
+                     wanted.copies && !wanted.own_shape ? wanted.copies : 1);
     shoal__cluster__v1__replica_plan__free_unpacked(plan, NULL);
 }
 
@@ -115,6 +118,10 @@ static void test_the_plan_says_how_slices_share_a_stage(void **state)
     check_planned(&rig, (wanted_t){.tp = 2}, 2, 1, 2);
     rig_stop(&rig);
     check_planned(&rig, (wanted_t){.tp = 2, .groups = 2, .holders = 1}, 2, 2, 1);
+    rig_stop(&rig);
+    check_planned(&rig, (wanted_t){.tp = 2, .copies = 2}, 2, 1, 2);
+    rig_stop(&rig);
+    check_planned(&rig, (wanted_t){.tp = 2, .copies = 2, .own_shape = true}, 4, 1, 4);
     rig_stop(&rig);
     /* It was asked for of 2 slices, not of the 4 of this replica. */
     check_planned(&rig, (wanted_t){.tp = 2, .groups = 2, .holders = 1, .own_shape = true}, 4, 1, 4);
@@ -167,9 +174,10 @@ static void test_a_replica_is_formed_anew_when_another_cut_is_wanted_and_only_th
 {
     (void)state;
     assert_false(plans_again((wanted_t){.tp = 2}));
-    assert_false(plans_again((wanted_t){.tp = 2, .groups = 1, .holders = 2}));
+    assert_false(plans_again((wanted_t){.tp = 2, .groups = 1, .holders = 2, .copies = 1}));
     assert_true(plans_again((wanted_t){.tp = 2, .groups = 2}));
     assert_true(plans_again((wanted_t){.tp = 2, .holders = 1}));
+    assert_true(plans_again((wanted_t){.tp = 2, .copies = 2}));
 }
 
 int main(void)

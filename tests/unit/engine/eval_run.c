@@ -188,6 +188,7 @@ static void build_words(words_t *words, const eval_args_t *args, const char *dir
     add_number(words, "tp", args->tp);
     add_number(words, "expert-groups", args->expert_groups);
     add_number(words, "attention-slices", args->attention_slices);
+    add_number(words, "attention-replicas", args->attention_replicas);
     add_number(words, "stages", args->stages);
     add_number(words, "threads", args->threads);
     add_number(words, "batch", args->batch);

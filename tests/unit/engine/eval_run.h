@@ -21,7 +21,7 @@ typedef struct {
     const char *failpoints;
     const char *quantize, *pack_cache; /* NULL: none */
     uint32_t tp, stages, threads, batch, chunk, passes, greedy; /* 0: the default */
-    uint32_t expert_groups, attention_slices;                   /* 0: the rule */
+    uint32_t expert_groups, attention_slices, attention_replicas; /* 0: the rule */
     uint32_t speculate, seed;
     double temperature;
     bool f32, last, no_sums, no_prefix_cache, late_queue, hidden;

@@ -1,7 +1,8 @@
 /* One text however slices share a stage: the bytes of every logit and the greedy ids of each
  * recorded model with experts are the same on 2, 3 and 4 slices in every placement of experts
- * (inside them, whole ones, both) and with attention on any number of slices, in both activation
- * modes. Dense models too, whose attention alone can be placed.
+ * (inside them, whole ones, both), with attention on any number of slices and the sequences divided
+ * among any number of replicas of it, in both activation modes. Dense models too, whose attention
+ * alone can be placed.
  *
  * Arguments name models, or kept; none runs all. */
 #include <dirent.h>
@@ -31,12 +32,15 @@ static const model_case_t models[] = {
 };
 enum { N_MODELS = sizeof models / sizeof *models };
 
-/* Every placement of experts on 2, 3 and 4 slices, and every number of slices with attention. */
+/* Every placement of experts on 2, 3 and 4 slices, every number of slices with attention, and every
+ * number of replicas of it: with slices inside each, alone, and with slices without any behind. */
 static const struct {
-    uint32_t tp, groups, holders, stages;
+    uint32_t tp, groups, holders, replicas, stages;
+    bool small_parts;
 } cuts[] = {
-    {2, 1, 1, 1}, {2, 2, 2, 1}, {3, 1, 3, 1}, {3, 3, 2, 2}, {3, 3, 1, 1},
-    {4, 1, 3, 1}, {4, 2, 4, 1}, {4, 2, 2, 2}, {4, 4, 1, 1},
+    {2, 1, 1, 1, 1, false}, {2, 2, 2, 2, 1, false}, {3, 1, 3, 1, 1, false}, {3, 3, 2, 2, 2, false},
+    {3, 3, 3, 3, 1, true},  {3, 3, 1, 1, 1, false}, {4, 1, 3, 1, 1, false}, {4, 2, 4, 2, 1, true},
+    {4, 2, 2, 2, 2, false}, {4, 4, 1, 1, 1, false}, {4, 1, 4, 4, 1, false},
 };
 enum { N_CUTS = sizeof cuts / sizeof *cuts };
 
@@ -83,11 +87,13 @@ static void check_model(void **state)
             args.stages = cuts[i].stages;
             args.expert_groups = wanted->experts ? cuts[i].groups : 0;
             args.attention_slices = cuts[i].holders;
+            args.attention_replicas = cuts[i].replicas;
+            args.failpoints = cuts[i].small_parts ? "stage.small_parts=error@*" : NULL;
             hashes_t found = run(&args);
             if (found.rows != whole.rows || found.ends != whole.ends)
-                fail_msg("%s %s differs on %u slices in %u groups with attention on %u",
+                fail_msg("%s %s differs on %u slices in %u groups with attention on %u, %u of it",
                          wanted->name, f32 ? "f32" : "native", cuts[i].tp, args.expert_groups,
-                         cuts[i].holders);
+                         cuts[i].holders, cuts[i].replicas);
         }
     }
     json_decref(ids);
@@ -145,6 +151,10 @@ static void check_refusals(void **state)
     args.attention_slices = 5;
     assert_int_not_equal(eval_run_failing(&args, text, sizeof text), 0);
     assert_non_null(strstr(text, "attention on 5 of 4 slices"));
+    args.attention_slices = 3;
+    args.attention_replicas = 2;
+    assert_int_not_equal(eval_run_failing(&args, text, sizeof text), 0);
+    assert_non_null(strstr(text, "2 replicas of attention on 3 slices; a divisor of 3"));
     args = (eval_args_t){.model = dense, .ids = ids, .tp = 2, .expert_groups = 2};
     assert_int_not_equal(eval_run_failing(&args, text, sizeof text), 0);
     assert_non_null(strstr(text, "the model has no experts"));

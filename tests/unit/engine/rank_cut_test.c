@@ -16,6 +16,7 @@
 typedef struct {
     uint32_t groups[2], holders[2]; /* of rank 0 and 1 */
     bool form;
+    uint32_t replicas[2];
 } told_t;
 
 static told_t told; /* before the ranks are forked */
@@ -38,10 +39,11 @@ static int run_rank(fabric_t *fabric, shared_t *shared)
                             .stages = 1,
                             .expert_groups = told.groups[me],
                             .attention_slices = told.holders[me],
+                            .attention_replicas = told.replicas[me],
                             .layer_count = 3,
                             .threads = 1,
                             .context_max = 64,
-                            .kv_tokens_max = 64,
+                            .kv_tokens_max = 128,
                             .prefill_tokens_max = 8};
     rank_t *rank;
     (void)shared;
@@ -73,7 +75,8 @@ static void test_ranks_of_one_cut_form(void **state)
 {
     (void)state;
     check((told_t){{2, 2}, {1, 1}, true});
-    check((told_t){{0, 1}, {0, 2}, true}); /* what the rule takes, and the same by name */
+    check((told_t){{0, 1}, {0, 2}, true, {0, 1}}); /* what the rule takes, and the same by name */
+    check((told_t){{1, 1}, {2, 2}, true, {2, 2}});
 }
 
 static void test_ranks_of_two_cuts_do_not_form(void **state)
@@ -81,6 +84,7 @@ static void test_ranks_of_two_cuts_do_not_form(void **state)
     (void)state;
     check((told_t){{1, 2}, {2, 2}, false});
     check((told_t){{1, 1}, {2, 1}, false});
+    check((told_t){{1, 1}, {2, 2}, false, {1, 2}});
 }
 
 int main(void)

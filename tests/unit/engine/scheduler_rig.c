@@ -35,7 +35,8 @@ rig_t *rig_new(void (*change)(scheduler_config_t *config))
         change(&rig->config);
     rig->now_ms = 1000;
     assert_int_equal(scheduler_new(&rig->config, &rig->s), STATUS_OK);
-    rig->kv = calloc((size_t)rig->config.n_blocks * KV_BLOCK_TOKENS, sizeof *rig->kv);
+    uint32_t pools = rig->config.pools ? rig->config.pools : 1;
+    rig->kv = calloc((size_t)pools * rig->config.n_blocks * KV_BLOCK_TOKENS, sizeof *rig->kv);
     rig->slots = calloc(STEP_SLOTS_MAX, sizeof *rig->slots);
     rig->stream = scheduler_stream_open(rig->s, rig->now_ms);
     assert_int_not_equal(rig->stream, 0);
@@ -113,15 +114,22 @@ static uint32_t id_of(const rig_t *rig, const step_entry_t *entry, uint32_t i)
     return id;
 }
 
+/* Where the KV of the entry's token i lies. */
+static uint64_t *kv_of(const rig_t *rig, const step_entry_t *entry, uint32_t i)
+{
+    assert_true(entry->blocks[i / 16] < rig->config.n_blocks);
+    size_t block = (size_t)entry->pool * rig->config.n_blocks + entry->blocks[i / 16];
+    return &rig->kv[block * 16 + i % 16];
+}
+
 /* Writes the KV of every row of the step, as every layer does before its attention. */
 static void write_kv(rig_t *rig, const step_entry_t *entry)
 {
     uint64_t hash = 0;
     for (uint32_t i = 0; i < entry->position + entry->n_tokens; i++) {
         hash = chain(hash, id_of(rig, entry, i));
-        assert_true(entry->blocks[i / 16] < rig->config.n_blocks);
         if (i >= entry->position)
-            rig->kv[entry->blocks[i / 16] * 16 + i % 16] = hash;
+            *kv_of(rig, entry, i) = hash;
     }
 }
 
@@ -138,7 +146,7 @@ static uint32_t check_and_draw(rig_t *rig, const step_entry_t *entry, step_drawn
     for (uint32_t i = 0; i < entry->position + entry->n_tokens; i++) {
         uint32_t id = id_of(rig, entry, i);
         hash = chain(hash, id);
-        assert_true(rig->kv[entry->blocks[i / 16] * 16 + i % 16] == hash);
+        assert_true(*kv_of(rig, entry, i) == hash);
         if (i < first || !draws)
             continue;
         uint32_t next = next_id(hash, id);
@@ -157,6 +165,9 @@ static void note_entry(rig_t *rig, const step_plan_t *plan, uint32_t i)
     const char *session = scheduler_session_in_slot(rig->s, entry->slot, &choice);
     assert_non_null(session);
     strcpy(rig->entries[i].session, session);
+    assert_true(entry->pool < (rig->config.pools ? rig->config.pools : 1));
+    assert_true(i == 0 || plan->entries[i - 1].pool <= entry->pool);
+    rig->entries[i].pool = entry->pool;
     rig->entries[i].position = entry->position;
     rig->entries[i].n_tokens = entry->n_tokens;
     rig->entries[i].n_draft = entry->n_draft;

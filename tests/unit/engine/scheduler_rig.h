@@ -39,7 +39,7 @@ typedef struct {
     scheduler_config_t config;
     uint64_t now_ms;
     uint32_t stream;
-    uint64_t *kv; /* [block][16] */
+    uint64_t *kv; /* [pool][block][16] */
     struct {
         bool open;
         uint32_t n_ids;
@@ -54,7 +54,7 @@ typedef struct {
     uint32_t n_entries;
     struct {
         char session[SESSION_BYTES];
-        uint32_t position, n_tokens, n_draft;
+        uint32_t pool, position, n_tokens, n_draft;
         bool sample;
     } entries[STEP_ENTRIES_MAX];
     rig_sequence_t sequences[RIG_SEQUENCES_MAX];

@@ -10,7 +10,8 @@
 
 #include "worker/engine/step_plan.h"
 
-static const step_limits_t limits = {.vocab = 100, .context_max = 64, .n_blocks = 8};
+static const step_limits_t limits = {.vocab = 100, .context_max = 64, .n_blocks = 8,
+                                     .pools = 2};
 
 static void write_example(buffer_t *out)
 {
@@ -36,6 +37,7 @@ static void write_example(buffer_t *out)
          .blocks = blocks},
         {.slot = 0, .position = 32, .n_tokens = 1, .n_blocks = 3, .ids = ids, .blocks = blocks},
         {.slot = 1,
+         .pool = 1,
          .position = 40,
          .n_tokens = 3,
          .n_blocks = 3,
@@ -70,6 +72,7 @@ static void test_a_plan_is_read_as_it_was_written(void **state)
     assert_int_equal(plan.n_logits, 6);
     assert_int_equal(plan.n_samples, 4);
     assert_int_equal(plan.entries[2].n_draft, 2);
+    assert_true(plan.entries[1].pool == 0 && plan.entries[2].pool == 1);
     assert_int_equal(plan.entries[0].ids[17], 99);
     assert_true(plan.entries[0].want_logits && plan.entries[0].sample && !plan.entries[1].sample);
     assert_int_equal(plan.entries[1].blocks[2], 3);
@@ -125,6 +128,8 @@ static void test_a_changed_word_is_refused_or_harmless(void **state)
                 for (uint32_t e = 0; e < plan.n_entries; e++) {
                     const step_entry_t *entry = &plan.entries[e];
                     assert_true(entry->slot < STEP_SLOTS_MAX && entry->n_logits <= entry->n_tokens);
+                    assert_true(entry->pool < limits.pools);
+                    assert_true(e == 0 || plan.entries[e - 1].pool <= entry->pool);
                     assert_true(entry->position + entry->n_tokens <= limits.context_max);
                     assert_true(entry->n_draft == 0 || entry->n_logits == entry->n_draft + 1);
                     assert_true(entry->n_draft == 0 || (entry->sample && !entry->want_logits));

@@ -48,7 +48,7 @@ static void test_four_slices_share_eight_experts_in_one_two_or_four_groups(void 
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         plan_cut_t cut;
         plan_slice_t slice;
-        assert_int_equal(plan_cut(&sizes.config, 4, rows[i].groups, 0, &cut), STATUS_OK);
+        assert_int_equal(plan_cut(&sizes.config, &(plan_cut_t){4, rows[i].groups, 0, 0}, &cut), STATUS_OK);
         assert_int_equal(cut.expert_groups, rows[i].groups);
         assert_int_equal(plan_slice(&sizes.config, &cut, rows[i].slice, &slice), STATUS_OK);
         check_run(slice.experts, rows[i].first, rows[i].count);
@@ -67,7 +67,8 @@ static void test_every_part_has_one_owner_in_every_cut(void **state)
             for (uint32_t holders = 1; holders <= tp; holders++) {
                 uint32_t owners[7][21] = {0}, heads[9] = {0}, next_leaf = 0, with_heads = 0;
                 plan_cut_t cut;
-                if (plan_cut(&sizes.config, tp, groups, holders, &cut) != STATUS_OK)
+                const plan_cut_t wanted = {tp, groups, holders, 0};
+                if (plan_cut(&sizes.config, &wanted, &cut) != STATUS_OK)
                     continue;
                 n_cuts++;
                 for (uint32_t s = 0; s < tp; s++) {
@@ -98,7 +99,7 @@ static void test_every_part_has_one_owner_in_every_cut(void **state)
 static double cost_of(const model_config_t *config, uint32_t tp, uint32_t groups)
 {
     const model_experts_t *experts = &config->experts;
-    plan_cut_t cut = {tp, groups, tp};
+    plan_cut_t cut = {tp, groups, tp, 1};
     uint32_t masks[PLAN_TP_MAX], most_experts = 0, widest = 0, n_choices = 0, sum = 0;
     for (uint32_t s = 0; s < tp; s++) {
         plan_slice_t slice;
@@ -143,7 +144,8 @@ static void test_the_rule_takes_the_groups_whose_busiest_slice_has_least_to_do(v
                         least = cost;
                     }
                 }
-                assert_int_equal(plan_cut(&sizes.config, tp, 0, 0, &cut), STATUS_OK);
+                assert_int_equal(plan_cut(&sizes.config, &(plan_cut_t){tp, 0, 0, 0}, &cut),
+                                 STATUS_OK);
                 assert_int_equal(cut.expert_groups, best);
                 inside += tp > 1 && best == 1;
                 whole += tp > 1 && best == tp;
@@ -167,7 +169,8 @@ static void test_the_rule_for_models_that_people_have(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         plan_sizes_t sizes = with_experts(rows[i].n, rows[i].used, rows[i].ffn);
         plan_cut_t cut;
-        assert_int_equal(plan_cut(&sizes.config, rows[i].tp, 0, 0, &cut), STATUS_OK);
+        assert_int_equal(plan_cut(&sizes.config, &(plan_cut_t){rows[i].tp, 0, 0, 0}, &cut),
+                         STATUS_OK);
         assert_int_equal(cut.expert_groups, rows[i].groups);
         assert_int_equal(cut.attention_slices, rows[i].tp);
     }
@@ -177,18 +180,18 @@ static void test_cuts_that_cannot_be_are_refused_with_what_could(void **state)
 {
     (void)state;
     plan_sizes_t sizes = with_experts(8, 2, 256), dense = plan_smollm2();
-    plan_cut_t cut = {7, 7, 7};
-    assert_int_equal(plan_cut(&sizes.config, 4, 3, 0, &cut), STATUS_INVALID);
+    plan_cut_t cut = {7, 7, 7, 7};
+    assert_int_equal(plan_cut(&sizes.config, &(plan_cut_t){4, 3, 0, 0}, &cut), STATUS_INVALID);
     assert_non_null(strstr(status_text(), "3 groups of experts on 4 slices; a divisor of 4"));
-    assert_int_equal(plan_cut(&sizes.config, 8, 1, 0, &cut), STATUS_INVALID);
+    assert_int_equal(plan_cut(&sizes.config, &(plan_cut_t){8, 1, 0, 0}, &cut), STATUS_INVALID);
     assert_non_null(strstr(status_text(), "at most 4 slices"));
-    assert_int_equal(plan_cut(&sizes.config, 4, 0, 5, &cut), STATUS_INVALID);
+    assert_int_equal(plan_cut(&sizes.config, &(plan_cut_t){4, 0, 5, 0}, &cut), STATUS_INVALID);
     assert_non_null(strstr(status_text(), "attention on 5 of 4 slices"));
-    assert_int_equal(plan_cut(&dense.config, 2, 1, 0, &cut), STATUS_INVALID);
+    assert_int_equal(plan_cut(&dense.config, &(plan_cut_t){2, 1, 0, 0}, &cut), STATUS_INVALID);
     assert_non_null(strstr(status_text(), "no experts"));
-    assert_int_equal(plan_cut(&dense.config, 17, 0, 0, &cut), STATUS_INVALID);
+    assert_int_equal(plan_cut(&dense.config, &(plan_cut_t){17, 0, 0, 0}, &cut), STATUS_INVALID);
     assert_int_equal(cut.tp, 7); /* untouched */
-    assert_int_equal(plan_cut(&dense.config, 2, 0, 0, &cut), STATUS_OK);
+    assert_int_equal(plan_cut(&dense.config, &(plan_cut_t){2, 0, 0, 0}, &cut), STATUS_OK);
     assert_int_equal(cut.expert_groups, 0);
 }
 
@@ -204,7 +207,7 @@ static void test_attention_on_some_slices_leaves_the_others_without_its_cache(vo
     for (uint32_t s = 0; s < 4; s++) {
         plan_cut_t cut;
         plan_slice_t slice;
-        assert_int_equal(plan_cut(&sizes.config, 4, 0, 2, &cut), STATUS_OK);
+        assert_int_equal(plan_cut(&sizes.config, &(plan_cut_t){4, 0, 2, 0}, &cut), STATUS_OK);
         assert_int_equal(plan_slice(&sizes.config, &cut, s, &slice), STATUS_OK);
         check_run(slice.heads, firsts[s], counts[s]);
         assert_int_equal(plan_need(&sizes, &shape, 0, s, &need), STATUS_OK);
@@ -217,6 +220,75 @@ static void test_attention_on_some_slices_leaves_the_others_without_its_cache(vo
         assert_int_equal(plan_need(&sizes, &shape, 0, s, &need), STATUS_OK);
         assert_int_equal(need.kv_per_token, latent_bytes[s] * 30 * 80 * 2);
     }
+}
+
+/* Each replica has every leaf once, in the order of its slices, and every slice is of one replica. */
+static void test_every_replica_of_attention_has_all_its_leaves(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    uint32_t n_cuts = 0;
+    for (uint32_t tp = 1; tp <= PLAN_TP_MAX; tp++)
+        for (uint32_t holders = 1; holders <= tp; holders++)
+            for (uint32_t replicas = 1; replicas <= holders; replicas++) {
+                const plan_cut_t wanted = {tp, 0, holders, replicas};
+                uint32_t next_slice = 0, with_heads = 0;
+                plan_cut_t cut;
+                status_t status = plan_cut(&sizes.config, &wanted, &cut);
+                assert_int_equal(status, holders % replicas ? STATUS_INVALID : STATUS_OK);
+                if (status != STATUS_OK)
+                    continue;
+                n_cuts++;
+                for (uint32_t r = 0; r < replicas; r++) {
+                    plan_run_t slices = plan_attention_slices(&cut, r);
+                    uint32_t next_leaf = 0;
+                    check_run(slices, next_slice, slices.count);
+                    next_slice += slices.count;
+                    for (uint32_t s = slices.first; s < next_slice; s++) {
+                        plan_run_t run = plan_attention_run(&cut, 9, s);
+                        check_run(run, next_leaf, run.count);
+                        next_leaf += run.count;
+                        with_heads += run.count > 0;
+                    }
+                    assert_int_equal(next_leaf, 9);
+                }
+                assert_int_equal(next_slice, tp);
+                assert_true(with_heads <= holders);
+            }
+    assert_int_equal(n_cuts, 364); /* divisors of 1 … tp, over all tp */
+}
+
+/* Where each slice with attention keeps the whole cache, replicas hold as many times more tokens; and
+ * one sequence each is enough of them. */
+static void test_replicas_of_attention_have_room_for_their_own_sequences(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    plan_shape_t shape = {.tp = 4, .stages = 1, .context_max = 64, .kv_tokens_max = 1 << 20};
+    uint64_t memory[4], tokens = 0, once = 0;
+    plan_need_t need;
+    sizes.config.latent = (model_latent_t){.kv_rank = 64, .rope_dim = 16};
+    for (uint32_t i = 0; i < sizes.config.n_layers; i++)
+        sizes.config.layers[i].attention = MODEL_ATTENTION_LATENT;
+    for (uint32_t replicas = 1; replicas <= 4; replicas *= 2) {
+        shape.attention_replicas = replicas;
+        for (uint32_t s = 0; s < 4; s++) {
+            assert_int_equal(plan_need(&sizes, &shape, 0, s, &need), STATUS_OK);
+            assert_int_equal(need.kv_per_token, 30 * 80 * 2);
+            memory[s] = need.fixed + 1000 * need.kv_per_token;
+        }
+        assert_int_equal(plan_fit(&sizes, &shape, memory, &tokens), STATUS_OK);
+        once = replicas == 1 ? tokens : once;
+        assert_int_equal(tokens, replicas * once);
+        assert_int_equal(plan_kv_bytes(&need, tokens), once * need.kv_per_token);
+        assert_int_equal(plan_kv_tokens_needed(&shape), (replicas > 2 ? replicas : 2) * 64);
+        for (uint32_t s = 0; s < 4; s++)
+            memory[s] = need.fixed + (replicas > 1 ? 64 : 128) * need.kv_per_token - 1;
+        assert_int_equal(plan_fit(&sizes, &shape, memory, &tokens), STATUS_REFUSED);
+    }
+    shape.attention_slices = 3;
+    assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_INVALID);
+    assert_non_null(strstr(status_text(), "4 replicas of attention on 3 slices; a divisor of 3"));
 }
 
 static void test_cuts_to_try_are_the_rules_then_the_smallest_then_fewer_copies(void **state)
@@ -342,6 +414,8 @@ int main(void)
         cmocka_unit_test(test_the_rule_for_models_that_people_have),
         cmocka_unit_test(test_cuts_that_cannot_be_are_refused_with_what_could),
         cmocka_unit_test(test_attention_on_some_slices_leaves_the_others_without_its_cache),
+        cmocka_unit_test(test_every_replica_of_attention_has_all_its_leaves),
+        cmocka_unit_test(test_replicas_of_attention_have_room_for_their_own_sequences),
         cmocka_unit_test(test_cuts_to_try_are_the_rules_then_the_smallest_then_fewer_copies),
         cmocka_unit_test(test_a_replica_takes_the_next_cut_when_memory_is_short_and_says_which),
         cmocka_unit_test(test_a_forecast_names_the_cut_that_fits),

@@ -20,7 +20,7 @@ static status_t slice_of(const model_config_t *config, uint32_t tp, uint32_t sli
                          plan_slice_t *out)
 {
     plan_cut_t cut;
-    TRY(plan_cut(config, tp, 0, 0, &cut));
+    TRY(plan_cut(config, &(plan_cut_t){tp, 0, 0, 0}, &cut));
     return plan_slice(config, &cut, slice, out);
 }
 
@@ -216,7 +216,8 @@ static void test_slices_share_experts_by_leaves_and_by_groups(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         plan_cut_t cut;
         plan_slice_t slice;
-        assert_int_equal(plan_cut(&config, rows[i].tp, rows[i].groups, 0, &cut), STATUS_OK);
+        const plan_cut_t wanted = {rows[i].tp, rows[i].groups, 0, 0};
+        assert_int_equal(plan_cut(&config, &wanted, &cut), STATUS_OK);
         assert_int_equal(plan_slice(&config, &cut, rows[i].slice, &slice), STATUS_OK);
         check_run(slice.experts, rows[i].first, rows[i].count);
         check_run(slice.expert_leaves, rows[i].leaf_first, rows[i].leaves);

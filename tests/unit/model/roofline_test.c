@@ -18,7 +18,7 @@ static status_t slice_of(const model_config_t *config, uint32_t tp, uint32_t sli
                          plan_slice_t *out)
 {
     plan_cut_t cut;
-    TRY(plan_cut(config, tp, 0, 0, &cut));
+    TRY(plan_cut(config, &(plan_cut_t){tp, 0, 0, 0}, &cut));
     return plan_slice(config, &cut, slice, out);
 }
 
