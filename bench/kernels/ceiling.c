@@ -114,7 +114,8 @@ static multiplied_t multiplied(qtype_t type)
 
 static bool held_as_nibbles(qtype_t type)
 {
-    return type == QTYPE_Q4_0 || type == QTYPE_Q4_1 || type == QTYPE_Q4_K;
+    return type == QTYPE_Q4_0 || type == QTYPE_Q4_1 || type == QTYPE_Q4_K || type == QTYPE_Z4 ||
+           type == QTYPE_MXFP4;
 }
 
 double ceiling_peak(const probes_t *probes, const char *isa, qtype_t type)

@@ -44,8 +44,23 @@ static const qtype_info_t infos[] = {
 static const qtype_info_t own_infos[] = {
     [QTYPE_I8S - QTYPE_OWN_FIRST] = {"I8S", 32, sizeof(qtype_i8s_t), true},
     [QTYPE_F8S - QTYPE_OWN_FIRST] = {"F8S", QTYPE_F8S_VALUES, sizeof(qtype_f8s_t), true},
-    [QTYPE_Z4 - QTYPE_OWN_FIRST] = {"Z4", QTYPE_Z4_VALUES, sizeof(qtype_z4_t), true},
+#define Z4_FOUR(first, name)                                         \
+    [first - QTYPE_OWN_FIRST] = {name, 128, 67, true},               \
+    [first + 1 - QTYPE_OWN_FIRST] = {name "_32", 32, 19, true},      \
+    [first + 2 - QTYPE_OWN_FIRST] = {name "_64", 64, 35, true},      \
+    [first + 3 - QTYPE_OWN_FIRST] = {name "_ROW", 1024, 515, true}
+    Z4_FOUR(QTYPE_Z4, "Z4"),
+    Z4_FOUR(QTYPE_Z4_BF16, "Z4B"),
+    Z4_FOUR(QTYPE_S4, "S4"),
+    Z4_FOUR(QTYPE_S4_BF16, "S4B"),
 };
+
+qtype_t qtype_z4_of(uint64_t group, bool bf16, bool zero_is_8)
+{
+    CHECK(group > 0 && group % 32 == 0);
+    uint32_t size = group % 1024 == 0 ? 3 : group % 128 == 0 ? 0 : group % 64 == 0 ? 2 : 1;
+    return (qtype_t)(QTYPE_Z4 + size + (bf16 ? 4u : 0u) + (zero_is_8 ? 8u : 0u));
+}
 
 const qtype_info_t *qtype_info(uint32_t id)
 {
@@ -182,13 +197,15 @@ static void dequantize_f8s(const uint8_t *row, size_t n, float *out)
     }
 }
 
-static void dequantize_z4(const uint8_t *row, size_t n, float *out)
+static void dequantize_z4(qtype_t type, const uint8_t *row, size_t n, float *out)
 {
-    for (size_t first = 0; first < n; first += QTYPE_Z4_VALUES, row += sizeof(qtype_z4_t)) {
+    const qtype_info_t *info = qtype_info((uint32_t)type);
+    for (size_t first = 0; first < n; first += info->block_values, row += info->block_bytes) {
         qtype_z4_t block;
-        memcpy(&block, row, sizeof block);
-        float d = qtype_f16_to_f32(block.d);
-        for (size_t i = 0; i < QTYPE_Z4_VALUES && first + i < n; i++)
+        memcpy(&block, row, info->block_bytes);
+        float d = qtype_z4_is_bf16((uint32_t)type) ? qtype_bf16_to_f32(block.d)
+                                                   : qtype_f16_to_f32(block.d);
+        for (size_t i = 0; i < info->block_values && first + i < n; i++)
             out[first + i] = (float)((block.q[i / 2] >> (i % 2 * 4) & 15) - block.zero) * d;
     }
 }
@@ -204,8 +221,11 @@ void qtype_dequantize_row(qtype_t type, const void *row, size_t n_values, float 
     case QTYPE_BF16: dequantize_bf16(row, n_values, out); return;
     case QTYPE_I8S: dequantize_i8s(row, n_values, out); return;
     case QTYPE_F8S: dequantize_f8s(row, n_values, out); return;
-    case QTYPE_Z4: dequantize_z4(row, n_values, out); return;
     default: break;
+    }
+    if (qtype_is_z4((uint32_t)type)) {
+        dequantize_z4(type, row, n_values, out);
+        return;
     }
     CHECK((size_t)type < sizeof block_fns / sizeof *block_fns && block_fns[type] != NULL);
     const uint8_t *block = row;

@@ -53,6 +53,13 @@ typedef enum {
     QTYPE_I8S = 1000, /* blocks of 32 signed bytes under an F32 scale */
     QTYPE_F8S = 1001, /* blocks of 128 e4m3 values under an F32 scale */
     QTYPE_Z4 = 1002,  /* blocks of 128 nibbles less a zero point under an F16 scale */
+    QTYPE_Z4_32 = 1003,
+    QTYPE_Z4_64 = 1004,
+    QTYPE_Z4_ROW = 1005,  /* of 1,024: one scale for a row, or for some 1,024 */
+    QTYPE_Z4_BF16 = 1006, /* four as from Z4 on, under BF16 scales */
+    QTYPE_S4 = 1010,      /* eight as from Z4 on, whose zero point is always 8 */
+    QTYPE_S4_BF16 = 1014,
+    QTYPE_OWN_END = 1018,
 } qtype_t;
 
 typedef struct {
@@ -64,6 +71,18 @@ typedef struct {
 
 /* NULL when the format has no such type (any more). The result lives for ever. */
 const qtype_info_t *qtype_info(uint32_t id);
+
+/* The types of nibbles under 16 bits of scale. */
+static inline bool qtype_is_z4(uint32_t id)
+{
+    return id >= QTYPE_Z4 && id < QTYPE_OWN_END;
+}
+static inline bool qtype_z4_is_bf16(uint32_t id)
+{
+    return (id - QTYPE_Z4) % 8 >= 4;
+}
+/* The one for groups of so many values, a multiple of 32. */
+qtype_t qtype_z4_of(uint64_t group, bool bf16, bool zero_is_8);
 
 /* "Q4_1", or "type 77" has no name: "unknown". Never NULL. */
 const char *qtype_name(uint32_t id);
@@ -123,14 +142,15 @@ typedef struct {
     float d;
     uint8_t q[QTYPE_F8S_VALUES];
 } qtype_f8s_t;
-/* value = (nibble - zero) * d; byte i has values 2 i (low) and 2 i + 1. */
-enum { QTYPE_Z4_VALUES = 128, QTYPE_Z4_ZERO_MAX = 16 };
+/* value = (nibble - zero) * d; byte i has values 2 i (low) and 2 i + 1. A block has the first
+ * 3 + values / 2 bytes of this. */
+enum { QTYPE_Z4_VALUES = 128, QTYPE_Z4_ROW_VALUES = 1024, QTYPE_Z4_ZERO_MAX = 16 };
 typedef struct __attribute__((packed)) {
-    uint16_t d; /* F16 */
+    uint16_t d; /* F16 or BF16 */
     uint8_t zero;
-    uint8_t q[QTYPE_Z4_VALUES / 2];
+    uint8_t q[QTYPE_Z4_ROW_VALUES / 2];
 } qtype_z4_t;
-_Static_assert(sizeof(qtype_z4_t) == 67, "no padding");
+_Static_assert(offsetof(qtype_z4_t, q) == 3, "no padding");
 _Static_assert(sizeof(qtype_i8s_t) == 36 && sizeof(qtype_f8s_t) == 132, "no padding");
 _Static_assert(sizeof(qtype_q4_0_t) == 18, "as in files");
 _Static_assert(sizeof(qtype_q4_1_t) == 20, "as in files");

@@ -145,30 +145,36 @@ static status_t read_turned_i8s(const source_tensor_t *tensor, uint64_t row_firs
     return STATUS_OK;
 }
 
-/* The nibbles of one block of 128 inputs of one output, as they are stored. */
+/* The first n nibbles of a block of one output, as they are stored; what is behind them is 0 where
+ * a nibble can say so. */
 static void fill_nibbles(const source_tensor_t *tensor, const cell_t *cell, uint64_t k_first,
-                         uint8_t q[QTYPE_Z4_VALUES / 2])
+                         uint64_t n, qtype_z4_t *block)
 {
     const source_parts_t *parts = tensor->parts;
+    uint32_t zero = block->zero < 15 ? block->zero : 15;
+    memset(block->q, (int)(zero | zero << 4), sizeof block->q);
     if (parts->read == hf_read_gptq) { /* a word has 8 inputs in order */
         const uint8_t *words = parts->weight->data + (k_first / 8 * cell->outputs + cell->row) * 4;
-        for (uint64_t w = 0; w < QTYPE_Z4_VALUES / 8; w++)
-            memcpy(q + 4 * w, words + w * cell->outputs * 4, 4);
+        for (uint64_t w = 0; w < n / 8; w++)
+            memcpy(block->q + 4 * w, words + w * cell->outputs * 4, 4);
         return;
     }
-    for (uint64_t i = 0; i < QTYPE_Z4_VALUES / 2; i++)
-        q[i] = (uint8_t)(load_value(parts, cell, k_first + 2 * i) |
-                         load_value(parts, cell, k_first + 2 * i + 1) << 4);
+    for (uint64_t i = 0; i < n; i++) {
+        uint32_t shift = i % 2 * 4, value = (uint32_t)load_value(parts, cell, k_first + i);
+        block->q[i / 2] = (uint8_t)((block->q[i / 2] & (0xf0u >> shift)) | value << shift);
+    }
 }
 
 static status_t read_turned_z4(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
                                uint8_t *out)
 {
-    uint64_t n_blocks = tensor->row_bytes / sizeof(qtype_z4_t);
+    const qtype_info_t *info = qtype_info((uint32_t)tensor->type);
+    uint64_t values = info->block_values, bytes = info->block_bytes;
     for (uint64_t tile = 0; tile < n_rows; tile += TILE_ROWS) {
         uint64_t end = n_rows - tile < TILE_ROWS ? n_rows : tile + TILE_ROWS;
-        for (uint64_t b = 0; b < n_blocks; b++) {
-            uint64_t group = group_of(tensor->parts, b * QTYPE_Z4_VALUES);
+        for (uint64_t k = 0; k < tensor->columns; k += values) {
+            uint64_t group = group_of(tensor->parts, k);
+            uint64_t n = tensor->columns - k < values ? tensor->columns - k : values;
             for (uint64_t r = tile; r < end; r++) {
                 cell_t cell = {.row = row_first + r, .outputs = tensor->rows};
                 qtype_z4_t block;
@@ -176,8 +182,8 @@ static status_t read_turned_z4(const source_tensor_t *tensor, uint64_t row_first
                 memcpy(&block.d, tensor->parts->scale->data + 2 * (group * cell.outputs + cell.row),
                        sizeof block.d);
                 block.zero = (uint8_t)cell.zero;
-                fill_nibbles(tensor, &cell, b * QTYPE_Z4_VALUES, block.q);
-                memcpy(out + r * tensor->row_bytes + b * sizeof block, &block, sizeof block);
+                fill_nibbles(tensor, &cell, k, n, &block);
+                memcpy(out + r * tensor->row_bytes + k / values * bytes, &block, bytes);
             }
         }
     }
@@ -205,8 +211,9 @@ static status_t read_turned_f32(const source_tensor_t *tensor, uint64_t row_firs
 static status_t read_turned(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
                             uint8_t *out)
 {
+    if (qtype_is_z4((uint32_t)tensor->type))
+        return read_turned_z4(tensor, row_first, n_rows, out);
     switch (tensor->type) {
-    case QTYPE_Z4: return read_turned_z4(tensor, row_first, n_rows, out);
     case QTYPE_I8S: return read_turned_i8s(tensor, row_first, n_rows, out);
     default: return read_turned_f32(tensor, row_first, n_rows, out);
     }
@@ -227,6 +234,35 @@ status_t hf_read_gptq(const source_tensor_t *tensor, uint64_t row_first, uint64_
 
 /* --- rows as they are stored --- */
 
+/* Nibbles stay what they are: 8 more than their values. */
+static status_t read_signed_s4(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
+                               uint8_t *out)
+{
+    const source_parts_t *parts = tensor->parts;
+    const qtype_info_t *info = qtype_info((uint32_t)tensor->type);
+    uint64_t per_row = (tensor->columns + parts->group - 1) / parts->group; /* scales */
+    uint64_t row_bytes = (tensor->columns + 7) / 8 * 4;
+    for (uint64_t r = row_first; r < row_first + n_rows; r++)
+        for (uint64_t k = 0; k < tensor->columns; k += info->block_values) {
+            qtype_z4_t block = {.zero = 8};
+            uint64_t i = r / parts->block_rows * per_row + k / parts->group;
+            uint64_t n = tensor->columns - k;
+            float finite;
+            TRY(read_scale(tensor, r, i, &finite));
+            memcpy(&block.d, parts->scale->data + 2 * i, sizeof block.d);
+            n = n < info->block_values ? n : info->block_values;
+            memset(block.q, 0x88, sizeof block.q);
+            memcpy(block.q, parts->weight->data + r * row_bytes + k / 2, (size_t)(n / 2));
+            if (n % 2 != 0) {
+                uint8_t last = parts->weight->data[r * row_bytes + (k + n) / 2];
+                block.q[n / 2] = (uint8_t)((last & 15) | 0x80);
+            }
+            memcpy(out, &block, info->block_bytes);
+            out += info->block_bytes;
+        }
+    return STATUS_OK;
+}
+
 status_t hf_read_signed(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
                         uint8_t *out)
 {
@@ -236,6 +272,8 @@ status_t hf_read_signed(const source_tensor_t *tensor, uint64_t row_first, uint6
     uint64_t words = (tensor->columns + per_word - 1) / per_word;
     int32_t half = 1 << (parts->bits - 1);
     bool packed = parts->weight->dtype != SAFETENSORS_I8;
+    if (qtype_is_z4((uint32_t)tensor->type))
+        return read_signed_s4(tensor, row_first, n_rows, out);
     for (uint64_t r = row_first; r < row_first + n_rows; r++)
         for (uint64_t k = 0; k < tensor->columns; k += I8S_VALUES, out += sizeof(qtype_i8s_t)) {
             qtype_i8s_t block = {0};

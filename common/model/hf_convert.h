@@ -6,19 +6,20 @@
 #include "common/model/source_internal.h"
 
 /* AWQ "gemm": weight [in, out/8] words of eight 4-bit values, the column of nibble n being
- * 0 2 4 6 1 3 5 7; zero [groups, out/8] packed alike; scale [groups, out]. To I8S or F32, or, where
- * blocks of 128 inputs have one group and scales are halves, to Z4. */
+ * 0 2 4 6 1 3 5 7; zero [groups, out/8] packed alike; scale [groups, out]. To the Z4 of
+ * the groups' size, I8S or F32. */
 status_t hf_read_awq(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
                      uint8_t *out) MUST_USE;
 
 /* GPTQ: weight [in * bits/32, out] words of values that follow one another in `in`; zero
- * [groups, out * bits/32]; scale [groups, out]; group_of [in] or NULL. To Z4 (of 4
+ * [groups, out * bits/32]; scale [groups, out]; group_of [in] or NULL. To a Z4 (of 4
  * bits), I8S or F32, as AWQ. */
 status_t hf_read_gptq(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
                       uint8_t *out) MUST_USE;
 
 /* compressed-tensors: weight [out, in] bytes (bits 8), or [out, in * bits/32] words of values moved
- * up by half their range; scale [out, in/group] or one. To I8S. */
+ * up by half their range; scale [out, in/group] or one. To I8S, or words of
+ * 4 bits under scales of 16 to the S4 of the groups' size. */
 status_t hf_read_signed(const source_tensor_t *tensor, uint64_t row_first, uint64_t n_rows,
                         uint8_t *out) MUST_USE;
 

@@ -94,17 +94,20 @@ static status_t add(hf_quant_t *quant, const char *name, qtype_t type, uint32_t 
 
 /* --- AWQ and GPTQ --- */
 
-/* Of which blocks of inputs each has one group. */
-typedef struct {
-    bool of_32, of_128;
-} whole_t;
-
-/* Reads g_idx: each input's group. */
-static status_t check_groups(hf_quant_t *quant, const safetensors_tensor_t *groups, uint64_t inputs,
-                             uint64_t n_groups, whole_t *whole_out)
+/* Whether scales have the 16 bits that a Z4 holds. */
+static bool scale_is_half(const safetensors_tensor_t *scale)
 {
-    *whole_out = (whole_t){true, true};
-    int32_t first = 0, wide_first = 0;
+    return scale->dtype == SAFETENSORS_F16 || scale->dtype == SAFETENSORS_BF16;
+}
+
+/* Reads g_idx, each input's group. *run_out is the largest of 1,024, 128, 64 and 32 whose aligned
+ * blocks have one group each, or 0. */
+static status_t check_groups(hf_quant_t *quant, const safetensors_tensor_t *groups, uint64_t inputs,
+                             uint64_t n_groups, uint64_t *run_out)
+{
+    static const uint64_t runs[4] = {32, 64, 128, 1024};
+    int32_t first[4] = {0};
+    uint32_t n_whole = 4;
     for (uint64_t k = 0; k < inputs; k++) {
         int32_t group;
         memcpy(&group, groups->data + k * sizeof group, sizeof group);
@@ -112,11 +115,12 @@ static status_t check_groups(hf_quant_t *quant, const safetensors_tensor_t *grou
             return fail(STATUS_INVALID, "%s: tensor %.100s: input %llu is of group %d; there are "
                         "%llu groups", quant->source->path, groups->name, (unsigned long long)k,
                         group, (unsigned long long)n_groups);
-        first = k % 32 == 0 ? group : first;
-        wide_first = k % QTYPE_Z4_VALUES == 0 ? group : wide_first;
-        whole_out->of_32 = whole_out->of_32 && group == first;
-        whole_out->of_128 = whole_out->of_128 && group == wide_first;
+        for (uint32_t i = 0; i < n_whole; i++) {
+            first[i] = k % runs[i] == 0 ? group : first[i];
+            n_whole = group == first[i] ? n_whole : i;
+        }
     }
+    *run_out = n_whole > 0 ? runs[n_whole - 1] : 0;
     return STATUS_OK;
 }
 
@@ -132,7 +136,7 @@ static bool zeros_fit(const source_parts_t *parts)
 }
 
 static status_t take_gptq_groups(hf_quant_t *quant, const char *name, uint64_t inputs,
-                                 uint64_t n_groups, source_parts_t *parts, whole_t *whole_out)
+                                 uint64_t n_groups, source_parts_t *parts, uint64_t *run_out)
 {
     source_raw_t *raw = part(quant, name, sizeof "qweight" - 1, "g_idx");
     if (raw == NULL)
@@ -141,7 +145,7 @@ static status_t take_gptq_groups(hf_quant_t *quant, const char *name, uint64_t i
         return wrong_part(quant, raw->tensor, SAFETENSORS_I32, inputs, 1);
     raw->used = true;
     parts->group_of = raw->tensor;
-    return check_groups(quant, raw->tensor, inputs, n_groups, whole_out);
+    return check_groups(quant, raw->tensor, inputs, n_groups, run_out);
 }
 
 static status_t take_words(hf_quant_t *quant, source_raw_t *raw)
@@ -169,20 +173,18 @@ static status_t take_words(hf_quant_t *quant, source_raw_t *raw)
                   &parts.scale));
     TRY(take_part(quant, weight->name, cut, "qzeros", SAFETENSORS_I32, n_groups,
                   outputs / per_word, &parts.zero));
-    whole_t whole = {group % 32 == 0 || n_groups == 1,
-                     group % QTYPE_Z4_VALUES == 0 || n_groups == 1};
+    uint64_t run = n_groups == 1 ? QTYPE_Z4_ROW_VALUES : group % 32 == 0 ? group : 0;
     if (!awq)
-        TRY(take_gptq_groups(quant, weight->name, inputs, n_groups, &parts, &whole));
+        TRY(take_gptq_groups(quant, weight->name, inputs, n_groups, &parts, &run));
     raw->used = true;
     static const char *const names[] = {"GPTQ 2 bit", "GPTQ 4 bit", "GPTQ 8 bit"};
     const char *stored = awq ? "AWQ 4 bit" : names[quant->bits / 4];
-    if (!whole.of_32)
+    if (run == 0)
         stored = "GPTQ, act-order";
     /* The fewest bytes that hold the values: nibbles, else bytes, else floats. */
-    qtype_t type = whole.of_32 && zeros_fit(&parts) ? QTYPE_I8S : QTYPE_F32;
-    if (whole.of_128 && quant->bits == 4 && inputs % QTYPE_Z4_VALUES == 0 &&
-        parts.scale->dtype == SAFETENSORS_F16)
-        type = QTYPE_Z4;
+    qtype_t type = run > 0 && zeros_fit(&parts) ? QTYPE_I8S : QTYPE_F32;
+    if (run > 0 && quant->bits == 4 && scale_is_half(parts.scale))
+        type = qtype_z4_of(run, parts.scale->dtype == SAFETENSORS_BF16, false);
     return add(quant, arena_name(quant, weight->name, cut, "weight"), type, 2,
                (uint64_t[]){inputs, outputs}, stored, &parts);
 }
@@ -251,7 +253,11 @@ static status_t take_packed(hf_quant_t *quant, source_raw_t *raw)
     TRY(take_row_scales(quant, weight->name, cut, "_scale", sizes[0], sizes[1], &parts));
     shape->used = raw->used = true;
     static const char *const names[] = {"INT2 packed", "INT4 packed", "INT8 packed"};
-    return add(quant, arena_name(quant, weight->name, cut, ""), QTYPE_I8S, 2,
+    qtype_t type = QTYPE_I8S;
+    if (bits == 4 && scale_is_half(parts.scale))
+        type = qtype_z4_of(parts.group == sizes[1] ? QTYPE_Z4_ROW_VALUES : parts.group,
+                           parts.scale->dtype == SAFETENSORS_BF16, true);
+    return add(quant, arena_name(quant, weight->name, cut, ""), type, 2,
                (uint64_t[]){sizes[1], sizes[0]}, names[bits / 4], &parts);
 }
 

@@ -74,25 +74,47 @@ static status_t read_plain(const source_t *source, qtype_t *out)
                 "and float32 are supported", source->path, name);
 }
 
-/* Compressed-tensors says of each group what its values are. */
-static qtype_t compressed_type(const json_t *config)
+/* Scales are taken for what plain tensors are, which hf_quant.c sees for itself. 0 is one group for
+ * all. */
+static qtype_t nibbles_type(uint64_t group, qtype_t plain, bool zero_is_8)
 {
-    const char *format = json_string_value(json_object_get(config, "format"));
-    return format != NULL && strcmp(format, "float-quantized") == 0 ? QTYPE_F8S : QTYPE_I8S;
+    if (group % 32 != 0 || plain == QTYPE_F32)
+        return QTYPE_I8S;
+    return qtype_z4_of(group > 0 ? group : QTYPE_Z4_ROW_VALUES, plain == QTYPE_BF16, zero_is_8);
 }
 
-/* As hf_quant.c decides, for whom the scales' type and the sizes of matrices are there; here scales
- * are what plain tensors are. */
+/* Compressed-tensors says of each group of modules what its values are; they are alike. */
+static qtype_t compressed_type(json_t *config, qtype_t plain)
+{
+    const char *format = json_string_value(json_object_get(config, "format")), *key;
+    json_t *modules;
+    if (format != NULL && strcmp(format, "float-quantized") == 0)
+        return QTYPE_F8S;
+    if (format == NULL || strcmp(format, "pack-quantized") != 0)
+        return QTYPE_I8S;
+    json_object_foreach(json_object_get(config, "config_groups"), key, modules)
+    {
+        const json_t *weights = json_object_get(modules, "weights");
+        const json_t *size = json_object_get(weights, "group_size");
+        json_int_t group = json_is_integer(size) && json_integer_value(size) > 0
+                               ? json_integer_value(size)
+                               : 0;
+        if (json_integer_value(json_object_get(weights, "num_bits")) == 4)
+            return nibbles_type((uint64_t)group, plain, true);
+    }
+    return QTYPE_I8S;
+}
+
+/* As hf_quant.c decides, who has the sizes of matrices. */
 static qtype_t words_type(const hf_quant_t *quant, qtype_t plain)
 {
-    bool wide = quant->group % QTYPE_Z4_VALUES == 0; /* 0 is one group for all */
-    return wide && quant->bits == 4 && plain == QTYPE_F16 ? QTYPE_Z4 : QTYPE_I8S;
+    return quant->bits == 4 ? nibbles_type(quant->group, plain, false) : QTYPE_I8S;
 }
 
 status_t source_outline_types(const source_t *source, source_outline_types_t *out)
 {
     source_outline_types_t types;
-    const json_t *config = json_object_get(source->config, "quantization_config");
+    json_t *config = json_object_get(source->config, "quantization_config");
     const char *expert = json_string_value(json_object_get(source->config, "expert_dtype"));
     hf_quant_t *quant = MEM_NEW(hf_quant_t);
     /* A directory's path stands in the errors there, in front of "/config.json". */
@@ -119,7 +141,7 @@ status_t source_outline_types(const source_t *source, source_outline_types_t *ou
             json_is_true(json_object_get(config, "desc_act")) ? QTYPE_F32 : words;
         break;
     case HF_FP8: types.matrix = types.experts = QTYPE_F8S; break;
-    case HF_COMPRESSED: types.matrix = types.experts = compressed_type(config); break;
+    case HF_COMPRESSED: types.matrix = types.experts = compressed_type(config, types.plain); break;
     case HF_MXFP4: types.experts = QTYPE_MXFP4; break;
     }
     if (method == HF_FP8 && expert != NULL && strcmp(expert, "fp4") == 0)

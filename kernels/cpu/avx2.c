@@ -2,7 +2,7 @@
  * levels.c has asked the CPU and the operating system. */
 #include "kernels/cpu/vec_avx2.h"
 
-#include "kernels/cpu/form_z4.h"
+#include "kernels/cpu/form_tail.h"
 #include "kernels/cpu/leaf.h"
 #include "kernels/cpu/rows.inc.h"
 
@@ -12,7 +12,6 @@
 #include "kernels/cpu/leaf_avx2.h"
 #include "kernels/cpu/leaf_float_avx2.h"
 #include "kernels/cpu/leaf_e4_avx2.h"
-#include "kernels/cpu/leaf_z4_avx2.h"
 
 #define COUNTS_4(name) name##_1, name##_2, name##_3, name##_4
 #define COUNTS_6(name) COUNTS_4(name), name##_5, name##_6
@@ -22,7 +21,13 @@ static const leaf_fn LEAF_KERNELS[N_FORMS][MATMUL_ROWS] = {
     [FORM_U8M] = {COUNTS_4(leaf_u8m)},   [FORM_N4M] = {COUNTS_4(leaf_n4m)},
     [FORM_BF16] = {COUNTS_4(leaf_bf16)}, [FORM_F16] = {COUNTS_6(leaf_f16)},
     [FORM_F32] = {COUNTS_6(leaf_f32)},   [FORM_E4] = {COUNTS_4(leaf_e4)},
-    [FORM_Z4] = {COUNTS_4(leaf_z4)},
+    [FORM_T4] = {COUNTS_4(leaf_t4)},     [FORM_S4] = {COUNTS_4(leaf_s4)},
+    [FORM_Z4] = {COUNTS_4(leaf_z4)},     [FORM_X4] = {COUNTS_4(leaf_x4)},
+    [FORM_M4] = {COUNTS_4(leaf_m4)},
+};
+
+static const spread_t SPREADS[N_FORMS] = {
+    [FORM_E4] = {e4_spread_bytes, e4_spread, {COUNTS_4(leaf_spread_e4)}},
 };
 
 #include "kernels/cpu/matmul.inc.h"
@@ -32,6 +37,7 @@ const klevel_t level_avx2 = {
     .rmsnorm = rmsnorm_vec,
     .quantize = quantize_vec,
     .matmul = matmul_vec,
+    .spread_bytes = spread_bytes_vec,
     .tree_add = tree_add_vec,
     .silu_mul = silu_mul_vec,
     .activate = activate_vec,

@@ -111,42 +111,15 @@ static void codes_q6_k(const uint8_t *row, uint32_t segment, kcodes_t *out)
     }
 }
 
-/* 16 bytes of nibbles, byte i with values i and i + 16, that name one of 16 integers. */
-static void from_table(const uint8_t *nibbles, const int8_t *table, kcodes_t *out)
-{
-    for (uint32_t i = 0; i < 16; i++) {
-        out->q[i] = (uint8_t)(table[nibbles[i] & 15] + 128);
-        out->q[i + 16] = (uint8_t)(table[nibbles[i] >> 4] + 128);
-    }
-}
+/* Of IQ4_NL and IQ4_XS, -127 … 113, and e2m1 doubled, -12 … 12; both plus 128. */
+static const _Alignas(16) uint8_t TABLE_IQ4[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                                   129, 141, 153, 166, 181, 197, 217, 241};
+static const _Alignas(16) uint8_t TABLE_FP4[16] = {128, 129, 130, 131, 132, 134, 136, 140,
+                                                   128, 127, 126, 125, 124, 122, 120, 116};
 
-static const int8_t TABLE_IQ4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                     1,    13,   25,  38,  53,  69,  89,  113};
-/* e2m1 doubled. */
-static const int8_t TABLE_FP4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-
-static void codes_iq4_nl(const uint8_t *row, uint32_t segment, kcodes_t *out)
+const uint8_t *codes_table(kform_t form)
 {
-    const uint8_t *block = row + (size_t)segment * 18;
-    out->d = load_half(block);
-    from_table(block + 2, TABLE_IQ4, out);
-}
-
-static void codes_iq4_xs(const uint8_t *row, uint32_t segment, kcodes_t *out)
-{
-    const uint8_t *block = row + (size_t)(segment / 8) * 136;
-    uint32_t s = segment % 8, high = block[2] | (uint32_t)block[3] << 8;
-    int scale = (block[4 + s / 2] >> (s % 2 * 4) & 15) | (int)(high >> (2 * s) & 3) << 4;
-    out->d = load_half(block) * (float)(scale - 32);
-    from_table(block + 8 + s * 16, TABLE_IQ4, out);
-}
-
-static void codes_mxfp4(const uint8_t *row, uint32_t segment, kcodes_t *out)
-{
-    const uint8_t *block = row + (size_t)segment * 17;
-    uint32_t e = block[0]; /* half of 2^(e - 127), for the doubled values */
-    out->d = qtype_bits_to_f32(e < 2 ? 0x00200000u << e : (e - 1) << 23);
-    from_table(block + 1, TABLE_FP4, out);
+    return form == FORM_M4 ? TABLE_FP4 : TABLE_IQ4;
 }
 
 static void codes_i8s(const uint8_t *row, uint32_t segment, kcodes_t *out)
@@ -157,37 +130,41 @@ static void codes_i8s(const uint8_t *row, uint32_t segment, kcodes_t *out)
         out->q[i] = block[4 + i] ^ 0x80;
 }
 
-/* In native mode; types that are not here are multiplied as F32. */
+/* In native mode, beside Z4 and its kin; types that are not here are multiplied as F32. */
 static const struct {
     uint32_t qtype;
     kmultiply_t multiply;
 } TYPES[] = {
-    {QTYPE_Q8_0, {FORM_Q8, KACTIVATION_INT8, NULL}},
-    {QTYPE_Q4_0, {FORM_Q4, KACTIVATION_INT8, NULL}},
-    {QTYPE_Q4_1, {FORM_Q4M, KACTIVATION_INT8, NULL}},
-    {QTYPE_Q5_0, {FORM_I8, KACTIVATION_INT8, codes_q5_0}},
-    {QTYPE_Q5_1, {FORM_U8M, KACTIVATION_INT8, codes_q5_1}},
-    {QTYPE_Q2_K, {FORM_N4M, KACTIVATION_INT8_16, codes_q2_k}},
-    {QTYPE_Q3_K, {FORM_I8, KACTIVATION_INT8_16, codes_q3_k}},
-    {QTYPE_Q4_K, {FORM_N4M, KACTIVATION_INT8, codes_q4_k}},
-    {QTYPE_Q5_K, {FORM_U8M, KACTIVATION_INT8, codes_q5_k}},
-    {QTYPE_Q6_K, {FORM_I8, KACTIVATION_INT8_16, codes_q6_k}},
-    {QTYPE_IQ4_NL, {FORM_I8, KACTIVATION_INT8, codes_iq4_nl}},
-    {QTYPE_IQ4_XS, {FORM_I8, KACTIVATION_INT8, codes_iq4_xs}},
-    {QTYPE_MXFP4, {FORM_I8, KACTIVATION_INT8, codes_mxfp4}},
-    {QTYPE_I8S, {FORM_I8, KACTIVATION_INT8, codes_i8s}},
-    {QTYPE_Z4, {FORM_Z4, KACTIVATION_INT8, NULL}},
-    {QTYPE_F8S, {FORM_E4, KACTIVATION_BF16, NULL}},
-    {QTYPE_BF16, {FORM_BF16, KACTIVATION_BF16, NULL}},
-    {QTYPE_F16, {FORM_F16, KACTIVATION_F32, NULL}},
+    {QTYPE_Q8_0, {FORM_Q8, KACTIVATION_INT8}},
+    {QTYPE_Q4_0, {FORM_Q4, KACTIVATION_INT8}},
+    {QTYPE_Q4_1, {FORM_Q4M, KACTIVATION_INT8}},
+    {QTYPE_Q5_0, {FORM_I8, KACTIVATION_INT8, .codes = codes_q5_0}},
+    {QTYPE_Q5_1, {FORM_U8M, KACTIVATION_INT8, .codes = codes_q5_1}},
+    {QTYPE_Q2_K, {FORM_N4M, KACTIVATION_INT8_16, .codes = codes_q2_k}},
+    {QTYPE_Q3_K, {FORM_I8, KACTIVATION_INT8_16, .codes = codes_q3_k}},
+    {QTYPE_Q4_K, {FORM_N4M, KACTIVATION_INT8, .codes = codes_q4_k}},
+    {QTYPE_Q5_K, {FORM_U8M, KACTIVATION_INT8, .codes = codes_q5_k}},
+    {QTYPE_Q6_K, {FORM_I8, KACTIVATION_INT8_16, .codes = codes_q6_k}},
+    {QTYPE_IQ4_NL, {FORM_T4, KACTIVATION_INT8}},
+    {QTYPE_IQ4_XS, {FORM_X4, KACTIVATION_INT8, .run = 256}},
+    {QTYPE_MXFP4, {FORM_M4, KACTIVATION_INT8, .run = 32}},
+    {QTYPE_I8S, {FORM_I8, KACTIVATION_INT8, .codes = codes_i8s}},
+    {QTYPE_F8S, {FORM_E4, KACTIVATION_BF16}},
+    {QTYPE_BF16, {FORM_BF16, KACTIVATION_BF16}},
+    {QTYPE_F16, {FORM_F16, KACTIVATION_F32}},
 };
 
 bool type_multiply(uint32_t qtype, kmode_t mode, kmultiply_t *out)
 {
     const qtype_info_t *info = qtype_info(qtype);
-    *out = (kmultiply_t){FORM_F32, KACTIVATION_F32, NULL};
+    *out = (kmultiply_t){.form = FORM_F32, .kind = KACTIVATION_F32};
     for (size_t i = 0; mode == KMODE_NATIVE && i < sizeof TYPES / sizeof TYPES[0]; i++)
         if (TYPES[i].qtype == qtype)
             *out = TYPES[i].multiply;
+    if (mode == KMODE_NATIVE && info != NULL && qtype_is_z4(qtype))
+        *out = (kmultiply_t){.form = qtype < QTYPE_S4 ? FORM_Z4 : FORM_S4,
+                             .kind = KACTIVATION_INT8,
+                             .run = info->block_values,
+                             .bf16_scales = qtype_z4_is_bf16(qtype)};
     return info != NULL && info->is_weight;
 }

@@ -18,6 +18,7 @@ static void device_close(kdevice_t *take_device)
         return;
     unmap_pages(take_device->scratch, pool_threads(take_device->pool) * ATTEND_SCRATCH_BYTES);
     unmap_pages(take_device->scratch_block, take_device->scratch_block_bytes);
+    unmap_pages(take_device->panels, pool_threads(take_device->pool) * take_device->panel_bytes);
     pool_close(take_device->pool);
     free(take_device->busy);
     free(take_device);
@@ -33,6 +34,21 @@ status_t device_scratch_reserve(kdevice_t *device, size_t bytes)
     unmap_pages(device->scratch_block, device->scratch_block_bytes);
     device->scratch_block = block;
     device->scratch_block_bytes = bytes;
+    return STATUS_OK;
+}
+
+status_t device_panels_reserve(kdevice_t *device, size_t bytes)
+{
+    /* Whole pages, so that each thread is the first to touch its own. */
+    bytes = (bytes + 4095) / 4096 * 4096;
+    if (bytes <= device->panel_bytes)
+        return STATUS_OK;
+    uint8_t *panels = map_pages(pool_threads(device->pool) * bytes);
+    if (panels == NULL)
+        return fail(STATUS_NO_MEMORY, "no memory for a decoded panel of %zu bytes", bytes);
+    unmap_pages(device->panels, pool_threads(device->pool) * device->panel_bytes);
+    device->panels = panels;
+    device->panel_bytes = bytes;
     return STATUS_OK;
 }
 

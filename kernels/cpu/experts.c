@@ -178,7 +178,8 @@ static void copy_inputs(void *arg, uint32_t thread, uint32_t n_threads)
 }
 
 /* Panels [first, end) of all experts' gate_up (which = 0) or down (1). */
-static void multiply_units(const block_t *block, uint32_t which, uint32_t first, uint32_t end)
+static void multiply_units(const block_t *block, uint32_t which, uint32_t thread, uint32_t first,
+                           uint32_t end)
 {
     const kexperts_t *experts = block->experts;
     for (uint32_t s = 0; s < block->n_shares && first < end; s++) {
@@ -193,8 +194,11 @@ static void multiply_units(const block_t *block, uint32_t which, uint32_t first,
                                     : block->middle + share->first * experts->middle_bytes;
         uint8_t *out = which == 0 ? block->gate_up + (size_t)share->first * 2 * experts->spec.n * 4
                                   : block->result + share->first * experts->result_bytes;
-        kmatmul_t job = {
-            .weight = weight, .input = input, .rows = share->n, .out = floats_to(out, 0)};
+        kmatmul_t job = {.weight = weight,
+                         .input = input,
+                         .rows = share->n,
+                         .out = floats_to(out, 0),
+                         .scratch = device_panel(weight->device, thread)};
         block->queue->device->level->matmul(&job, first - at, last - at, 0, share->n);
         first = last;
     }
@@ -205,7 +209,7 @@ static void multiply_gate_up(void *arg, uint32_t thread, uint32_t n_threads)
     const block_t *block = arg;
     uint32_t first, end;
     pool_slice(block->n_units[0], thread, n_threads, &first, &end);
-    multiply_units(block, 0, first, end);
+    multiply_units(block, 0, thread, first, end);
 }
 
 static void multiply_down(void *arg, uint32_t thread, uint32_t n_threads)
@@ -213,7 +217,7 @@ static void multiply_down(void *arg, uint32_t thread, uint32_t n_threads)
     const block_t *block = arg;
     uint32_t first, end;
     pool_slice(block->n_units[1], thread, n_threads, &first, &end);
-    multiply_units(block, 1, first, end);
+    multiply_units(block, 1, thread, first, end);
 }
 
 /* Bias, activation and the input of down, in place of gate and up. */

@@ -21,7 +21,7 @@ enum {
     SEGMENT_K = 32,        /* values of the longest segment: one weight block, one group */
     PAIR_K = 8,            /* int8: k values of one pair of units; segments are padded to it */
     SHORT_SEGMENT_K = 16,  /* of types with scales for 16 values */
-    WIDE_SEGMENT_K = 128,  /* of E4 and Z4 */
+    WIDE_SEGMENT_K = 128,  /* of E4 */
     WEIGHT_INPUTS_MAX = 4, /* one for each kind of activation */
     KEYS_TILE = NUMERICS_KEY_TILE,
     KEYS_CHUNK = NUMERICS_KEY_CHUNK,
@@ -36,7 +36,9 @@ enum {
  * I8:  as Q8 with F32 scales. U8M: bytes q, F32 scales and minimums. N4M: Q4M with F32 ones.
  * BF16: per 2 k two lines [16][2]. F32: per k two lines [16]. F16: per k one line of 32.
  * E4: e4m3 codes, per 2 k one line [16 columns][2 k][2]: of column c and of c + 16; after each segment
- * of 128 k 32 F32 scales. Z4: form_z4.h. */
+ * of 128 k 32 F32 scales. T4: as Q4, nibbles that name one of 16 integers. The others: form_tail.h;
+ * S4: nibbles less 8, Z4: less a zero point, X4: a table's, under two scales, M4: a table's, under
+ * powers of two. */
 typedef enum {
     FORM_Q8,
     FORM_Q4,
@@ -44,11 +46,15 @@ typedef enum {
     FORM_I8,
     FORM_U8M,
     FORM_N4M,
+    FORM_T4,
     FORM_BF16, /* the forms before have integer inputs */
     FORM_F16,
     FORM_F32,
     FORM_E4,
-    FORM_Z4, /* integer inputs */
+    FORM_S4, /* from here on integer inputs and tails */
+    FORM_Z4,
+    FORM_X4,
+    FORM_M4,
     N_FORMS
 } kform_t;
 
@@ -56,8 +62,12 @@ typedef enum {
 #define FORM_HAS_BYTES(form) ((form) == FORM_Q8 || (form) == FORM_I8 || (form) == FORM_U8M)
 #define FORM_HAS_MINIMUMS(form) ((form) == FORM_Q4M || (form) == FORM_U8M || (form) == FORM_N4M)
 #define FORM_IS_WIDE(form) ((form) == FORM_I8 || (form) == FORM_U8M || (form) == FORM_N4M)
-/* What is taken from a stored value: z of docs/numerics.md. */
-#define FORM_ZERO(form) ((form) == FORM_Q8 || (form) == FORM_I8 ? 128 : (form) == FORM_Q4 ? 8 : 0)
+#define FORM_HAS_TABLE(form) ((form) == FORM_T4 || (form) == FORM_X4 || (form) == FORM_M4)
+#define FORM_HAS_TAIL(form) ((form) >= FORM_S4)
+/* What is taken from a stored value, or from a table's: z of docs/numerics.md. */
+#define FORM_ZERO(form)                                                       \
+    ((form) == FORM_Q8 || (form) == FORM_I8 || FORM_HAS_TABLE(form) ? 128     \
+     : (form) == FORM_Q4 || (form) == FORM_S4                       ? 8 : 0)
 
 typedef struct {
     uint32_t k;    /* first value, counted in this rank's input */
@@ -111,6 +121,8 @@ typedef struct {
 
 typedef struct {
     kform_t form;
+    bool bf16_scales;      /* S4, Z4: their 16 bits are BF16, else F16 */
+    uint32_t run;          /* forms with tails: values under one scale */
     const kinput_t *input; /* of the weight's */
     size_t input_offset;   /* where it starts in an input row */
     uint32_t column;       /* of the output */
@@ -118,6 +130,7 @@ typedef struct {
     uint32_t panel_first; /* in the weight's numbering of panels */
     uint32_t n_panels;
     size_t panel_bytes;
+    size_t spread_bytes; /* of a decoded panel; 0: none is made */
     uint8_t *data;
 } kpart_t;
 
@@ -145,7 +158,8 @@ typedef struct {
     const kweight_t *weight;
     const uint8_t *input;
     uint32_t rows;
-    float *out; /* [P][rows][n] */
+    float *out;       /* [P][rows][n] */
+    uint8_t *scratch; /* device_panel */
 } kmatmul_t;
 
 /* Pages of one KV head of one block: K [dim/2][16 tokens][2] BF16, then V [8 token pairs][dim16][2]
@@ -224,6 +238,8 @@ typedef struct {
     bool (*quantize)(const kinput_t *layout, const float *x, uint8_t *row_out);
     void (*matmul)(const kmatmul_t *job, uint32_t panel_first, uint32_t panel_end,
                    uint32_t row_first, uint32_t row_end);
+    /* What matmul takes of its scratch for a part with many rows. NULL: nothing. */
+    size_t (*spread_bytes)(const kpart_t *part);
     /* residual and bias may be NULL. Columns [first, end) of one row. */
     void (*tree_add)(const tree_program_t *program, const float *const *inputs, const float *bias,
                      const float *residual, float *out, uint32_t first, uint32_t end);
@@ -251,6 +267,9 @@ struct kdevice {
     /* What one op needs while it runs; grown when objects are opened, never in a step. */
     uint8_t *scratch_block;
     size_t scratch_block_bytes;
+    /* A decoded panel for each thread, panel_bytes apart; grown as scratch_block is. */
+    uint8_t *panels;
+    size_t panel_bytes;
     char refused[256];
     /* [threads], time spent in an op's functions; NULL while no queue is traced. */
     struct busy {
@@ -322,14 +341,32 @@ typedef struct {
     uint8_t q[SEGMENT_K];
 } kcodes_t;
 typedef void (*codes_fn)(const uint8_t *row, uint32_t segment, kcodes_t *out);
-/* How a type is multiplied in native mode; `codes` is NULL where the packing needs none. */
+/* The 16 integers of a form's table, plus 128. */
+const uint8_t *codes_table(kform_t form);
+/* How a type is multiplied in native mode; `codes` is NULL where the packing needs none. `run` and
+ * `bf16_scales` are those of kpart_t. */
 typedef struct {
     kform_t form;
     kactivation_t kind;
     codes_fn codes;
+    uint32_t run;
+    bool bf16_scales;
 } kmultiply_t;
 /* False for types that are no weights. */
 bool type_multiply(uint32_t qtype, kmode_t mode, kmultiply_t *out);
+
+/* pack_panel.c: the rows of a panel's columns, whole rows of a model file. In the default
+ * floating-point mode; the columns that n_rows leaves over are not touched. */
+typedef struct {
+    uint32_t qtype;
+    codes_fn codes; /* of kmultiply_t */
+    const uint8_t *rows;
+    size_t row_bytes;
+    uint32_t n_rows;
+    uint32_t k_total, k_base; /* k_base: where this rank's input begins */
+    float *row;               /* room for k_total values */
+} kpanel_source_t;
+void panel_write(const kpart_t *part, const kpanel_source_t *from, uint8_t *panel_out);
 
 /* memory_map.c: zeroed pages, huge where the system has them. */
 void *map_pages(size_t bytes);
@@ -337,6 +374,12 @@ void unmap_pages(void *take_pages, size_t bytes);
 
 /* device.c */
 status_t device_scratch_reserve(kdevice_t *device, size_t bytes);
+status_t device_panels_reserve(kdevice_t *device, size_t bytes);
+/* The thread's room for a decoded panel; NULL where no weight needs one. */
+static inline uint8_t *device_panel(const kdevice_t *device, uint32_t thread)
+{
+    return device->panels != NULL ? device->panels + thread * device->panel_bytes : NULL;
+}
 
 /* heads.c, experts.c */
 status_t heads_pack(kdevice_t *device, const kheads_spec_t *spec, kheads_t **own_out);

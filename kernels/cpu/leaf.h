@@ -21,9 +21,17 @@ enum {
     MATMUL_ROWS = 8, /* the most that a kernel computes side by side */
 };
 
-typedef const uint8_t *(*leaf_fn)(const kinput_t *input, const kleaf_t *leaf,
+typedef const uint8_t *(*leaf_fn)(const kpart_t *part, const kleaf_t *leaf,
                                   const uint8_t *const *rows, const uint8_t *panel, bool add,
                                   float *tile, fetch_t fetch);
+
+/* A form whose panels are worth decoding once when they meet several tiles of rows: where to, how
+ * many bytes that takes, and the kernels that read it. */
+typedef struct {
+    size_t (*bytes)(const kpart_t *part);
+    void (*spread)(const kpart_t *part, const uint8_t *panel, uint8_t *to);
+    leaf_fn kernels[MATMUL_ROWS];
+} spread_t;
 
 /* For one line that the kernel reads. */
 static inline void fetch_line(fetch_t *fetch)

@@ -87,11 +87,11 @@ static inline void put_sums(uint32_t n, bool add, float *tile, uint32_t line, co
 }
 
 #define WIDE_LEAF(name, n, row_t, value_bytes, steps, step)                                      \
-    static const uint8_t *leaf_##name##_##n(const kinput_t *input, const kleaf_t *leaf,          \
+    static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,           \
                                             const uint8_t *const *rows, const uint8_t *panel,    \
                                             bool add, float *tile, fetch_t fetch)                \
     {                                                                                            \
-        (void)input;                                                                             \
+        (void)part;                                                                              \
         _Alignas(32) float sums[n * LINE];                                                       \
         const row_t *at[n];                                                                      \
         for (uint32_t r = 0; r < n; r++)                                                         \

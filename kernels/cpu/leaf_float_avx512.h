@@ -19,11 +19,11 @@
         high##r = _mm512_dpbf16_ps(high##r, (__m512bh)w_high, a);                            \
     }
 #define BF16_LEAF(n)                                                                          \
-    static const uint8_t *leaf_bf16_##n(const kinput_t *input, const kleaf_t *leaf,           \
+    static const uint8_t *leaf_bf16_##n(const kpart_t *part, const kleaf_t *leaf,            \
                                         const uint8_t *const *rows, const uint8_t *panel,     \
                                         bool add, float *tile, fetch_t fetch)                 \
     {                                                                                         \
-        (void)input;                                                                          \
+        (void)part;                                                                           \
         uint32_t at = leaf->k_padded;                                                         \
         ROWS_##n(FLOAT_OPEN) for (uint32_t k = 0; k < leaf->len_padded; k += 2, panel += 128) \
         {                                                                                     \
@@ -49,11 +49,11 @@ BF16_LEAF(8)
         high##r = _mm512_fmadd_ps(w_high, a, high##r);                             \
     }
 #define F32_LEAF(name, n, LOAD, STEP_BYTES)                                                       \
-    static const uint8_t *leaf_##name##_##n(const kinput_t *input, const kleaf_t *leaf,           \
+    static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,            \
                                             const uint8_t *const *rows, const uint8_t *panel,     \
                                             bool add, float *tile, fetch_t fetch)                 \
     {                                                                                             \
-        (void)input;                                                                              \
+        (void)part;                                                                               \
         uint32_t at = leaf->k_padded;                                                             \
         ROWS_##n(FLOAT_OPEN) for (uint32_t k = 0; k < leaf->len_padded; k++, panel += STEP_BYTES) \
         {                                                                                         \

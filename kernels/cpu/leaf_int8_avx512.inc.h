@@ -13,7 +13,14 @@
 #define ROW_OPEN(r)                                                                            \
     const kinput_seg_t *in##r = (const kinput_seg_t *)(const void *)rows[r] + leaf->seg_first; \
     __m512 leaf_low##r = _mm512_setzero_ps(), leaf_high##r = leaf_low##r;
-#define ROW_SEGMENT(r) __m512i dot_low##r = LEAF_START(r), dot_high##r = dot_low##r;
+/* A zero point's part of a segment, zero * sum(q), is one VPDPWSSD, from which the sum grows. */
+#define ROW_SEGMENT(r)                                                    \
+    __m512i dot_low##r = LEAF_START(r), dot_high##r = dot_low##r;         \
+    if (LEAF_FORM == FORM_Z4) {                                           \
+        __m512i less = _mm512_set1_epi32(segment_less(in##r));            \
+        dot_low##r = _mm512_dpwssd_epi32(dot_low##r, zero_low, less);     \
+        dot_high##r = _mm512_dpwssd_epi32(dot_high##r, zero_high, less);  \
+    }
 #define ROW_UNIT(r)                                                \
     {                                                              \
         __m512i a = broadcast_k4(in##r->q + at);                   \
@@ -47,6 +54,11 @@
 /* The compiler would load a line of nibbles twice, once for each half; one row waits for loads. */
 #define KEEP_LOADED(x) __asm__("" : "+v"(x));
 
+/* The low nibble of each byte, or what it names. */
+#define NIBBLES(x)                                                                     \
+    (FORM_HAS_TABLE(LEAF_FORM) ? _mm512_shuffle_epi8(table, _mm512_and_si512(x, nibble)) \
+                               : _mm512_and_si512(x, nibble))
+
 /* 8 k: two units of 4. */
 #define PAIR_STEP_BYTES(p)                                                                    \
     {                                                                                         \
@@ -63,12 +75,11 @@
         __m512i both_high = load_line(panel + (p)*128 + 64);                \
         KEEP_LOADED(both_low)                                               \
         KEEP_LOADED(both_high)                                              \
-        __m512i w_low = _mm512_and_si512(both_low, nibble);                 \
-        __m512i w_high = _mm512_and_si512(both_high, nibble);               \
+        __m512i w_low = NIBBLES(both_low), w_high = NIBBLES(both_high);     \
         uint32_t at = (p)*PAIR_K;                                           \
         LEAF_ROWS(ROW_UNIT)                                                 \
-        w_low = _mm512_and_si512(_mm512_srli_epi16(both_low, 4), nibble);   \
-        w_high = _mm512_and_si512(_mm512_srli_epi16(both_high, 4), nibble); \
+        w_low = NIBBLES(_mm512_srli_epi16(both_low, 4));                    \
+        w_high = NIBBLES(_mm512_srli_epi16(both_high, 4));                  \
         at += 4;                                                            \
         LEAF_ROWS(ROW_UNIT)                                                 \
     }
@@ -77,10 +88,15 @@
         PAIR_STEP_BYTES(p)         \
     else                           \
         PAIR_STEP_NIBBLES(p)
-#define SCALE_LINES ((FORM_IS_WIDE(LEAF_FORM) ? 2u : 1u) * (FORM_HAS_MINIMUMS(LEAF_FORM) ? 2u : 1u))
+#define MINIMUM_LINES (FORM_HAS_MINIMUMS(LEAF_FORM) ? 2u : 1u)
+#define SCALE_LINES \
+    (FORM_HAS_TAIL(LEAF_FORM) ? 0u : (FORM_IS_WIDE(LEAF_FORM) ? 2u : 1u) * MINIMUM_LINES)
 #define LOAD_SCALES(low, high)                                    \
     __m512 low, high;                                             \
-    if (FORM_IS_WIDE(LEAF_FORM)) {                                \
+    if (FORM_HAS_TAIL(LEAF_FORM)) {                               \
+        low = tail_scales(LEAF_FORM, part, &tail, 0);             \
+        high = tail_scales(LEAF_FORM, part, &tail, 1);            \
+    } else if (FORM_IS_WIDE(LEAF_FORM)) {                                \
         low = load_floats(panel), high = load_floats(panel + 64); \
         panel += 128;                                             \
     } else {                                                      \
@@ -88,17 +104,31 @@
         panel += 64;                                              \
     }
 
-static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kinput_t *input, const kleaf_t *leaf,
+static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kleaf_t *leaf,
                                                    const uint8_t *const *rows, const uint8_t *panel,
                                                    bool add, float *tile, fetch_t fetch)
 {
     const __m512i nibble = _mm512_set1_epi8(15);
     const __m512i sum_start = _mm512_set1_epi32(SUM_START);
+    const __m512i table = _mm512_broadcast_i32x4(
+        _mm_load_si128((const __m128i *)(const void *)codes_table(LEAF_FORM)));
+    const kseg_t *segs = part->input->segs;
+    tail_t tail = {0};
+    if (FORM_HAS_TAIL(LEAF_FORM))
+        tail = tail_open(part, leaf, panel);
     (void)nibble;
+    (void)table;
     (void)sum_start;
     LEAF_ROWS(ROW_OPEN)
     for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
-        uint32_t pairs = input->segs[s].pairs;
+        uint32_t pairs = segs[s].pairs;
+        __m512i zero_low = sum_start, zero_high = sum_start;
+        if (LEAF_FORM == FORM_Z4) {
+            zero_low = tail_zeros(tail.bytes);
+            zero_high = tail_zeros(tail.bytes + LINE);
+        }
+        (void)zero_low;
+        (void)zero_high;
         LEAF_ROWS(ROW_SEGMENT)
         if (__builtin_expect(pairs == 4, 1)) {
             fetch_lines(&fetch, (FORM_HAS_BYTES(LEAF_FORM) ? 16 : 8) + SCALE_LINES);
@@ -122,9 +152,11 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kinput_t *input, const 
             LEAF_ROWS(ROW_MINIMUM)
         }
         LEAF_ROWS(ROW_NEXT)
+        if (FORM_HAS_TAIL(LEAF_FORM))
+            tail_next(LEAF_FORM, part, leaf, s, &tail);
     }
     LEAF_ROWS(ROW_CLOSE)
-    return panel;
+    return FORM_HAS_TAIL(LEAF_FORM) ? tail.end : panel;
 }
 
 #undef LEAF_START
@@ -135,10 +167,12 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kinput_t *input, const 
 #undef ROW_MINIMUM
 #undef ROW_NEXT
 #undef ROW_CLOSE
+#undef NIBBLES
 #undef PAIR_STEP
 #undef PAIR_STEP_BYTES
 #undef PAIR_STEP_NIBBLES
 #undef SCALE_LINES
+#undef MINIMUM_LINES
 #undef LOAD_SCALES
 #undef KEEP_LOADED
 #undef LEAF_CALL

@@ -4,6 +4,7 @@
 
 enum {
     INPUT_BLOCK_BYTES = 256 * 1024,
+    SPREAD_BLOCKS = 2, /* as many make one where a panel is decoded for each */
     ROW_BLOCK_MIN = 16,
     COLUMNS_SHARED = 256, /* tree_add: columns of one unit of work */
 };
@@ -16,12 +17,15 @@ typedef struct {
 static void matmul_thread(void *arg, uint32_t thread, uint32_t n_threads)
 {
     const matmul_job_t *matmul = arg;
-    const kmatmul_t *job = &matmul->job;
+    kmatmul_t own = matmul->job, *job = &own;
+    own.scratch = device_panel(own.weight->device, thread);
     uint32_t first, end;
     pool_slice(job->weight->n_panels, thread, n_threads, &first, &end);
     size_t row_bytes = job->weight->row_bytes; /* 0 when all leaves are empty */
     uint32_t block = (uint32_t)(INPUT_BLOCK_BYTES / (row_bytes > 0 ? row_bytes : 1));
     block = block < ROW_BLOCK_MIN ? ROW_BLOCK_MIN : block / 4 * 4;
+    if (job->weight->parts[0].spread_bytes > 0)
+        block *= SPREAD_BLOCKS;
     for (uint32_t row = 0; row < job->rows && first < end; row += block) {
         uint32_t row_end = job->rows - row < block ? job->rows : row + block;
         matmul->level->matmul(job, first, end, row, row_end);

@@ -1,15 +1,16 @@
-/* Packs rows of a model file into panels (internal.h, kform_t). Panels are independent, so the
- * threads of the device share them out. */
+/* Makes a weight from rows of a model file: its parts, inputs, steps and panels (pack_panel.c).
+ * Panels are independent, so the threads of the device share them out. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/base/checked.h"
 #include "common/base/memory.h"
 #include "common/base/qtype.h"
-#include "kernels/cpu/form_z4.h"
+#include "kernels/cpu/form_tail.h"
 #include "kernels/cpu/fpmode.h"
 #include "kernels/cpu/internal.h"
-#include "kernels/cpu/numbers.h"
+
+enum { SPREAD_BYTES_MAX = 2 << 20 };
 
 typedef struct {
     kweight_t *weight;
@@ -17,224 +18,6 @@ typedef struct {
     size_t row_bytes[KWEIGHT_PARTS_MAX];
     codes_fn codes[KWEIGHT_PARTS_MAX];
 } pack_job_t;
-
-static uint64_t wide_segments(const kinput_t *input)
-{
-    uint64_t n = 0;
-    for (uint32_t l = 0; l < input->n_leaves; l++)
-        for (uint32_t k = 0; k < input->leaves[l].len; n++)
-            k += wide_segment(&input->leaves[l], k);
-    return n;
-}
-
-static uint64_t z4_panel_bytes(const kinput_t *input)
-{
-    uint64_t sum = 0;
-    for (uint32_t l = 0; l < input->n_leaves; l++)
-        sum += z4_leaf_bytes(&input->leaves[l]);
-    return sum;
-}
-
-static uint64_t form_panel_bytes(kform_t form, const kinput_t *input)
-{
-    uint64_t k = input->k_padded, scale_bytes = FORM_IS_WIDE(form) ? PANEL * 4 : PANEL * 2;
-    if (form < FORM_BF16)
-        return k * PANEL / (FORM_HAS_BYTES(form) ? 1 : 2) +
-               input->n_segs * scale_bytes * (FORM_HAS_MINIMUMS(form) ? 2 : 1);
-    switch (form) {
-    case FORM_BF16:
-    case FORM_F16:
-        return k * PANEL * 2;
-    case FORM_Z4:
-        return z4_panel_bytes(input);
-    case FORM_E4:
-        return k * PANEL + wide_segments(input) * PANEL * 4;
-    default:
-        return k * PANEL * 4;
-    }
-}
-
-/* The 32 values of a block as the unsigned bytes that the kernels multiply. */
-static void block_values(kform_t form, const uint8_t *block, uint8_t values_out[SEGMENT_K])
-{
-    if (form == FORM_Q8) {
-        for (int i = 0; i < SEGMENT_K; i++)
-            values_out[i] = (uint8_t)(block[2 + i] ^ 0x80);
-        return;
-    }
-    const uint8_t *q = block + (form == FORM_Q4M ? 4 : 2);
-    for (int i = 0; i < SEGMENT_K / 2; i++) {
-        values_out[i] = q[i] & 15;
-        values_out[i + SEGMENT_K / 2] = q[i] >> 4;
-    }
-}
-
-static void put_u32(uint8_t *to, const uint8_t *four, uint32_t shift)
-{
-    uint32_t word;
-    memcpy(&word, four, sizeof word);
-    word <<= shift; /* nibbles are below 16: nothing crosses into the next byte */
-    uint32_t old;
-    memcpy(&old, to, sizeof old);
-    word |= old;
-    memcpy(to, &word, sizeof word);
-}
-
-/* One column of one segment; `to` is the column's first slot in the segment. */
-static void pack_segment_column(kform_t form, const kseg_t *seg, const uint8_t *values, uint8_t *to)
-{
-    uint8_t padded[SEGMENT_K] = {0};
-    memcpy(padded, values, seg->len);
-    for (uint32_t p = 0; p < seg->pairs; p++) {
-        const uint8_t *low = padded + p * PAIR_K;
-        if (FORM_HAS_BYTES(form)) {
-            put_u32(to + (size_t)(2 * p) * 128, low, 0);
-            put_u32(to + (size_t)(2 * p + 1) * 128, low + 4, 0);
-        } else {
-            put_u32(to + (size_t)p * 128, low, 0);
-            put_u32(to + (size_t)p * 128, low + 4, 4);
-        }
-    }
-}
-
-/* Where column c of a panel starts in a line pair, 4 bytes a column. */
-static size_t column_slot(uint32_t c)
-{
-    return (size_t)(c / LINE) * 64 + (size_t)(c % LINE) * 4;
-}
-
-static void pack_int8_panel(const kinput_t *input, const kpart_t *part, const uint8_t *rows,
-                            size_t row_bytes, uint32_t k_base, uint32_t n_columns, uint8_t *panel)
-{
-    size_t block_bytes = part->form == FORM_Q8 ? 34 : part->form == FORM_Q4 ? 18 : 20;
-    for (uint32_t s = 0; s < input->n_segs; s++) {
-        const kseg_t *seg = &input->segs[s];
-        uint32_t k = k_base + seg->k;
-        uint8_t *scales = panel + (size_t)seg->pairs * (part->form == FORM_Q8 ? 256 : 128);
-        for (uint32_t c = 0; c < n_columns; c++) {
-            const uint8_t *block = rows + c * row_bytes + k / SEGMENT_K * block_bytes;
-            uint8_t values[SEGMENT_K];
-            block_values(part->form, block, values);
-            pack_segment_column(part->form, seg, values + k % SEGMENT_K, panel + column_slot(c));
-            memcpy(scales + 2 * (size_t)c, block, 2);
-            if (part->form == FORM_Q4M)
-                memcpy(scales + 64 + 2 * (size_t)c, block + 2, 2);
-        }
-        panel = scales + (part->form == FORM_Q4M ? 128 : 64);
-    }
-}
-
-/* Types that codes.c turns into integers. A segment of the type holds 32 values or 16. */
-static void pack_codes_panel(const kpart_t *part, const uint8_t *rows, size_t row_bytes,
-                             uint32_t k_base, uint32_t n_columns, codes_fn codes, uint8_t *panel)
-{
-    const kinput_t *input = part->input;
-    uint32_t longest = input->kind == KACTIVATION_INT8 ? SEGMENT_K : SHORT_SEGMENT_K;
-    for (uint32_t s = 0; s < input->n_segs; s++) {
-        const kseg_t *seg = &input->segs[s];
-        uint32_t k = k_base + seg->k;
-        uint8_t *scales = panel + (size_t)seg->pairs * (FORM_HAS_BYTES(part->form) ? 256 : 128);
-        for (uint32_t c = 0; c < n_columns; c++) {
-            kcodes_t block = {0};
-            codes(rows + c * row_bytes, k / longest, &block);
-            pack_segment_column(part->form, seg, block.q + k % longest, panel + column_slot(c));
-            memcpy(scales + 4 * (size_t)c, &block.d, 4);
-            if (FORM_HAS_MINIMUMS(part->form))
-                memcpy(scales + 128 + 4 * (size_t)c, &block.m, 4);
-        }
-        panel = scales + (FORM_HAS_MINIMUMS(part->form) ? 256 : 128);
-    }
-}
-
-static void pack_z4_panel(const kinput_t *input, const uint8_t *rows, size_t row_bytes,
-                          uint32_t k_base, uint32_t n_columns, uint8_t *panel)
-{
-    for (uint32_t l = 0; l < input->n_leaves; l++) {
-        const kleaf_t *leaf = &input->leaves[l];
-        uint8_t *lines = panel;
-        panel += z4_leaf_bytes(leaf);
-        for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
-            const kseg_t *seg = &input->segs[s];
-            uint32_t k = k_base + seg->k;
-            uint32_t run = k / QTYPE_Z4_VALUES - leaf->absolute / QTYPE_Z4_VALUES;
-            uint8_t *scales = panel - z4_leaf_bytes(leaf) + (size_t)leaf->len_padded * LINE;
-            uint8_t *zeros = scales + (size_t)z4_runs(leaf) * 64 + (size_t)run * 32;
-            for (uint32_t c = 0; c < n_columns; c++) {
-                const uint8_t *block =
-                    rows + c * row_bytes + k / QTYPE_Z4_VALUES * sizeof(qtype_z4_t);
-                uint8_t values[SEGMENT_K];
-                for (uint32_t i = 0; i < seg->len; i++) {
-                    uint32_t at = k % QTYPE_Z4_VALUES + i;
-                    values[i] = block[offsetof(qtype_z4_t, q) + at / 2] >> (at % 2 * 4) & 15;
-                }
-                pack_segment_column(FORM_Z4, seg, values, lines + column_slot(c));
-                memcpy(scales + (size_t)run * 64 + 2 * (size_t)c, block, 2);
-                zeros[c] = block[offsetof(qtype_z4_t, zero)];
-            }
-            lines += (size_t)seg->pairs * 128;
-        }
-    }
-}
-
-/* Codes stay what they are: the kernels make BF16 of them, in which they are exact. */
-static void pack_e4_panel(const kinput_t *input, const uint8_t *rows, size_t row_bytes,
-                          uint32_t k_base, uint32_t n_columns, uint8_t *panel)
-{
-    for (uint32_t l = 0; l < input->n_leaves; l++) {
-        const kleaf_t *leaf = &input->leaves[l];
-        for (uint32_t done = 0, len = 0; done < leaf->len; done += len) {
-            len = wide_segment(leaf, done);
-            size_t codes = (size_t)(len + 1) / 2 * 2 * PANEL;
-            uint32_t k = k_base + leaf->k + done;
-            for (uint32_t c = 0; c < n_columns; c++) {
-                const uint8_t *block =
-                    rows + c * row_bytes + k / WIDE_SEGMENT_K * sizeof(qtype_f8s_t);
-                const uint8_t *from = block + 4 + k % WIDE_SEGMENT_K;
-                uint8_t *to = panel + (size_t)(c % LINE) * 4 + c / LINE;
-                for (uint32_t i = 0; i < len; i++)
-                    to[(size_t)(i / 2) * 2 * PANEL + (size_t)(i % 2) * 2] = from[i];
-                memcpy(panel + codes + 4 * (size_t)c, block, 4);
-            }
-            panel += codes + 128;
-        }
-    }
-}
-
-static void pack_half_panel(const kinput_t *input, const kpart_t *part, const uint8_t *rows,
-                            size_t row_bytes, uint32_t k_base, uint32_t n_columns, uint8_t *panel)
-{
-    for (uint32_t c = 0; c < n_columns; c++) {
-        const uint8_t *row = rows + c * row_bytes + (size_t)k_base * 2;
-        for (uint32_t l = 0; l < input->n_leaves; l++) {
-            const kleaf_t *leaf = &input->leaves[l];
-            for (uint32_t i = 0; i < leaf->len; i++) {
-                size_t k = leaf->k_padded + i;
-                size_t at;
-                if (part->form == FORM_BF16)
-                    at = k / 2 * 128 + column_slot(c) + k % 2 * 2;
-                else /* F16: the odd k of a pair is stored, and so added, first */
-                    at = (k ^ 1) * 64 + (size_t)c * 2;
-                memcpy(panel + at, row + (size_t)(leaf->k + i) * 2, 2);
-            }
-        }
-    }
-}
-
-static void pack_f32_panel(const kinput_t *input, qtype_t qtype, const uint8_t *rows,
-                           size_t row_bytes, uint32_t k_total, uint32_t k_base, uint32_t n_columns,
-                           float *row, float *panel)
-{
-    for (uint32_t c = 0; c < n_columns; c++) {
-        qtype_dequantize_row(qtype, rows + c * row_bytes, k_total, row);
-        for (uint32_t l = 0; l < input->n_leaves; l++) {
-            const kleaf_t *leaf = &input->leaves[l];
-            for (uint32_t i = 0; i < leaf->len; i++) {
-                size_t k = leaf->k_padded + (input->pair_order ? i ^ 1 : i);
-                panel[k * PANEL + c] = row[k_base + leaf->k + i];
-            }
-        }
-    }
-}
 
 static void pack_thread(void *arg, uint32_t thread, uint32_t n_threads)
 {
@@ -258,19 +41,15 @@ static void pack_thread(void *arg, uint32_t thread, uint32_t n_threads)
         const uint8_t *rows =
             (const uint8_t *)source->rows + (source->row_first + (size_t)column) * row_bytes;
         uint8_t *panel = part->data + (p - part->panel_first) * part->panel_bytes;
-        if (job->codes[index] != NULL)
-            pack_codes_panel(part, rows, row_bytes, k_base, n, job->codes[index], panel);
-        else if (part->form < FORM_BF16)
-            pack_int8_panel(part->input, part, rows, row_bytes, k_base, n, panel);
-        else if (part->form == FORM_Z4)
-            pack_z4_panel(part->input, rows, row_bytes, k_base, n, panel);
-        else if (part->form == FORM_E4)
-            pack_e4_panel(part->input, rows, row_bytes, k_base, n, panel);
-        else if (part->form != FORM_F32)
-            pack_half_panel(part->input, part, rows, row_bytes, k_base, n, panel);
-        else
-            pack_f32_panel(part->input, (qtype_t)source->qtype, rows, row_bytes, spec->k_total,
-                           k_base, n, row, (float *)(void *)panel);
+        kpanel_source_t from = {.qtype = source->qtype,
+                                .codes = job->codes[index],
+                                .rows = rows,
+                                .row_bytes = row_bytes,
+                                .n_rows = n,
+                                .k_total = spec->k_total,
+                                .k_base = k_base,
+                                .row = row};
+        panel_write(part, &from, panel);
     }
     free(row);
     fpmode_leave(mode);
@@ -311,6 +90,8 @@ static status_t add_part(kdevice_t *device, const kweight_spec_t *spec, uint32_t
     if (multiply.form == FORM_E4)
         TRY(check_pairs(spec));
     part->form = multiply.form;
+    part->run = multiply.run;
+    part->bf16_scales = multiply.bf16_scales;
     part->input = weight_input(weight, spec, multiply.kind);
     job->codes[index] = multiply.codes;
     uint64_t row_bytes, rows_bytes;
@@ -384,11 +165,66 @@ static void write_steps(kweight_t *weight, const kweight_spec_t *spec)
     }
 }
 
+static uint64_t wide_segments(const kinput_t *input)
+{
+    uint64_t n = 0;
+    for (uint32_t l = 0; l < input->n_leaves; l++)
+        for (uint32_t k = 0; k < input->leaves[l].len; n++)
+            k += wide_segment(&input->leaves[l], k);
+    return n;
+}
+
+static uint64_t tail_panel_bytes(const kpart_t *part)
+{
+    uint64_t sum = 0;
+    for (uint32_t l = 0; l < part->input->n_leaves; l++)
+        sum += tail_leaf_bytes(part, &part->input->leaves[l]);
+    return sum;
+}
+
+static uint64_t form_panel_bytes(const kpart_t *part)
+{
+    kform_t form = part->form;
+    const kinput_t *input = part->input;
+    uint64_t k = input->k_padded, scale_bytes = FORM_IS_WIDE(form) ? PANEL * 4 : PANEL * 2;
+    if (form < FORM_BF16)
+        return k * PANEL / (FORM_HAS_BYTES(form) ? 1 : 2) +
+               input->n_segs * scale_bytes * (FORM_HAS_MINIMUMS(form) ? 2 : 1);
+    if (FORM_HAS_TAIL(form))
+        return tail_panel_bytes(part);
+    switch (form) {
+    case FORM_BF16:
+    case FORM_F16:
+        return k * PANEL * 2;
+    case FORM_E4:
+        return k * PANEL + wide_segments(input) * PANEL * 4;
+    default:
+        return k * PANEL * 4;
+    }
+}
+
+/* Room for the parts' decoded panels. What no second-level cache could hold is not decoded. */
+static status_t reserve_spread(kweight_t *weight)
+{
+    kdevice_t *device = weight->device;
+    for (uint32_t i = 0; i < weight->n_parts; i++) {
+        kpart_t *part = &weight->parts[i];
+        if (device->level == NULL || device->level->spread_bytes == NULL)
+            continue;
+        size_t bytes = device->level->spread_bytes(part);
+        if (bytes == 0 || bytes > SPREAD_BYTES_MAX)
+            continue;
+        TRY(device_panels_reserve(device, bytes));
+        part->spread_bytes = bytes;
+    }
+    return STATUS_OK;
+}
+
 static void measure_panels(kweight_t *weight)
 {
     for (uint32_t i = 0; i < weight->n_parts; i++) {
         kpart_t *part = &weight->parts[i];
-        part->panel_bytes = form_panel_bytes(part->form, part->input);
+        part->panel_bytes = form_panel_bytes(part);
         weight->memory_bytes += (size_t)part->panel_bytes * part->n_panels;
     }
 }
@@ -421,6 +257,7 @@ static status_t prepare(kdevice_t *device, const kweight_spec_t *spec, pack_job_
         place_inputs(weight);
         write_steps(weight, spec);
         measure_panels(weight);
+        status = reserve_spread(weight);
     }
     if (status != STATUS_OK) {
         weight_release(weight);

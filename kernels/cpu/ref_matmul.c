@@ -5,7 +5,7 @@
 
 #include "common/base/qtype.h"
 #include "common/base/status.h"
-#include "kernels/cpu/form_z4.h"
+#include "kernels/cpu/form_tail.h"
 #include "kernels/cpu/numbers.h"
 #include "kernels/cpu/ref.h"
 
@@ -27,7 +27,9 @@ static uint32_t load_u32(const uint8_t *from)
 static size_t segment_dots(kform_t form, const kseg_t *seg, const uint8_t *lines, const int8_t *q,
                            int32_t dot[PANEL])
 {
-    int32_t z = FORM_ZERO(form);
+    int32_t z = FORM_ZERO(form), value[16];
+    for (int32_t i = 0; i < 16; i++) /* of a nibble */
+        value[i] = (FORM_HAS_TABLE(form) ? codes_table(form)[i] : i) - z;
     memset(dot, 0, PANEL * sizeof *dot);
     for (uint32_t p = 0; p < seg->pairs; p++, q += PAIR_K) {
         for (uint32_t c = 0; c < PANEL; c++) {
@@ -38,7 +40,7 @@ static size_t segment_dots(kform_t form, const kseg_t *seg, const uint8_t *lines
                     dot[c] += (lines[(size_t)(2 * p + 1) * 128 + slot + k] - z) * q[4 + k];
                 } else {
                     uint8_t both = lines[(size_t)p * 128 + slot + k];
-                    dot[c] += ((both & 15) - z) * q[k] + ((both >> 4) - z) * q[4 + k];
+                    dot[c] += value[both & 15] * q[k] + value[both >> 4] * q[4 + k];
                 }
             }
         }
@@ -77,29 +79,42 @@ static const uint8_t *leaf_int8(kform_t form, const kinput_t *input, const kleaf
     return panel;
 }
 
-/* Nibbles less the zero point of their 128. */
-static const uint8_t *leaf_z4(const kinput_t *input, const kleaf_t *leaf, const uint8_t *row,
-                              const uint8_t *panel, float sum_out[PANEL])
+static float half_of(const kpart_t *part, const uint8_t *scales, uint32_t c)
+{
+    uint16_t half = load_u16(scales + 2 * (size_t)c);
+    return part->bf16_scales ? bf16_value(half) : qtype_f16_to_f32(half);
+}
+
+/* The scale of column c in the segment at which the tail stands. */
+static float tail_scale(const kpart_t *part, const tail_t *tail, uint32_t c)
+{
+    switch (part->form) {
+    case FORM_M4:
+        return bits_float(exponent_bits(tail->bytes[c]));
+    case FORM_X4:
+        return half_of(part, tail->scales, c) * (float)(int8_t)tail->bytes[c];
+    default:
+        return half_of(part, tail->scales, c);
+    }
+}
+
+static const uint8_t *leaf_tail(const kpart_t *part, const kleaf_t *leaf, const uint8_t *row,
+                                const uint8_t *panel, float sum_out[PANEL])
 {
     const kinput_seg_t *in = (const kinput_seg_t *)(const void *)row + leaf->seg_first;
-    z4_tail_t tail = z4_tail(leaf, panel);
+    tail_t tail = tail_open(part, leaf, panel);
     for (uint32_t c = 0; c < PANEL; c++)
         sum_out[c] = 0;
-    for (uint32_t s = leaf->seg_first; s < leaf->seg_end; tail.scales += 64, tail.zeros += 32)
-        for (uint32_t end = z4_run_end(input, leaf, s); s < end; s++, in++) {
-            const kseg_t *seg = &input->segs[s];
-            for (uint32_t c = 0; c < PANEL; c++) {
-                int32_t dot = 0;
-                size_t slot = (size_t)(c / LINE) * 64 + (size_t)(c % LINE) * 4;
-                for (uint32_t k = 0; k < seg->pairs * PAIR_K; k++) {
-                    uint8_t both = panel[(size_t)(k / PAIR_K) * 128 + slot + k % 4];
-                    dot += ((both >> (k % PAIR_K / 4 * 4) & 15) - tail.zeros[c]) * in->q[k];
-                }
-                float d = qtype_f16_to_f32(load_u16(tail.scales + 2 * (size_t)c));
-                sum_out[c] = fmaf((float)dot * in->da, d, sum_out[c]);
-            }
-            panel += (size_t)seg->pairs * 128;
+    for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++, in++) {
+        int32_t dot[PANEL];
+        panel += segment_dots(part->form, &part->input->segs[s], panel, in->q, dot);
+        for (uint32_t c = 0; c < PANEL; c++) {
+            int32_t zero = part->form == FORM_Z4 ? tail.bytes[c] : 0;
+            float scaled = (float)(dot[c] + zero * segment_less(in)) * in->da;
+            sum_out[c] = fmaf(scaled, tail_scale(part, &tail, c), sum_out[c]);
         }
+        tail_next(part->form, part, leaf, s, &tail);
+    }
     return tail.end;
 }
 
@@ -189,8 +204,8 @@ static void panel_row(const kmatmul_t *job, const kpart_t *part, uint32_t index,
                 panel = leaf_int8(part->form, input, leaf, in, panel, stack[depth]);
             else if (part->form == FORM_BF16)
                 panel = leaf_bf16(leaf, in, panel, stack[depth]);
-            else if (part->form == FORM_Z4)
-                panel = leaf_z4(input, leaf, in, panel, stack[depth]);
+            else if (FORM_HAS_TAIL(part->form))
+                panel = leaf_tail(part, leaf, in, panel, stack[depth]);
             else if (part->form == FORM_E4)
                 panel = leaf_e4(leaf, in, panel, stack[depth]);
             else

@@ -6,7 +6,7 @@
 #include "kernels/cpu/internal.h"
 
 /* To be counted up with every change of what panels hold. All levels read the same panels. */
-#define LAYOUT "cpu panels 2, "
+#define LAYOUT "cpu panels 3, "
 
 const char *weight_layout(const kdevice_t *device)
 {

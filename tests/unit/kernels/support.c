@@ -84,7 +84,6 @@ static const scales_t SCALES[] = {
     {QTYPE_Q6_K, HALVES, {208, -1}, 0.00005f}, {QTYPE_IQ4_NL, HALVES, {0, -1}, 0.001f},
     {QTYPE_IQ4_XS, HALVES, {0, -1}, 0.0001f},  {QTYPE_MXFP4, EXPONENT, {0, -1}, 0},
     {QTYPE_I8S, FLOAT, {0, -1}, 0.001f},       {QTYPE_F8S, FLOAT, {0, -1}, 0.001f},
-    {QTYPE_Z4, HALVES, {0, -1}, 0.005f},
 };
 
 /* Every byte random but the scales, which now and then are 0 or subnormal. */
@@ -96,8 +95,8 @@ static void make_other_block(random_t *random, const scales_t *scales, uint8_t *
         if (scales->type == QTYPE_F8S && (block[i] & 0x7f) == 0x7f)
             block[i] = 0x7e;
     }
-    if (scales->type == QTYPE_Z4)
-        block[2] %= QTYPE_Z4_ZERO_MAX + 1;
+    if (qtype_is_z4(scales->type))
+        block[2] = (uint8_t)(scales->type < QTYPE_S4 ? block[2] % (QTYPE_Z4_ZERO_MAX + 1) : 8);
     bool corner = random_below(random, 8) == 0;
     float d = scales->factor * random_normal(random);
     if (scales->kind == EXPONENT)
@@ -106,7 +105,11 @@ static void make_other_block(random_t *random, const scales_t *scales, uint8_t *
         memcpy(block, &d, sizeof d);
     for (int i = 0; scales->kind == HALVES && i < 2 && scales->at[i] >= 0; i++) {
         static const uint16_t corners[] = {0x0000, 0x8000, 0x0001, 0x83ff};
-        uint16_t half = make_half(i == 0 ? d : scales->factor * random_normal(random));
+        float scale = i == 0 ? d : scales->factor * random_normal(random);
+        uint32_t bits;
+        memcpy(&bits, &scale, sizeof bits);
+        bool bf16 = qtype_is_z4(scales->type) && qtype_z4_is_bf16(scales->type);
+        uint16_t half = bf16 ? (uint16_t)(bits >> 16) : make_half(scale);
         half = corner ? corners[random_below(random, 4)] : half;
         memcpy(block + scales->at[i], &half, sizeof half);
     }
@@ -125,6 +128,8 @@ uint8_t *make_rows(random_t *random, qtype_t type, uint32_t n_rows, uint32_t k, 
     uint64_t row_bytes;
     assert_true(qtype_row_bytes(type, k, &row_bytes));
     *bytes_out = n_rows * row_bytes;
+    if (qtype_is_z4(type))
+        return make_other_rows(random, &(scales_t){type, HALVES, {0, -1}, 0.005f}, *bytes_out);
     for (size_t i = 0; i < sizeof SCALES / sizeof SCALES[0]; i++)
         if (SCALES[i].type == type)
             return make_other_rows(random, &SCALES[i], *bytes_out);

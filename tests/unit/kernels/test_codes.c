@@ -40,7 +40,7 @@ static void test_integers_scales_and_minimums_are_the_stored_values(void **state
         }
         free(rows);
     }
-    assert_int_equal(n_types, 11);
+    assert_int_equal(n_types, 8);
 }
 
 static void test_every_weight_type_is_multiplied_in_both_modes(void **state)

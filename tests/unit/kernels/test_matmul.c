@@ -12,7 +12,7 @@ static const qtype_t TYPES[] = {
     QTYPE_Q4_1, QTYPE_Q8_0, QTYPE_Q4_0,  QTYPE_BF16,   QTYPE_F16,    QTYPE_F32,
     QTYPE_Q5_0, QTYPE_Q5_1, QTYPE_Q2_K,  QTYPE_Q3_K,   QTYPE_Q4_K,   QTYPE_Q5_K,
     QTYPE_Q6_K, QTYPE_I8S,  QTYPE_MXFP4, QTYPE_IQ4_NL, QTYPE_IQ4_XS, QTYPE_F8S,
-    QTYPE_Z4,
+    QTYPE_Z4,   QTYPE_Z4_32, QTYPE_Z4_BF16 + 2, QTYPE_S4 + 3, QTYPE_S4_BF16,
 };
 /* The first six have all widths, the others, which share their kernels, three. */
 enum { N_TYPES = sizeof TYPES / sizeof TYPES[0], N_WIDTHS = 6 * 6 + 3 * (N_TYPES - 6) };
@@ -276,7 +276,7 @@ static void test_leaves_with_odd_edges_give_refs_bits_and_the_exact_product(void
 {
     (void)state;
     static const qtype_t types[] = {QTYPE_BF16, QTYPE_F16, QTYPE_F32,
-                                    QTYPE_I8S,  QTYPE_Q8_0, QTYPE_Z4};
+                                    QTYPE_I8S,  QTYPE_Q8_0, QTYPE_Z4, QTYPE_S4_BF16 + 1};
     enum { N = sizeof types / sizeof *types };
     const shape_t shape = {.k = 96, .n = 35, .n_leaves = 5, .edges = {0, 11, 12, 47, 47, 96}};
     const char *levels[3];

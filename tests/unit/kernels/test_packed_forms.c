@@ -1,6 +1,7 @@
-/* Weights that are packed as small as their files have them: nibbles with zero points give the bits
- * of the same values as bytes, e4m3 codes those of the same values as BF16, and neither takes more
- * memory than it must. */
+/* Weights that are packed as small as their files have them: nibbles with zero points or tables
+ * give the bits of the same values as bytes, e4m3 codes those of the same values as BF16, and
+ * neither takes more memory than it must. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,27 +80,79 @@ static const shape_t SHAPES[] = {
     {.k = 640, .n = 32, .n_leaves = 4, .edges = {0, 160, 320, 480, 640}},
 };
 
+static float z4_scale(qtype_t type, const uint8_t *block)
+{
+    uint16_t half;
+    memcpy(&half, block, sizeof half);
+    return qtype_z4_is_bf16(type) ? qtype_bf16_to_f32(half) : qtype_f16_to_f32(half);
+}
+
+/* Groups of every size, scales of both kinds, zero points of their own and without. */
 static void test_nibbles_give_the_bits_of_bytes(void **state)
 {
     (void)state;
     random_t random = {3};
-    for (size_t s = 0; s < sizeof SHAPES / sizeof *SHAPES; s++) {
-        const shape_t *shape = &SHAPES[s];
-        size_t bytes, n_blocks = (size_t)shape->n * shape->k / QTYPE_Z4_VALUES;
-        uint8_t *rows = make_rows(&random, QTYPE_Z4, shape->n, shape->k, &bytes);
-        qtype_i8s_t *wide = MEM_NEW_ARRAY(qtype_i8s_t, n_blocks * 4);
-        assert_int_equal(bytes, n_blocks * sizeof(qtype_z4_t));
+    for (uint32_t t = QTYPE_Z4; t < QTYPE_OWN_END; t++) {
+        const shape_t *shape = &SHAPES[t % (sizeof SHAPES / sizeof *SHAPES)];
+        const qtype_info_t *info = qtype_info(t);
+        size_t bytes, n_blocks = (size_t)shape->n * shape->k / 32;
+        uint8_t *rows = make_rows(&random, (qtype_t)t, shape->n, shape->k, &bytes);
+        qtype_i8s_t *wide = MEM_NEW_ARRAY(qtype_i8s_t, n_blocks);
         for (size_t b = 0; b < n_blocks; b++) {
-            qtype_z4_t block;
-            memcpy(&block, rows + b * sizeof block, sizeof block);
-            for (size_t i = 0; i < QTYPE_Z4_VALUES; i++) {
-                qtype_i8s_t *to = &wide[b * 4 + i / 32];
-                to->d = qtype_f16_to_f32(block.d);
-                to->q[i % 32] = (int8_t)((block.q[i / 2] >> (i % 2 * 4) & 15) - block.zero);
+            size_t k = b * 32 % shape->k, row = b * 32 / shape->k, at = k % info->block_values;
+            const uint8_t *block = rows + row * (bytes / shape->n) +
+                                   k / info->block_values * info->block_bytes;
+            wide[b].d = z4_scale((qtype_t)t, block);
+            for (size_t i = 0; i < 32; i++, at++)
+                wide[b].q[i] = (int8_t)((block[3 + at / 2] >> (at % 2 * 4) & 15) - block[2]);
+        }
+        check_twins(shape, (qtype_t)t, rows, bytes, QTYPE_I8S, (const uint8_t *)wide,
+                    n_blocks * sizeof *wide);
+        free(rows);
+        free(wide);
+    }
+}
+
+/* Tables of 16 integers name what is in the dequantized values, whose scales are floats. */
+static void test_codes_of_tables_give_the_bits_of_bytes(void **state)
+{
+    (void)state;
+    static const int8_t iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                   1,    13,   25,  38,  53,  69,  89,  113};
+    static const qtype_t types[] = {QTYPE_IQ4_NL, QTYPE_IQ4_XS, QTYPE_MXFP4};
+    random_t random = {21};
+    const shape_t shape = {.k = 768, .n = 70, .n_leaves = 5, .edges = {0, 96, 130, 130, 416, 768}};
+    for (size_t t = 0; t < 3; t++) {
+        size_t bytes, n_blocks = (size_t)shape.n * shape.k / 32;
+        uint8_t *rows = make_rows(&random, types[t], shape.n, shape.k, &bytes);
+        qtype_i8s_t *wide = MEM_NEW_ARRAY(qtype_i8s_t, n_blocks);
+        for (size_t b = 0; b < n_blocks; b++) {
+            const uint8_t *block, *q;
+            uint16_t half;
+            if (types[t] == QTYPE_IQ4_XS) {
+                block = rows + b / 8 * 136, q = block + 8 + b % 8 * 16;
+                uint32_t high = block[2] | (uint32_t)block[3] << 8;
+                int scale = (block[4 + b % 8 / 2] >> (b % 2 * 4) & 15) |
+                            (int)(high >> (b % 8 * 2) & 3) << 4;
+                memcpy(&half, block, 2);
+                wide[b].d = qtype_f16_to_f32(half) * (float)(scale - 32);
+            } else if (types[t] == QTYPE_IQ4_NL) {
+                block = rows + b * 18, q = block + 2;
+                memcpy(&half, block, 2);
+                wide[b].d = qtype_f16_to_f32(half);
+            } else {
+                block = rows + b * 17, q = block + 1;
+                wide[b].d = ldexpf(1, (int)block[0] - 128);
+            }
+            for (size_t i = 0; i < 32; i++) {
+                uint32_t code = q[i % 16] >> (i / 16 * 4) & 15;
+                static const int8_t e2m1[8] = {0, 1, 2, 3, 4, 6, 8, 12};
+                wide[b].q[i] = types[t] != QTYPE_MXFP4 ? iq4[code]
+                               : (int8_t)(code < 8 ? e2m1[code] : -e2m1[code - 8]);
             }
         }
-        check_twins(shape, QTYPE_Z4, rows, bytes, QTYPE_I8S, (const uint8_t *)wide,
-                    n_blocks * 4 * sizeof *wide);
+        check_twins(&shape, types[t], rows, bytes, QTYPE_I8S, (const uint8_t *)wide,
+                    n_blocks * sizeof *wide);
         free(rows);
         free(wide);
     }
@@ -159,28 +212,39 @@ static void test_a_code_that_is_no_number_makes_its_column_none(void **state)
     free(rows);
 }
 
-/* The down-projection of a 7B model, cut as it is: nibbles within 2 % of what the file has (4 bits a
- * value; for each 128 a half and 4 bits), e4m3 within 4 % (a scale for 32 x 128 in place of one for
- * 128 x 128). */
+/* The down-projection of a 7B model, cut as it is: within 2 % of what the file has (Z4: 4 bits a
+ * value and for each group a half and 4 bits, of which groups of 32 need 3 %), e4m3 within 4 % (a
+ * scale for 32 x 128 in place of one for 128 x 128). */
 static void test_packed_weights_are_as_small_as_their_files(void **state)
 {
     (void)state;
-    shape_t shape = {.k = 1184 * 4, .n = 64, .rows = 1, .n_leaves = 4,
-                     .edges = {0, 1184, 2368, 3552, 4736}};
+    shape_t shape = {.k = 4864, .n = 64, .rows = 1, .n_leaves = 4,
+                     .edges = {0, 1216, 2432, 3648, 4864}};
+    static const struct {
+        qtype_t type;
+        double bits, most;
+    } rows[] = {
+        {QTYPE_Z4, 4 + 20.0 / 128, 1.02},   {QTYPE_F8S, 8, 1.04},
+        {QTYPE_Z4_32, 4 + 20.0 / 32, 1.03}, {QTYPE_Z4_64, 4 + 20.0 / 64, 1.02},
+        {QTYPE_Z4_ROW, 4, 1.02},            {QTYPE_S4_BF16, 4 + 16.0 / 128, 1.02},
+        {QTYPE_S4 + 1, 4 + 16.0 / 32, 1.0}, {QTYPE_S4 + 2, 4 + 16.0 / 64, 1.02},
+        {QTYPE_S4 + 3, 4, 1.02},
+        {QTYPE_IQ4_NL, 18.0 / 4, 1.02},     {QTYPE_IQ4_XS, 136.0 / 32, 1.02},
+        {QTYPE_MXFP4, 17.0 / 4, 1.02},      {QTYPE_Q4_0, 18.0 / 4, 1.02},
+        {QTYPE_Q4_1, 20.0 / 4, 1.02},       {QTYPE_Q8_0, 34.0 / 4, 1.02},
+        {QTYPE_BF16, 16, 1.02},
+    };
     random_t random = {11};
     fixture_t f = open_fixture("ref", 1, KMODE_NATIVE, KQUEUE_NOW);
-    static const qtype_t types[] = {QTYPE_Z4, QTYPE_F8S};
-    size_t values = (size_t)shape.k * shape.n;
-    double file[2] = {(double)values / 2 + (double)values / 128 * 2.5, (double)values};
-    double most[2] = {1.02, 1.04};
     float *x = normals(&random, shape.k, 1);
-    for (size_t t = 0; t < 2; t++) {
+    for (size_t t = 0; t < sizeof rows / sizeof *rows; t++) {
         size_t bytes, packed;
-        uint8_t *rows = make_rows(&random, types[t], shape.n, shape.k, &bytes);
-        free(multiply(&f, &shape, types[t], rows, bytes, x, &packed));
-        print_message("%s: %.4f of the file\n", qtype_name(types[t]), (double)packed / file[t]);
-        assert_true((double)packed <= most[t] * file[t]);
-        free(rows);
+        uint8_t *data = make_rows(&random, rows[t].type, shape.n, shape.k, &bytes);
+        free(multiply(&f, &shape, rows[t].type, data, bytes, x, &packed));
+        double file = (double)shape.k * shape.n * rows[t].bits / 8;
+        print_message("%s: %.4f of the file\n", qtype_name(rows[t].type), (double)packed / file);
+        assert_true((double)packed <= rows[t].most * file);
+        free(data);
     }
     free(x);
     close_fixture(&f);
@@ -190,6 +254,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nibbles_give_the_bits_of_bytes),
+        cmocka_unit_test(test_codes_of_tables_give_the_bits_of_bytes),
         cmocka_unit_test(test_e4m3_codes_give_the_bits_of_bf16),
         cmocka_unit_test(test_a_code_that_is_no_number_makes_its_column_none),
         cmocka_unit_test(test_packed_weights_are_as_small_as_their_files),

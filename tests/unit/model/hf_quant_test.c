@@ -82,9 +82,26 @@ static uint32_t value_at(uint32_t k, uint32_t n, uint32_t bits)
     return (k * 7 + n * 3 + k * n) & ((1u << bits) - 1);
 }
 
+/* Scales of the tests fit all three types. */
+static void add_scales(st_draft_t *draft, const char *name, const char *dtype, const char *shape,
+                       const float *scales, size_t n)
+{
+    uint16_t halves[2 * N];
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &scales[i], sizeof bits);
+        halves[i] = dtype[0] == 'B' ? (uint16_t)(bits >> 16) : qtype_f32_to_f16(scales[i]);
+    }
+    if (strcmp(dtype, "F32") == 0)
+        st_add(draft, name, dtype, shape, scales, n * sizeof *scales);
+    else
+        st_add(draft, name, dtype, shape, halves, n * sizeof *halves);
+}
+
 /* A matrix of K inputs and N outputs in two groups, whose stored zero points are `zero` + n %
  * spread. */
-static void add_gptq(st_draft_t *draft, uint32_t bits, uint32_t zero, uint32_t spread)
+static void add_gptq(st_draft_t *draft, uint32_t bits, uint32_t zero, uint32_t spread,
+                     const char *dtype)
 {
     uint32_t per = 32 / bits, words[K * N] = {0}, zeros[2 * N] = {0};
     float scales[2 * N];
@@ -102,14 +119,14 @@ static void add_gptq(st_draft_t *draft, uint32_t bits, uint32_t zero, uint32_t s
     snprintf(shape[2], 32, "[2,%u]", N);
     st_add(draft, "m.qweight", "I32", shape[0], words, K / per * N * 4);
     st_add(draft, "m.qzeros", "I32", shape[1], zeros, 2 * (N / per) * 4);
-    st_add(draft, "m.scales", "F32", shape[2], scales, sizeof scales);
+    add_scales(draft, "m.scales", dtype, shape[2], scales, 2 * N);
 }
 
 static void check_gptq(const char *config, uint32_t bits, uint32_t zero, uint32_t spread,
-                       int offset, qtype_t type)
+                       int offset, const char *dtype, qtype_t type)
 {
     st_draft_t draft = {0};
-    add_gptq(&draft, bits, zero, spread);
+    add_gptq(&draft, bits, zero, spread, dtype);
     float *values = read_matrix(config, &draft, type);
     for (uint32_t n = 0; n < N; n++)
         for (uint32_t k = 0; k < K; k++) {
@@ -129,12 +146,15 @@ static void test_gptq_of_2_4_and_8_bits_and_both_ways_to_count_zero_points(void 
 #define WITH(bits, more)                                                                           \
     "{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":" bits                           \
     ",\"group_size\":32" more "}}"
-    check_gptq(WITH("4", ""), 4, 3, 4, 1, QTYPE_I8S);
-    check_gptq(WITH("4", ",\"checkpoint_format\":\"gptq\""), 4, 3, 13, 1, QTYPE_I8S);
-    check_gptq(WITH("4", ",\"checkpoint_format\":\"gptq_v2\""), 4, 3, 4, 0, QTYPE_I8S);
-    check_gptq(WITH("2", ""), 2, 0, 4, 1, QTYPE_I8S);
-    check_gptq(WITH("8", ""), 8, 127, 1, 1, QTYPE_I8S); /* symmetric: fits a signed byte */
-    check_gptq(WITH("8", ""), 8, 100, 5, 1, QTYPE_F32); /* does not */
+    check_gptq(WITH("4", ""), 4, 3, 4, 1, "F32", QTYPE_I8S);
+    check_gptq(WITH("4", ",\"checkpoint_format\":\"gptq\""), 4, 3, 13, 1, "F32", QTYPE_I8S);
+    check_gptq(WITH("4", ",\"checkpoint_format\":\"gptq_v2\""), 4, 3, 4, 0, "F32", QTYPE_I8S);
+    check_gptq(WITH("4", ""), 4, 3, 13, 1, "F16", QTYPE_Z4_32);
+    check_gptq(WITH("4", ",\"checkpoint_format\":\"gptq_v2\""), 4, 3, 4, 0, "BF16",
+               QTYPE_Z4_BF16 + 1);
+    check_gptq(WITH("2", ""), 2, 0, 4, 1, "F32", QTYPE_I8S);
+    check_gptq(WITH("8", ""), 8, 127, 1, 1, "F32", QTYPE_I8S); /* symmetric: fits a signed byte */
+    check_gptq(WITH("8", ""), 8, 100, 5, 1, "F32", QTYPE_F32); /* does not */
 #undef WITH
 }
 
@@ -194,7 +214,12 @@ static void test_packed_int4_and_int8_rows_that_end_inside_a_block(void **state)
         words[i / 40 * 5 + i % 40 / 8] |= (i * 5 % 16) << (i % 8 * 4);
         bytes[i] = (int8_t)(i * 5 % 16 - 8);
     }
-    for (int packed = 0; packed < 2; packed++) {
+    static const struct {
+        const char *dtype;
+        qtype_t type;
+    } rows[] = {{"F32", QTYPE_I8S}, {"F32", QTYPE_I8S}, {"F16", QTYPE_S4 + 3},
+                {"BF16", QTYPE_S4_BF16 + 3}};
+    for (int packed = 0; packed < 4; packed++) {
         st_draft_t draft = {0};
         if (packed) {
             st_add(&draft, "m.weight_packed", "I32", "[2,5]", words, sizeof words);
@@ -202,8 +227,8 @@ static void test_packed_int4_and_int8_rows_that_end_inside_a_block(void **state)
         } else {
             st_add(&draft, "m.weight", "I8", "[2,40]", bytes, sizeof bytes);
         }
-        st_add(&draft, "m.weight_scale", "F32", "[2,1]", scales, sizeof scales);
-        float *values = read_matrix(PACKED, &draft, QTYPE_I8S);
+        add_scales(&draft, "m.weight_scale", rows[packed].dtype, "[2,1]", scales, 2);
+        float *values = read_matrix(PACKED, &draft, rows[packed].type);
         for (uint32_t i = 0; i < 80; i++)
             assert_true(values[i] == (float)((int)(i * 5 % 16) - 8) * scales[i / 40]);
         free(values);
@@ -369,7 +394,7 @@ static void test_a_group_number_out_of_range_is_refused(void **state)
     for (int bad = -1; bad <= 2; bad += 3) {
         st_draft_t draft = {0};
         groups[7] = bad;
-        add_gptq(&draft, 4, 3, 4);
+        add_gptq(&draft, 4, 3, 4, "F32");
         st_add(&draft, "m.g_idx", "I32", "[64]", groups, sizeof groups);
         check_refused(GPTQ, &draft, STATUS_INVALID, "tensor m.g_idx: input 7 is of group");
     }

@@ -139,17 +139,40 @@ static void test_rows_of_our_own_types_may_end_inside_a_block(void **state)
     assert_int_equal(bytes, sizeof i8);
     found[33] = 77;
     qtype_dequantize_row(QTYPE_I8S, i8, 33, found);
-    qtype_z4_t z4[2] = {{.d = 0x3800, .zero = 16}, {.d = 0xc200, .zero = 3}}; /* 0.5 and -3 */
-    for (int i = 0; i < 256; i++)
-        z4[i / 128].q[i % 128 / 2] |= (uint8_t)(i * 5 % 16 << (i % 2 * 4));
-    assert_true(qtype_row_bytes(QTYPE_Z4, 130, &bytes));
-    assert_int_equal(bytes, sizeof z4);
-    float nibbles[131] = {[130] = 77};
-    qtype_dequantize_row(QTYPE_Z4, z4, 130, nibbles);
-    for (int i = 0; i < 130; i++)
-        assert_true(nibbles[i] == (float)(i * 5 % 16 - (i < 128 ? 16 : 3)) * (i < 128 ? 0.5f : -3));
-    assert_true(nibbles[130] == 77);
     assert_true(found[31] == -95 * 0.25f && found[32] == 32 * 7.0f && found[33] == 77);
+}
+
+/* Two blocks of each size, the second one cut short. */
+static void test_nibbles_less_a_zero_point_have_the_written_values(void **state)
+{
+    (void)state;
+    static const uint16_t scales[2][2] = {{0x3800, 0xc200}, {0x3f00, 0xc040}}; /* 0.5 and -3 */
+    static const int sizes[4] = {128, 32, 64, 1024};
+    for (uint32_t type = QTYPE_Z4; type < QTYPE_OWN_END; type++) {
+        int size = sizes[(type - QTYPE_Z4) % 4], n = size + 2;
+        uint8_t row[2 * (3 + 512)] = {0};
+        float values[1027];
+        uint64_t bytes;
+        for (int i = 0; i < 2 * size; i++) {
+            uint8_t *block = row + i / size * (3 + size / 2);
+            memcpy(block, &scales[qtype_z4_is_bf16(type)][i / size], 2);
+            block[2] = i < size ? 16 : 3;
+            block[3 + i % size / 2] |= (uint8_t)(i * 5 % 16 << (i % 2 * 4));
+        }
+        assert_true(qtype_row_bytes(type, (uint64_t)n, &bytes));
+        assert_int_equal(bytes, 2 * (3 + size / 2));
+        bool bf16 = qtype_z4_is_bf16(type);
+        assert_int_equal(qtype_z4_of((uint64_t)size, bf16, type >= QTYPE_S4), type);
+        values[n] = 77;
+        qtype_dequantize_row((qtype_t)type, row, (size_t)n, values);
+        for (int i = 0; i < n; i++) {
+            float wanted = (float)(i * 5 % 16 - (i < size ? 16 : 3)) * (i < size ? 0.5f : -3);
+            assert_true(values[i] == wanted);
+        }
+        assert_true(values[n] == 77);
+    }
+    assert_int_equal(qtype_z4_of(96, false, false), QTYPE_Z4_32);
+    assert_int_equal(qtype_z4_of(384, true, true), QTYPE_S4_BF16);
 }
 
 /* Recorded by the reference implementation: zeros, ties, one large value, scales below the halves'
@@ -334,6 +357,7 @@ int main(void)
         cmocka_unit_test(test_every_e4m3_code_has_the_value_that_its_fields_say),
         cmocka_unit_test(test_every_mxfp4_exponent_has_its_power_of_two),
         cmocka_unit_test(test_rows_of_our_own_types_may_end_inside_a_block),
+        cmocka_unit_test(test_nibbles_less_a_zero_point_have_the_written_values),
         cmocka_unit_test(test_quantized_rows_have_the_recorded_bytes),
         cmocka_unit_test(test_e4m3_and_half_rounding_take_the_nearest_value),
         cmocka_unit_test(test_f8s_rows_keep_the_largest_value_and_round_the_others),

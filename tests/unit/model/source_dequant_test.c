@@ -134,7 +134,7 @@ static void test_quantized_matrices_dequantize_to_the_recorded_digests(void **st
     check_model("qwen2-gptq-sym", QTYPE_Z4, "GPTQ 4 bit");
     check_model("qwen2-gptq-actorder", QTYPE_F32, "GPTQ, act-order");
     check_model("qwen2-ct-int8", QTYPE_I8S, "INT8");
-    check_model("qwen2-ct-w4a16", QTYPE_I8S, "INT4 packed");
+    check_model("qwen2-ct-w4a16", QTYPE_S4_BF16 + 1, "INT4 packed");
     check_model("deepseek-v3-fp8", QTYPE_F8S, "FP8 e4m3");
     check_model("deepseek-v4-fp4", QTYPE_MXFP4, "FP4 e2m1");
     check_model("gpt-oss-mxfp4", QTYPE_MXFP4, "MXFP4");
