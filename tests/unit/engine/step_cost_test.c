@@ -104,11 +104,12 @@ static void test_a_busy_neighbour_moves_no_price_far(void **state)
 static void test_what_prompts_cost_is_not_forgotten_while_none_come(void **state)
 {
     (void)state;
-    step_cost_t cost = {0};
-    learn(&cost, &machines[0], 200, true, 0);
-    learn(&cost, &machines[0], 5000, false, 0);
-    check_price(&cost, &machines[0], joined(8, 300, 60, 1500), 0.12);
+    step_cost_t cost = {0}, long_ago = {0};
+    learn(&long_ago, &machines[2], 200, true, 0);
+    learn(&long_ago, &machines[2], 5000, false, 0);
+    check_price(&long_ago, &machines[2], joined(8, 300, 300, 1500), 0.12);
     /* And a machine that got five times slower is another one. */
+    learn(&cost, &machines[0], 200, true, 0);
     machine_t slow = machines[0];
     double *price = &slow.step;
     for (uint32_t i = 0; i < 5; i++)
