@@ -16,6 +16,8 @@ typedef struct {
     uint32_t at, n;
     bool f32;
     uint32_t dim, dim16; /* of a key; of a value, rounded up to 16 */
+    bool sees;           /* whether any row sees a key of the tile: [lo, hi) of it */
+    uint32_t lo[ATTEND_ROWS], hi[ATTEND_ROWS];
     union {
         uint32_t pairs[ATTEND_ROWS][KHEAD_DIM_MAX / 2]; /* two BF16 each */
         float f32[ATTEND_ROWS][KHEAD_DIM_MAX];
@@ -234,30 +236,43 @@ static void attend_next(const attend_t *a, const kpass_t *pass, uint32_t tile, u
     }
 }
 
-/* One tile for one group of pairs. `next` is the tile whose lines are fetched meanwhile. */
-static void attend_tile(attend_t *a, const kpass_t *pass, uint32_t tile, uint32_t n_keys,
-                        const tile_pages_t *pages, const tile_pages_t *next)
+/* Which keys of a tile each row of a group sees. */
+static void look_at_tile(attend_t *a, const kpass_t *pass, uint32_t tile, uint32_t n_keys)
 {
     const uint32_t *first = pass->first + a->at, *end = pass->end + a->at;
-    uint32_t lo[ATTEND_ROWS], hi[ATTEND_ROWS];
-    bool any = false;
+    a->sees = false;
     for (uint32_t r = 0; r < a->n; r++) {
-        lo[r] = first[r] > tile ? first[r] - tile : 0;
-        hi[r] = end[r] > tile ? end[r] - tile : 0;
-        hi[r] = hi[r] < n_keys ? hi[r] : n_keys;
-        any |= lo[r] < hi[r];
+        uint32_t hi = end[r] > tile ? end[r] - tile : 0;
+        a->lo[r] = first[r] > tile ? first[r] - tile : 0;
+        a->hi[r] = hi < n_keys ? hi : n_keys;
+        a->sees |= a->lo[r] < a->hi[r];
     }
-    if (!any)
-        return;
-    if (a->f32)
-        scores_f32(a, pages->k, (n_keys + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS);
-    else
-        scores_bf16(a, pages->k, next->k);
-    attend_rows(a, lo, hi);
-    if (a->f32)
-        values_f32(a, pages->v, n_keys);
-    else
-        values_bf16(a, pages->v, next->v, (n_keys + 1) / 2);
+}
+
+/* One tile for all groups of pairs: each of the three parts for all of them before the next part,
+ * because what one part has to wait for within a group it need not wait for between groups. `next`
+ * is the tile whose lines the first group fetches meanwhile. */
+static void attend_tile(attend_t *groups, uint32_t n_groups, const kpass_t *pass, uint32_t tile,
+                        uint32_t n_keys, const tile_pages_t *pages, const tile_pages_t *next)
+{
+    for (uint32_t g = 0; g < n_groups; g++) {
+        attend_t *a = &groups[g];
+        look_at_tile(a, pass, tile, n_keys);
+        if (a->sees && a->f32)
+            scores_f32(a, pages->k, (n_keys + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS);
+        else if (a->sees)
+            scores_bf16(a, pages->k, g == 0 ? next->k : pages->k);
+    }
+    for (uint32_t g = 0; g < n_groups; g++)
+        if (groups[g].sees)
+            attend_rows(&groups[g], groups[g].lo, groups[g].hi);
+    for (uint32_t g = 0; g < n_groups; g++) {
+        attend_t *a = &groups[g];
+        if (a->sees && a->f32)
+            values_f32(a, pages->v, n_keys);
+        else if (a->sees)
+            values_bf16(a, pages->v, g == 0 ? next->v : pages->v, (n_keys + 1) / 2);
+    }
 }
 
 /* Folds the finished chunk of one row into its result, by the factors of old and new. */
@@ -326,8 +341,7 @@ static void attend_pass(attend_t *groups, uint32_t n_groups, const kpass_t *pass
             tile_pages_t pages, next;
             attend_pages(groups, pass, tile, n, &pages);
             attend_next(groups, pass, tile + KEYS_TILE, n_keys, &pages, &next);
-            for (uint32_t g = 0; g < n_groups; g++)
-                attend_tile(&groups[g], pass, tile, n, &pages, g == 0 ? &next : &pages);
+            attend_tile(groups, n_groups, pass, tile, n, &pages, &next);
         }
         for (uint32_t g = 0; g < n_groups; g++)
             close_chunk(&groups[g], pass, chunk, chunk_end);
