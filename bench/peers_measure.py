@@ -57,11 +57,12 @@ def short_case(case):
     return ":".join([kind] + numbers[:stay] + [str(short(int(number))) for number in numbers[stay:]])
 
 
-def ours(file, threads, prompt, gen, batches="1", tp=1, stages=1, repeats=3, env=None, speculate=0):
+def ours(file, threads, prompt, gen, batches="1", tp=1, stages=1, repeats=3, env=None, speculate=0, extra=()):
     """{(kind, batch): tokens/s} of `shoal bench`; kind is "pp" or "tg"."""
     command = [os.path.join(BIN, "shoal"), "bench", "--model", file, "--prompt", str(short(prompt)),
                "--gen", str(short(gen)), "--batch", batches, "--threads", str(threads),
-               "--tp", str(tp), "--stages", str(stages), "--repeats", str(repeats), "--speculate", str(speculate), "-o", "json"]
+               "--tp", str(tp), "--stages", str(stages), "--repeats", str(repeats),
+               "--speculate", str(speculate), *extra, "-o", "json"]
     out = {}
     for case in lines_of(command, env):
         out["pp", case["batch"]] = case["prefill_tokens_per_s"]

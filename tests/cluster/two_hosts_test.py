@@ -77,7 +77,7 @@ class Lab:
                                                 stderr=log, env=self.env, stdin=subprocess.DEVNULL)
         log.close()
 
-    def start_cluster(self, memory):
+    def start_cluster(self, memory, model=MODEL, agents=("a", "b")):
         data = self.dir
         clients, peers = "http://10.97.0.1:2379", "http://10.97.0.1:2380"
         self.start("etcd", "c", "etcd", "--name=x", f"--data-dir={data}/etcd", f"--listen-client-urls={clients}",
@@ -92,10 +92,10 @@ class Lab:
             os.makedirs(f"{data}/c{i}")
             self.start(f"coordinator-{i}", "c", f"{BIN}/shoal-coordinator", f"--id=c{i}", f"--listen=10.97.0.1:700{i}",
                        "--redis=redis://10.97.0.1:6379", f"--data={data}/c{i}", *stores)
-        for host in ("a", "b"):
+        for host in agents:
             os.makedirs(f"{data}/{host}")
             self.start(f"agent-{host}", host, f"{BIN}/shoal-worker", "agent", f"--host-id={host}",
-                       f"--address={self.addresses[host]}", f"--models={MODEL}", f"--data={data}/{host}",
+                       f"--address={self.addresses[host]}", f"--models={model}", f"--data={data}/{host}",
                        f"--memory={memory}", "--threads=1", *stores)
 
     def shoal(self, *args, check=True, timeout=180):
