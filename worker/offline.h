@@ -40,6 +40,18 @@ typedef struct offline_client offline_client_t;
 void offline_admit(offline_client_t *client, const admission_t *admission);
 /* The next output, waiting for it; drawn_out as leader_take(). */
 void offline_next(offline_client_t *client, sequence_output_t *out);
+
+/* Sequences that are admitted at once and followed to their ends. */
+typedef struct {
+    uint32_t n, n_prompt, n_ids; /* sequences; ids of each prompt, and that follow it */
+    uint32_t choice;             /* as admission_t's: another in each round */
+    void *context;
+    void (*prompt)(void *context, uint32_t sequence, uint32_t *ids); /* fills n_prompt ids */
+    void (*taken)(void *context, const sequence_output_t *out);      /* each output; NULL: none */
+} offline_round_t;
+/* Fails when a sequence ends otherwise than finished. */
+status_t offline_round(offline_client_t *client, const offline_round_t *round) MUST_USE;
+
 /* The scheduler's numbers now. */
 void offline_load(offline_client_t *client, scheduler_load_t *out);
 

@@ -71,43 +71,51 @@ static double per_second(uint64_t n, uint64_t from_ns, uint64_t to_ns)
     return to_ns > from_ns ? (double)n * 1e9 / (double)(to_ns - from_ns) : 0;
 }
 
+typedef struct {
+    const bench_t *bench;
+    uint32_t repeat;
+    uint32_t n_started; /* sequences that have a token */
+    uint64_t started_ns; /* when all had; 0 until then */
+    uint64_t produced, produced_at_start;
+} repeat_t;
+
+static void prompt_of(void *context, uint32_t sequence, uint32_t *ids)
+{
+    const repeat_t *repeat = context;
+    make_prompt(repeat->bench, repeat->repeat, sequence, ids);
+}
+
+static void count(void *context, const sequence_output_t *out)
+{
+    repeat_t *repeat = context;
+    repeat->n_started += out->n_ids > 0 && out->first_position == 0;
+    repeat->produced += out->n_ids;
+    if (repeat->started_ns == 0 && repeat->n_started == repeat->bench->batch) {
+        repeat->started_ns = clock_ns();
+        repeat->produced_at_start = repeat->produced;
+    }
+}
+
 /* One repetition: all sequences admitted at once. Prefill ends when the last of them has its first
  * token; what is produced after that counts as decode. */
-static status_t repeat_once(bench_t *bench, offline_client_t *client, uint32_t repeat)
+static status_t repeat_once(bench_t *bench, offline_client_t *client, uint32_t index)
 {
-    uint32_t n_prompt = (uint32_t)bench->prompt, n_started = 0, n_ended = 0;
-    uint64_t produced = 0, produced_at_start = 0, started_ns = 0;
-    uint32_t *ids = MEM_NEW_ARRAY(uint32_t, n_prompt);
+    repeat_t repeat = {.bench = bench, .repeat = index};
+    uint32_t n_prompt = (uint32_t)bench->prompt;
+    offline_round_t round = {.n = bench->batch,
+                             .n_prompt = n_prompt,
+                             .n_ids = (uint32_t)bench->gen,
+                             .choice = index,
+                             .context = &repeat,
+                             .prompt = prompt_of,
+                             .taken = count};
     uint64_t begin_ns = clock_ns();
-    for (uint32_t i = 0; i < bench->batch; i++) {
-        make_prompt(bench, repeat, i, ids);
-        admission_t admission = {.owner = 1,
-                                 .choice = repeat,
-                                 .prompt = ids,
-                                 .n_prompt = n_prompt,
-                                 .sampling = sampling_default,
-                                 .max_tokens = (uint32_t)bench->gen,
-                                 .logits_from = LOGITS_NONE};
-        snprintf(admission.session, sizeof admission.session, "%u", i);
-        offline_admit(client, &admission);
-    }
-    free(ids);
-    while (n_ended < bench->batch) {
-        sequence_output_t out;
-        offline_next(client, &out);
-        if (out.end != END_NONE && out.end != END_FINISHED)
-            return fail(STATUS_REPLICA_LOST, "sequence %s: %s", out.session, out.error);
-        n_started += out.n_ids > 0 && out.first_position == 0;
-        produced += out.n_ids;
-        n_ended += out.end != END_NONE;
-        if (started_ns == 0 && n_started == bench->batch) {
-            started_ns = clock_ns();
-            produced_at_start = produced;
-        }
-    }
-    bench->first_ms[repeat] = (double)(started_ns - begin_ns) / 1e6;
-    bench->prefill[repeat] = per_second((uint64_t)bench->batch * n_prompt, begin_ns, started_ns);
-    bench->decode[repeat] = per_second(produced - produced_at_start, started_ns, clock_ns());
+    TRY(offline_round(client, &round));
+    bench->first_ms[index] = (double)(repeat.started_ns - begin_ns) / 1e6;
+    bench->prefill[index] =
+        per_second((uint64_t)bench->batch * n_prompt, begin_ns, repeat.started_ns);
+    bench->decode[index] =
+        per_second(repeat.produced - repeat.produced_at_start, repeat.started_ns, clock_ns());
     return STATUS_OK;
 }
 

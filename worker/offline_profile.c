@@ -23,42 +23,34 @@ typedef struct {
     arena_t arena;
 } run_t;
 
-static status_t run_round(run_t *run, offline_client_t *client, uint32_t round)
+typedef struct {
+    const run_t *run;
+    uint32_t index;
+} round_t;
+
+static void make_prompt(void *context, uint32_t sequence, uint32_t *ids)
 {
-    uint32_t n_prompt = (uint32_t)run->prompt, n_ended = 0;
-    uint32_t *ids = MEM_NEW_ARRAY(uint32_t, n_prompt);
-    for (uint32_t s = 0; s < (uint32_t)run->batch; s++) {
-        for (uint32_t i = 0; i < n_prompt; i++) {
-            uint32_t counter[4] = {i, s, round, 0}, random[4];
-            philox4x32(counter, 1, random);
-            ids[i] = random[0] % run->vocab;
-        }
-        admission_t admission = {.owner = 1,
-                                 .choice = round,
-                                 .prompt = ids,
-                                 .n_prompt = n_prompt,
-                                 .sampling = sampling_default,
-                                 .max_tokens = (uint32_t)run->gen,
-                                 .logits_from = LOGITS_NONE};
-        snprintf(admission.session, sizeof admission.session, "%u", s);
-        offline_admit(client, &admission);
+    const round_t *round = context;
+    for (uint32_t i = 0; i < (uint32_t)round->run->prompt; i++) {
+        uint32_t counter[4] = {i, sequence, round->index, 0}, random[4];
+        philox4x32(counter, 1, random);
+        ids[i] = random[0] % round->run->vocab;
     }
-    free(ids);
-    while (n_ended < (uint32_t)run->batch) {
-        sequence_output_t out;
-        offline_next(client, &out);
-        if (out.end != END_NONE && out.end != END_FINISHED)
-            return fail(STATUS_REPLICA_LOST, "sequence %s: %s", out.session, out.error);
-        n_ended += out.end != END_NONE;
-    }
-    return STATUS_OK;
 }
 
 static status_t drive(void *context, offline_client_t *client)
 {
     run_t *run = context;
-    for (uint32_t i = 0; i < ROUNDS; i++)
-        TRY(run_round(run, client, i));
+    for (uint32_t i = 0; i < ROUNDS; i++) {
+        round_t round = {run, i};
+        offline_round_t sequences = {.n = (uint32_t)run->batch,
+                                     .n_prompt = (uint32_t)run->prompt,
+                                     .n_ids = (uint32_t)run->gen,
+                                     .choice = i,
+                                     .context = &round,
+                                     .prompt = make_prompt};
+        TRY(offline_round(client, &sequences));
+    }
     return STATUS_OK;
 }
 

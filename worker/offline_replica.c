@@ -63,6 +63,34 @@ void offline_next(offline_client_t *client, sequence_output_t *out)
     }
 }
 
+status_t offline_round(offline_client_t *client, const offline_round_t *round)
+{
+    uint32_t *ids = MEM_NEW_ARRAY(uint32_t, round->n_prompt), n_ended = 0;
+    for (uint32_t i = 0; i < round->n; i++) {
+        round->prompt(round->context, i, ids);
+        admission_t admission = {.owner = 1,
+                                 .choice = round->choice,
+                                 .prompt = ids,
+                                 .n_prompt = round->n_prompt,
+                                 .sampling = sampling_default,
+                                 .max_tokens = round->n_ids,
+                                 .logits_from = LOGITS_NONE};
+        snprintf(admission.session, sizeof admission.session, "%u", i);
+        offline_admit(client, &admission);
+    }
+    free(ids);
+    while (n_ended < round->n) {
+        sequence_output_t out;
+        offline_next(client, &out);
+        if (out.end != END_NONE && out.end != END_FINISHED)
+            return fail(STATUS_REPLICA_LOST, "sequence %s: %s", out.session, out.error);
+        if (round->taken)
+            round->taken(round->context, &out);
+        n_ended += out.end != END_NONE;
+    }
+    return STATUS_OK;
+}
+
 void offline_load(offline_client_t *client, scheduler_load_t *out)
 {
     leader_load(client->leader, out);

@@ -31,9 +31,9 @@ uint64_t put_plan(cluster_t *cluster, const char *digest, uint32_t tp, uint32_t 
 void remove_plan(cluster_t *cluster);
 char *model_digest_of_host(cluster_t *cluster);
 
-/* Waits for the record of this epoch; to be freed with its own function. */
 /* Waits until the agent shows that so much of an epoch's weights is loaded. */
 void wait_loading(cluster_t *cluster, uint64_t epoch, uint32_t percent);
+/* Waits for the record of this epoch; to be freed with its own function. */
 Shoal__Cluster__V1__ActiveRecord *wait_active(cluster_t *cluster, uint64_t epoch);
 Shoal__Cluster__V1__FailureRecord *wait_failed(cluster_t *cluster, uint64_t epoch);
 int64_t pid_of_rank(cluster_t *cluster, uint64_t epoch, uint32_t rank);

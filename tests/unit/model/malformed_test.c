@@ -15,6 +15,7 @@
 
 #include "common/base/buffer.h"
 #include "common/base/memory.h"
+#include "common/base/text.h"
 #include "common/model/manifest.h"
 #include "common/model/model.h"
 #include "common/model/source.h"
@@ -40,12 +41,6 @@ static bool read_whole(const char *path, buffer_t *out)
         buffer_append(out, piece, n);
     fclose(file);
     return true;
-}
-
-static bool ends_with(const char *text, const char *end)
-{
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
 }
 
 static void copy_into(const char *folder, const char *from_dir, const char *from, const char *to)
@@ -78,7 +73,7 @@ static status_t open_safetensors(const char *dir, const char *file, const char *
 {
     source_t *source = NULL;
     folder_write_text(folder, "config.json", "{}");
-    if (ends_with(file, ".index.json")) {
+    if (text_ends_with(file, ".index.json")) {
         copy_into(folder, dir, file, "model.safetensors.index.json");
         copy_into(folder, dir, "s1.safetensors", "s1.safetensors");
         copy_into(folder, dir, "s2.safetensors", "s2.safetensors");
