@@ -190,7 +190,8 @@ status_t command_deploy(int argc, char **argv)
 {
     cluster_options_t where = {0};
     const char *model, *activations, *quantize, *shapes, *format, *words[1] = {NULL};
-    int64_t replicas, tp, stages, groups, holders, copies, context_max, kv_tokens, chunk, speculate, timeout_ms;
+    int64_t replicas, tp, stages, groups, holders, copies;
+    int64_t context_max, kv_tokens, chunk, speculate, timeout_ms;
     bool wait = false, json = false, done = false, no_prefix_cache = false, whole_prompts = false;
     const option_t options[] = {
         {"model", OPTION_TEXT, &model, NULL, "PATH", "GGUF file or model directory, as the hosts see it under their --models"},
