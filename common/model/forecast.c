@@ -147,6 +147,20 @@ static double exchange_s(const hosts_file_t *hosts, const uint32_t *devices, uin
     return slowest;
 }
 
+/* A sum over the members of a stage: whole or by pieces, whatever these links do sooner. */
+static double sum_s(const hosts_file_t *hosts, const uint32_t *devices, uint32_t tp,
+                    const double *part_bytes, double elements)
+{
+    double pieces[PLAN_TP_MAX], sums[PLAN_TP_MAX];
+    for (uint32_t i = 0; i < tp; i++) {
+        pieces[i] = part_bytes[i] / tp;
+        sums[i] = sizeof(float) * elements / tp;
+    }
+    double whole_s = exchange_s(hosts, devices, tp, part_bytes);
+    double pieces_s = exchange_s(hosts, devices, tp, pieces) + exchange_s(hosts, devices, tp, sums);
+    return whole_s < pieces_s ? whole_s : pieces_s;
+}
+
 /* Each slice passes its copy of the rows to the same slice of the next stage. */
 static double pass_s(const hosts_file_t *hosts, const uint32_t *from, const uint32_t *to,
                      uint32_t tp, double bytes)
@@ -193,16 +207,25 @@ static double stage_links_s(const forecast_question_t *question, const hosts_fil
     const model_config_t *config = &question->sizes->config;
     uint32_t tp = forecast->shape.tp;
     const uint32_t *devices = forecast->devices + stage * tp;
-    double parts[PLAN_TP_MAX], seconds = 0;
+    double parts[PLAN_TP_MAX], seconds = 0, elements = (double)step->rows * config->hidden;
     for (uint32_t i = 0; i < forecast->layers[stage].count && tp > 1; i++) {
         uint32_t layer = forecast->layers[stage].first + i;
         for (uint32_t s = 0; s < tp; s++)
             parts[s] = roofline_partial_bytes_attention(
                 config, &slices[s], roofline_rows_of_replica(&forecast->shape, step, step->rows));
-        seconds += exchange_s(hosts, devices, tp, parts);
+        /* Several replicas of attention exchange the partials of their rows whole. */
+        seconds += forecast->shape.attention_replicas > 1
+                       ? exchange_s(hosts, devices, tp, parts)
+                       : sum_s(hosts, devices, tp, parts, elements);
         for (uint32_t s = 0; s < tp; s++)
             parts[s] = roofline_partial_bytes_ffn(config, &slices[s], layer, step->rows);
-        seconds += exchange_s(hosts, devices, tp, parts);
+        seconds += sum_s(hosts, devices, tp, parts, elements);
+        for (int second = 0; second < 2; second++) {
+            for (uint32_t s = 0; s < tp; s++)
+                parts[s] = roofline_projection_bytes(config, &slices[s], layer, second != 0,
+                                                     step->rows);
+            seconds += exchange_s(hosts, devices, tp, parts);
+        }
     }
     if (stage + 1 < forecast->shape.stages)
         return seconds + pass_s(hosts, devices, devices + tp, tp,

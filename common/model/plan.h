@@ -26,6 +26,7 @@ enum {
     PLAN_RANKS_PER_CORE_MAX = 16,
     PLAN_NODES_MAX = 8, /* tree nodes in a run of leaves, at most (plan_run_nodes) */
     PLAN_CUTS_MAX = 8,
+    PLAN_PROJECTION_COLUMNS = 16,
 };
 
 typedef struct {
@@ -103,6 +104,25 @@ plan_run_t plan_attention_run(const plan_cut_t *cut, uint32_t n_leaves, uint32_t
  * add nothing to its sums. Together the replicas have every slice once, in order. */
 plan_run_t plan_attention_slices(const plan_cut_t *cut, uint32_t replica);
 
+/* Projections that every slice with attention needs whole, to latents of queries and keys, and those
+ * of indexers and compressors: the slices that share them, each making a run of columns that an
+ * exchange gives to all, or 1 where each makes all for itself, because what it would save is not
+ * worth the wait for the others, because replicas of attention have different rows, or because a
+ * model has none. `always`: whatever it saves. */
+uint32_t plan_projection_slices(const model_config_t *config, const plan_cut_t *cut, bool always);
+
+/* The columns that slice `index` of those makes: multiples of PLAN_PROJECTION_COLUMNS, or the end. */
+plan_run_t plan_projection_run(uint32_t columns, uint32_t slices, uint32_t index);
+
+/* Their columns in a layer that are exchanged at once: those from the rows of the residual, and
+ * behind those (`second`) the indexer's queries. 0 where a layer has none, or none that are shared. */
+uint32_t plan_projection_columns(const model_config_t *config, uint32_t layer, bool second);
+
+/* Whether slices sum n elements, of which they have bytes_all together for each, by pieces: each adds
+ * one of tp pieces and gives the sums, an F32 each, to all. Otherwise everybody gets everything: that
+ * is more bytes, and one wait less. */
+bool plan_sums_by_pieces(uint32_t tp, uint64_t n, uint64_t bytes_all);
+
 /* --- slices --- */
 
 /* What one slice of a stage owns of each layer (and, on the last stage, of the head). */
@@ -117,6 +137,8 @@ typedef struct {
     plan_run_t expert_ffn;
     plan_run_t shared_leaves; /* of the shared expert, over all slices */
     plan_run_t shared_ffn;
+    uint32_t projection_slices; /* that share the projections (plan_projection_slices), this one
+                                   among them; 0 when it has no attention, and none of them */
     plan_run_t vocab;       /* rows of the head; edges at multiples of PLAN_VOCAB_BLOCK, or vocab */
 } plan_slice_t;
 
@@ -137,7 +159,8 @@ typedef struct {
     uint64_t embedding_values, embedding_bytes;
     uint64_t head_values, head_bytes;   /* output norm included */
     uint64_t norm_values, norm_bytes;   /* of the largest layer: norms, routers, projections to
-                                           latents; every rank holds them */
+                                           latents; every rank holds them, but for: */
+    uint64_t projection_values, projection_bytes; /* of these what plan_projection_slices() is of */
     uint64_t q_values, q_bytes;         /* of one layer, as are the rest (the largest layer): what
                                            is cut by query heads */
     uint64_t kv_values, kv_bytes;       /* attn_k and attn_v */

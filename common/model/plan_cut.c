@@ -186,3 +186,87 @@ status_t plan_cuts(const model_config_t *config, const plan_shape_t *shape,
     *n_out = n;
     return STATUS_OK;
 }
+
+/* --- projections --- */
+
+/* Values of weights that a slice is spared in a layer where sharing is to pay: an exchange costs 5
+ * to 50 µs, in which a core reads about so many bytes. */
+#define SPARED_VALUES_MIN ((uint64_t)1 << 20)
+
+uint32_t plan_projection_columns(const model_config_t *config, uint32_t layer, bool second)
+{
+    const model_layer_t *kind = &config->layers[layer];
+    const model_index_t *index = &config->index;
+    bool latent = kind->attention == MODEL_ATTENTION_LATENT && config->latent.q_rank > 0;
+    if (!latent && kind->attention != MODEL_ATTENTION_COMPRESSED)
+        return 0;
+    if (second)
+        return kind->indexed ? index->n_heads * index->head_dim : 0;
+    uint32_t weights = kind->indexed ? index->n_heads : 0;
+    if (latent)
+        return config->latent.q_rank + config->latent.kv_rank + config->latent.rope_dim +
+               (kind->indexed ? index->head_dim : 0) + weights;
+    uint32_t compressors = kind->indexed    ? 4 * (config->head_dim + index->head_dim)
+                           : kind->rate > 0 ? 2 * config->head_dim : 0;
+    return config->compressed.q_rank + config->head_dim + compressors + weights;
+}
+
+/* Of the layer that has most of them; and the fewest columns from rows that one has. */
+static uint64_t projection_values(const model_config_t *config, uint32_t *columns_min_out)
+{
+    uint64_t most = 0;
+    *columns_min_out = UINT32_MAX;
+    for (uint32_t i = 0; i < config->n_layers; i++) {
+        bool latent = config->layers[i].attention == MODEL_ATTENTION_LATENT;
+        uint64_t rank = latent ? config->latent.q_rank : config->compressed.q_rank;
+        uint32_t columns = plan_projection_columns(config, i, false);
+        uint64_t values = (uint64_t)columns * config->hidden +
+                          rank * plan_projection_columns(config, i, true);
+        most = values > most ? values : most;
+        *columns_min_out = columns < *columns_min_out ? columns : *columns_min_out;
+    }
+    return most;
+}
+
+/* A slice with attention has columns of its first projection, to the latents of queries and keys. */
+static uint32_t first_columns(const model_config_t *config)
+{
+    if (config->latent.q_rank > 0)
+        return config->latent.q_rank + config->latent.kv_rank + config->latent.rope_dim;
+    return config->compressed.q_rank + config->head_dim;
+}
+
+uint32_t plan_projection_slices(const model_config_t *config, const plan_cut_t *cut, bool always)
+{
+    plan_leaves_t leaves;
+    uint32_t n = 0, columns_min;
+    uint64_t values = projection_values(config, &columns_min);
+    plan_leaf_edges_attention(config, &leaves);
+    for (uint32_t i = 0; i < cut->tp; i++)
+        n += plan_attention_run(cut, leaves.n, i).count > 0;
+    if (cut->attention_replicas > 1) /* which have different rows */
+        return 1;
+    if (n < 2 || columns_min == 0 || first_columns(config) < n * PLAN_PROJECTION_COLUMNS)
+        return 1;
+    return always || values / n * (n - 1) >= SPARED_VALUES_MIN ? n : 1;
+}
+
+plan_run_t plan_projection_run(uint32_t columns, uint32_t slices, uint32_t index)
+{
+    uint64_t units = (columns + PLAN_PROJECTION_COLUMNS - 1) / PLAN_PROJECTION_COLUMNS;
+    uint32_t first = (uint32_t)(units * index / slices) * PLAN_PROJECTION_COLUMNS;
+    uint32_t end = (uint32_t)(units * (index + 1) / slices) * PLAN_PROJECTION_COLUMNS;
+    return (plan_run_t){first, (end < columns ? end : columns) - first};
+}
+
+/* --- sums --- */
+
+/* A second wait is worth so many bytes less for each slice: some 20 µs of copying. */
+#define PIECES_SAVE_MIN ((uint64_t)128 << 10)
+
+bool plan_sums_by_pieces(uint32_t tp, uint64_t n, uint64_t bytes_all)
+{
+    uint64_t each = bytes_all * (tp - 1) / tp; /* what others have of an element, on average */
+    return tp > 1 && each > sizeof(float) &&
+           n * (tp - 1) / tp * (each - sizeof(float)) >= PIECES_SAVE_MIN;
+}

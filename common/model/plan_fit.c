@@ -35,6 +35,24 @@ static void add_largest(const layer_sizes_t *layer, model_cut_t a, model_cut_t b
     *bytes_max = bytes > *bytes_max ? bytes : *bytes_max;
 }
 
+/* What plan_projection_slices() is of. */
+static void add_projections(const model_t *model, uint32_t layer, plan_sizes_t *out)
+{
+    static const model_role_t roles[] = {
+        MODEL_ATTN_Q_A,          MODEL_ATTN_KV_A,           MODEL_COMPRESS_KV,
+        MODEL_COMPRESS_GATE,     MODEL_INDEX_COMPRESS_KV,   MODEL_INDEX_COMPRESS_GATE,
+        MODEL_INDEX_Q_B,         MODEL_INDEX_K,             MODEL_INDEX_WEIGHTS,
+    };
+    uint64_t values = 0, bytes = 0;
+    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
+        const model_tensor_t *tensor = model_tensor(model, roles[i], layer);
+        values += tensor ? tensor->rows * tensor->columns : 0;
+        bytes += tensor ? tensor->bytes : 0;
+    }
+    out->projection_values = values > out->projection_values ? values : out->projection_values;
+    out->projection_bytes = bytes > out->projection_bytes ? bytes : out->projection_bytes;
+}
+
 static void add_layer(const model_t *model, uint32_t layer, plan_sizes_t *out)
 {
     layer_sizes_t sizes = {0};
@@ -42,6 +60,7 @@ static void add_layer(const model_t *model, uint32_t layer, plan_sizes_t *out)
         add_tensor(model_tensor(model, (model_role_t)role, layer),
                    role < MODEL_EXPERT_GATE ? 1 : out->config.experts.n, &sizes);
     add_largest(&sizes, MODEL_CUT_NONE, MODEL_CUT_NONE, &out->norm_values, &out->norm_bytes);
+    add_projections(model, layer, out);
     add_largest(&sizes, MODEL_CUT_ROWS_HEADS, MODEL_CUT_ROWS_HEADS, &out->q_values, &out->q_bytes);
     add_largest(&sizes, MODEL_CUT_ROWS_KV_HEADS, MODEL_CUT_ROWS_KV_HEADS, &out->kv_values,
                 &out->kv_bytes);
@@ -298,7 +317,11 @@ static void need_of(const plan_sizes_t *sizes, const plan_shape_t *shape, const 
     const model_config_t *config = &sizes->config;
     bool last = stage == shape->stages - 1;
     uint64_t attention =
-        packed(shape, sizes->norm_values, sizes->norm_bytes, 1, 1) +
+        packed(shape, sizes->norm_values - sizes->projection_values,
+               sizes->norm_bytes - sizes->projection_bytes, 1, 1) +
+        packed(shape, sizes->projection_values, sizes->projection_bytes,
+               slice->projection_slices > 0, slice->projection_slices > 0
+                                                 ? slice->projection_slices : 1) +
         packed(shape, sizes->q_values, sizes->q_bytes, slice->heads.count, config->n_heads) +
         packed(shape, sizes->kv_values, sizes->kv_bytes, slice->kv_heads.count,
                config->n_kv_heads) +

@@ -157,6 +157,7 @@ status_t plan_slice(const model_config_t *config, const plan_cut_t *cut, uint32_
         slice_experts(&config->experts, cut, slice, &found);
     found.vocab = plan_vocab_run(config->vocab, tp, slice);
     if (found.heads.count > 0) {
+        found.projection_slices = plan_projection_slices(config, cut, false);
         uint32_t group = config->n_heads / config->n_kv_heads;
         found.kv_heads.first = found.heads.first / group;
         uint32_t last = (found.heads.first + found.heads.count - 1) / group;

@@ -116,7 +116,10 @@ void roofline_work(const plan_sizes_t *sizes, const plan_shape_t *shape, const p
     roofline_work_t work = {0};
     for (uint32_t i = 0; i < layers[stage].count; i++) {
         uint32_t layer = layers[stage].first + i;
-        add_weights((double)sizes->norm_values, (double)sizes->norm_bytes, 1, 1, own, 1, &work);
+        add_weights((double)(sizes->norm_values - sizes->projection_values),
+                    (double)(sizes->norm_bytes - sizes->projection_bytes), 1, 1, own, 1, &work);
+        add_weights((double)sizes->projection_values, (double)sizes->projection_bytes, 1,
+                    slice->projection_slices, own, 1, &work);
         add_weights((double)sizes->q_values, (double)sizes->q_bytes, heads, n_heads, own, 1,
                     &work);
         add_weights((double)sizes->kv_values, (double)sizes->kv_bytes, slice->kv_heads.count,
@@ -158,4 +161,12 @@ double roofline_partial_bytes_ffn(const model_config_t *config, const plan_slice
         return 8.0 * rows * config->hidden;
     plan_leaf_edges_ffn(config->ffn, &leaves);
     return 4.0 * rows * config->hidden * plan_run_nodes(leaves.n, slice->ffn_leaves, nodes);
+}
+
+double roofline_projection_bytes(const model_config_t *config, const plan_slice_t *slice,
+                                 uint32_t layer, bool second, uint32_t rows)
+{
+    if (slice->projection_slices < 2)
+        return 0;
+    return 4.0 * rows * plan_projection_columns(config, layer, second) / slice->projection_slices;
 }

@@ -66,4 +66,8 @@ double roofline_partial_bytes_attention(const model_config_t *config, const plan
 double roofline_partial_bytes_ffn(const model_config_t *config, const plan_slice_t *slice,
                                   uint32_t layer, uint32_t rows);
 
+/* Bytes of the slice's columns of projections that slices share (plan_projection_columns). */
+double roofline_projection_bytes(const model_config_t *config, const plan_slice_t *slice,
+                                 uint32_t layer, bool second, uint32_t rows);
+
 #endif

@@ -124,10 +124,9 @@ static status_t open_compressed_scratch(stage_t *stage)
     const model_compressed_t *compressed = &shape->compressed;
     size_t rows = stage->rows_max, f = sizeof(float), heads = stage->slice.heads.count;
     size_t groups = heads / (shape->n_heads / compressed->groups);
-    size_t widest =
-        shape->head_dim > shape->index.head_dim ? shape->head_dim : shape->index.head_dim;
     TRY(new_rows(stage, rows, heads * shape->head_dim * f, &stage->latent_q));
-    TRY(new_rows(stage, rows, 4 * widest * f, &stage->compress_out));
+    TRY(new_rows(stage, rows, 4 * (size_t)shape->head_dim * f, &stage->compress_out));
+    TRY(new_rows(stage, rows, 4 * (size_t)shape->index.head_dim * f, &stage->index_compress_out));
     return new_rows(stage, rows, groups * compressed->group_rank * f, &stage->grouped);
 }
 
@@ -223,6 +222,7 @@ status_t stage_open(const rank_config_t *config, const model_t *model, stage_t *
         status = plan_slice(stage->shape, &stage->cut, config->slice, &stage->slice);
     if (status == STATUS_OK) {
         cut_stage(stage);
+        stage_cut_projections(stage);
         describe_layers(stage);
         status = open_device(stage);
     }
@@ -234,6 +234,8 @@ status_t stage_open(const rank_config_t *config, const model_t *model, stage_t *
         stage->part_rows = stage_part_rows(stage);
         status = stage_pieces_open(stage);
     }
+    if (status == STATUS_OK)
+        status = stage_open_projections(stage);
     if (status == STATUS_OK)
         status = open_scratch(stage);
     if (status != STATUS_OK) {
@@ -262,7 +264,8 @@ void stage_close(stage_t *stage)
                             stage->index_weights_out, stage->selected, stage->n_selected,
                             stage->flat, stage->mix_input, stage->mixes, stage->mix_weights,
                             stage->collapsed,
-                            stage->compress_out, stage->grouped,
+                            stage->compress_out, stage->index_compress_out, stage->grouped,
+                            stage->projected,
                             stage->sums_of_all};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         ops->buffer_release(buffers[i]);
@@ -278,5 +281,6 @@ void stage_close(stage_t *stage)
     free(stage->rows);
     free(stage->tables);
     free(stage->calls);
+    free(stage->projections);
     free(stage);
 }

@@ -101,6 +101,21 @@ typedef struct {
                                    of each replica's rows */
 } stage_call_t;
 
+/* A projection that every slice with attention needs whole. */
+typedef struct {
+    const kweight_t *weight; /* whole, or the columns that this slice makes; NULL: none of them */
+    uint32_t columns;        /* of the whole, and from row to row of `out` */
+    kbuffer_t *out;
+} stage_projection_t;
+
+/* Some that are exchanged together, for a part. */
+enum { STAGE_PROJECTIONS_MAX = 4 };
+typedef struct {
+    stage_call_t call;
+    uint32_t n;
+    stage_projection_t items[STAGE_PROJECTIONS_MAX];
+} stage_projections_t;
+
 /* Rows of a step that go together through what treats each row for itself, so that its scratch need
  * not hold a whole step. Any division gives the same bytes. */
 typedef struct {
@@ -121,6 +136,8 @@ struct stage {
     bool first, last; /* of the replica's stages */
     stage_layer_t *layers;
     stage_cut_t attention_cut, ffn_cut;
+    uint32_t projection_slices;           /* that share the projections; 1: each makes them whole */
+    uint32_t projection_of[PLAN_TP_MAX]; /* a slice's number among those with attention */
     kactivate_t activate;
     bool has_experts, has_latent, has_index, has_compressed; /* some layer of this stage */
     uint32_t residual_columns; /* hidden, times the streams */
@@ -159,12 +176,14 @@ struct stage {
     kbuffer_t *input, *gate_up_out, *ffn_out, *partials, *sums_of_all;
     kbuffer_t *latent_q, *latent_query, *latent_attended;
     kbuffer_t *flat, *mix_input, *mixes, *mix_weights, *collapsed; /* streams */
-    kbuffer_t *compress_out, *grouped;
+    kbuffer_t *compress_out, *index_compress_out, *grouped;
+    kbuffer_t *projected; /* by part_rows: this slice's columns of projections that are cut */
     kbuffer_t *router_out, *expert_ids, *expert_weights, *sums;
     kbuffer_t *index_q_out, *index_k_out, *index_weights_out, *selected, *n_selected;
     kbuffer_t *head_rows, *head_input, *logits; /* last stage, by STAGE_LOGIT_ROWS */
     kbatch_row_t *rows;
     kbatch_table_t *tables;
+    stage_projections_t *projections; /* 2 for each layer and part; NULL when they are not cut */
     stage_call_t *calls; /* 2 for each layer and part, 1 for each layer, 2 for the ends */
 
     /* The step in work. */
@@ -260,6 +279,16 @@ static inline bool stage_attends(const stage_t *stage, const stage_layer_t *laye
 status_t stage_reduce_replicas(stage_t *stage, const kweight_t *weight, kref_t x, uint32_t ld,
                                const stage_cut_t *cut, kbuffer_t *bias, const stage_mix_t *mix,
                                kbuffer_t *post_norm, stage_call_t *call) MUST_USE;
+
+/* stage_project.c */
+/* Who shares the projections; once the cut is known. */
+void stage_cut_projections(stage_t *stage);
+status_t stage_open_projections(stage_t *stage) MUST_USE;
+/* Rows of ld floats times each of the projections, whole in their outputs. When they are shared, also
+ * slices without attention take part, in the same order: `second` is the later one of a layer. */
+status_t stage_project(stage_t *stage, uint32_t index, bool second,
+                       const stage_projection_t *items, uint32_t n, kref_t x,
+                       uint32_t ld) MUST_USE;
 
 /* stage_mix.c: between the residual and a block. */
 /* The block's input, the residual or what `mix` makes of its streams, normed, into stage->normed. */

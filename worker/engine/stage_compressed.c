@@ -2,7 +2,8 @@
  * behind them in the same softmax entries that each stand for several positions. Where entries
  * overlap, an indexer, with entries of its own, chooses those that a row sees. What was turned on the
  * way in is turned back on the output, because values carry the keys' turns. Every rank makes keys
- * and entries for itself; heads are divided by groups of the output's projection. */
+ * and entries for itself; heads are divided by groups of the output's projection, and large
+ * projections of what all need by columns. */
 #include <math.h>
 
 #include "worker/engine/stage.h"
@@ -10,6 +11,33 @@
 static kref_t none(void)
 {
     return (kref_t){NULL, 0};
+}
+
+/* What every slice with attention needs of the normed rows. */
+static status_t project_rows(stage_t *stage, uint32_t index)
+{
+    const model_config_t *shape = stage->shape;
+    const stage_layer_t *layer = &stage->layers[index];
+    uint32_t wide = layer->kind->indexed ? 4 : 2;
+    const stage_projection_t items[] = {
+        {layer->qkv, stage_qkv_columns(stage), stage->qkv_out},
+        {layer->compressor.weight, wide * shape->head_dim, stage->compress_out},
+        {layer->index_compressor.weight, wide * shape->index.head_dim, stage->index_compress_out},
+        {layer->index_weights, shape->index.n_heads, stage->index_weights_out},
+    };
+    uint32_t n = layer->kind->indexed ? 4 : layer->kind->rate > 0 ? 2 : 1;
+    return stage_project(stage, index, false, items, n, stage_at(stage->normed, 0),
+                         shape->hidden);
+}
+
+/* The indexer's queries, from the normed rank of all queries. */
+static status_t project_index(stage_t *stage, uint32_t index)
+{
+    const model_index_t *shape = &stage->shape->index;
+    const stage_projection_t item = {stage->layers[index].index_q,
+                                     shape->n_heads * shape->head_dim, stage->index_q_out};
+    return stage_project(stage, index, true, &item, 1, stage_at(stage->qkv_out, 0),
+                         stage_qkv_columns(stage));
 }
 
 /* Queries into latent_q, the key into the cache; the normed rank stays in front of qkv_out. */
@@ -23,7 +51,7 @@ static status_t project(stage_t *stage, uint32_t index)
     kref_t both = stage_at(stage->qkv_out, 0), q = stage_at(stage->latent_q, 0);
     kref_t key = stage_at(stage->qkv_out, rank * sizeof(float));
     krope_t *rope = stage->ropes[layer->kind->rope];
-    TRY(stage_multiply(stage, layer->qkv, stage_at(stage->normed, 0), shape->hidden, both));
+    TRY(project_rows(stage, index));
     TRY(ops->norm_heads(stage->queue, stage->batch, 1, rank, both, ld,
                         stage_at(layer->q_a_norm, 0), shape->norm_eps));
     TRY(ops->norm_heads(stage->queue, stage->batch, 1, dim, key, ld,
@@ -36,14 +64,13 @@ static status_t project(stage_t *stage, uint32_t index)
     return ops->kv_append(stage->queue, stage->batch, stage->kv, index, key, none(), ld);
 }
 
-/* Entries of `dim` values, from the normed rows. */
+/* Entries of `dim` values, from what project_rows left in `from`. */
 static status_t compress(stage_t *stage, const stage_layer_t *layer,
                          const stage_compressor_t *compressor, uint32_t dim, const krope_t *rope,
-                         kkv_t *inputs, kkv_t *entries)
+                         kbuffer_t *from, kkv_t *inputs, kkv_t *entries)
 {
     bool overlap = layer->kind->indexed;
     uint32_t ld = (overlap ? 4u : 2u) * dim;
-    kref_t out = stage_at(stage->compress_out, 0);
     kcompress_t what = {
         .layer = layer->entries_layer,
         .dim = dim,
@@ -54,23 +81,20 @@ static status_t compress(stage_t *stage, const stage_layer_t *layer,
         .eps = stage->shape->norm_eps,
         .rope = rope,
     };
-    TRY(stage_multiply(stage, compressor->weight, stage_at(stage->normed, 0), stage->shape->hidden,
-                       out));
-    return stage->ops->compress(stage->queue, stage->batch, &what, inputs, entries, out, ld);
+    return stage->ops->compress(stage->queue, stage->batch, &what, inputs, entries,
+                                stage_at(from, 0), ld);
 }
 
-static status_t choose_entries(stage_t *stage, const stage_layer_t *layer, kattention_t *what)
+static status_t choose_entries(stage_t *stage, uint32_t index, kattention_t *what)
 {
+    const stage_layer_t *layer = &stage->layers[index];
     const kernel_ops_t *ops = stage->ops;
     const model_index_t *shape = &stage->shape->index;
     uint32_t ld = shape->n_heads * shape->head_dim;
     kref_t q = stage_at(stage->index_q_out, 0), w = stage_at(stage->index_weights_out, 0);
     TRY(compress(stage, layer, &layer->index_compressor, shape->head_dim, stage->index_rope,
-                 stage->overlap.index_inputs, stage->overlap.index_entries));
-    TRY(stage_multiply(stage, layer->index_q, stage_at(stage->qkv_out, 0),
-                       stage_qkv_columns(stage), q));
-    TRY(stage_multiply(stage, layer->index_weights, stage_at(stage->normed, 0),
-                       stage->shape->hidden, w));
+                 stage->index_compress_out, stage->overlap.index_inputs, stage->overlap.index_entries));
+    TRY(project_index(stage, index));
     TRY(ops->rope(stage->queue, stage->batch, stage->index_rope, q, ld, shape->n_heads,
                   shape->head_dim));
     kindex_t select = {
@@ -107,11 +131,11 @@ static status_t attend(stage_t *stage, uint32_t index)
     if (layer->kind->rate > 0) {
         const stage_entries_t *entries = layer->kind->indexed ? &stage->overlap : &stage->stride;
         TRY(compress(stage, layer, &layer->compressor, dim, stage->ropes[layer->kind->rope],
-                     entries->inputs, entries->entries));
+                     stage->compress_out, entries->inputs, entries->entries));
         what.more = entries->entries;
         what.more_layer = layer->entries_layer;
         if (layer->kind->indexed)
-            TRY(choose_entries(stage, layer, &what));
+            TRY(choose_entries(stage, index, &what));
     }
     TRY(ops->attention(stage->queue, stage->batch, stage->kv, &what, stage_at(stage->latent_q, 0),
                        ld, out));
@@ -138,6 +162,10 @@ status_t stage_compressed(stage_t *stage, uint32_t index, stage_call_t *call)
                              stage_at(stage->attended, 0),
                              (kheads_at_t){.ld = ld, .stride = in_group}, grouped,
                              (kheads_at_t){.ld = out_ld, .stride = compressed->group_rank}));
+    } else if (stage->projection_slices > 1) { /* those with attention exchange: all take part */
+        TRY(project_rows(stage, index));
+        if (layer->kind->indexed)
+            TRY(project_index(stage, index));
     }
     return stage_reduce(stage, layer->output, grouped, out_ld, &stage->attention_cut,
                         layer->output_bias, &layer->attn_mix, layer->attn_post_norm, call);

@@ -1,7 +1,7 @@
 /* Latent attention (MLA), absorbed for every token: queries are turned into the space of the cached
  * latent, which all heads share, and what they attended to is turned into values behind it. With an
- * indexer the layer sees only the keys that it chooses. Every rank makes the latent and the choice
- * for itself, from the same bits; only heads are divided. */
+ * indexer the layer sees only the keys that it chooses. Every rank has the latent and makes the
+ * choice for itself, from the same bits; heads are divided, and large projections. */
 #include <math.h>
 
 #include "worker/engine/stage.h"
@@ -17,6 +17,30 @@ typedef struct {
     uint32_t ld;
 } queries_t;
 
+/* What every slice with attention needs of the normed rows. */
+static status_t project_rows(stage_t *stage, uint32_t index)
+{
+    const stage_layer_t *layer = &stage->layers[index];
+    const model_index_t *shape = &stage->shape->index;
+    const stage_projection_t items[] = {
+        {layer->qkv, stage_qkv_columns(stage), stage->qkv_out},
+        {layer->index_k, shape->head_dim, stage->index_k_out},
+        {layer->index_weights, shape->n_heads, stage->index_weights_out},
+    };
+    return stage_project(stage, index, false, items, layer->kind->indexed ? 3 : 1,
+                         stage_at(stage->normed, 0), stage->shape->hidden);
+}
+
+/* The indexer's queries, from the normed rank of all queries. */
+static status_t project_index(stage_t *stage, uint32_t index)
+{
+    const model_index_t *shape = &stage->shape->index;
+    const stage_projection_t item = {stage->layers[index].index_q,
+                                     shape->n_heads * shape->head_dim, stage->index_q_out};
+    return stage_project(stage, index, true, &item, 1, stage_at(stage->qkv_out, 0),
+                         stage_qkv_columns(stage));
+}
+
 /* Queries and the cache's entry, from the normed rows. */
 static status_t project(stage_t *stage, uint32_t index, queries_t *q_out)
 {
@@ -28,7 +52,7 @@ static status_t project(stage_t *stage, uint32_t index, queries_t *q_out)
     uint32_t ld = stage_qkv_columns(stage), entry_dim = latent->kv_rank + latent->rope_dim;
     kref_t both = stage_at(stage->qkv_out, 0);
     kref_t entry = stage_at(stage->qkv_out, (ld - entry_dim) * sizeof(float));
-    TRY(stage_multiply(stage, layer->qkv, stage_at(stage->normed, 0), shape->hidden, both));
+    TRY(project_rows(stage, index));
     *q_out = (queries_t){both, ld};
     if (layer->q_b) {
         TRY(ops->norm_heads(stage->queue, stage->batch, 1, latent->q_rank, both, ld,
@@ -49,13 +73,10 @@ static status_t choose_keys(stage_t *stage, uint32_t index, kattention_t *what)
     const kernel_ops_t *ops = stage->ops;
     const model_index_t *shape = &stage->shape->index;
     const stage_layer_t *layer = &stage->layers[index];
-    uint32_t hidden = stage->shape->hidden, ld = shape->n_heads * shape->head_dim;
-    kref_t normed = stage_at(stage->normed, 0), q = stage_at(stage->index_q_out, 0);
+    uint32_t ld = shape->n_heads * shape->head_dim;
+    kref_t q = stage_at(stage->index_q_out, 0);
     kref_t k = stage_at(stage->index_k_out, 0), w = stage_at(stage->index_weights_out, 0);
-    TRY(stage_multiply(stage, layer->index_q, stage_at(stage->qkv_out, 0),
-                       stage_qkv_columns(stage), q));
-    TRY(stage_multiply(stage, layer->index_k, normed, hidden, k));
-    TRY(stage_multiply(stage, layer->index_weights, normed, hidden, w));
+    TRY(project_index(stage, index));
     TRY(ops->layer_norm(stage->queue, stage->batch, shape->head_dim, k, shape->head_dim,
                         stage_at(layer->index_norm, 0), stage_at(layer->index_norm_bias, 0),
                         shape->norm_eps));
@@ -121,6 +142,10 @@ status_t stage_latent(stage_t *stage, uint32_t index, stage_call_t *call)
         TRY(stage_begin(stage, &layer->attn_mix, layer->attn_norm));
         TRY(project(stage, index, &q));
         TRY(attend(stage, index, &q));
+    } else if (stage->projection_slices > 1) { /* those with attention exchange: all take part */
+        TRY(project_rows(stage, index));
+        if (layer->kind->indexed)
+            TRY(project_index(stage, index));
     }
     return stage_reduce(stage, layer->output, stage_at(stage->attended, 0),
                         stage->slice.heads.count * shape->latent.value_dim, &stage->attention_cut,

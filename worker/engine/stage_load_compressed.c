@@ -44,7 +44,7 @@ static status_t load_compressor(stage_t *stage, uint32_t layer, model_role_t kv,
     const model_tensor_t *position = tensor_of(stage, kv + 2, layer);
     const stage_rows_t rows[2] = {{tensors[0], 0, tensors[0]->rows},
                                   {tensors[1], 0, tensors[1]->rows}};
-    TRY(stage_pack_whole(stage, rows, 2, &out->weight));
+    TRY(stage_load_projection(stage, rows, 2, false, &out->weight));
     size_t n = position->rows * position->columns;
     float *values = MEM_NEW_ARRAY(float, n);
     status_t status = stage_read_f32(stage, position, values);
@@ -59,9 +59,9 @@ static status_t load_index(stage_t *stage, uint32_t layer, stage_layer_t *out)
 {
     const model_tensor_t *q = tensor_of(stage, MODEL_INDEX_Q_B, layer);
     const model_tensor_t *weights = tensor_of(stage, MODEL_INDEX_WEIGHTS, layer);
-    const stage_rows_t rows = {q, 0, q->rows};
-    TRY(stage_pack_whole(stage, &rows, 1, &out->index_q));
-    TRY(stage_pack_f32(stage, &weights, 1, &out->index_weights));
+    const stage_rows_t rows = {q, 0, q->rows}, weight_rows = {weights, 0, weights->rows};
+    TRY(stage_load_projection(stage, &rows, 1, false, &out->index_q));
+    TRY(stage_load_projection(stage, &weight_rows, 1, true, &out->index_weights));
     return load_compressor(stage, layer, MODEL_INDEX_COMPRESS_KV, &out->index_compressor);
 }
 
@@ -79,7 +79,7 @@ status_t stage_load_compressed(stage_t *stage, uint32_t layer, stage_layer_t *ou
                               heads.count * dim};
     const stage_span_t sinks = {tensor_of(stage, MODEL_ATTN_SINKS, layer), heads.first,
                                 heads.count};
-    TRY(stage_pack_whole(stage, rows, 2, &out->qkv));
+    TRY(stage_load_projection(stage, rows, 2, false, &out->qkv));
     TRY(stage_pack_whole(stage, &q_b, 1, &out->q_b));
     TRY(stage_pack_norm(stage, tensor_of(stage, MODEL_ATTN_Q_A_NORM, layer), &out->q_a_norm));
     TRY(stage_pack_norm(stage, tensor_of(stage, MODEL_ATTN_KV_A_NORM, layer), &out->kv_a_norm));

@@ -90,9 +90,10 @@ static status_t load_indexer(stage_t *stage, uint32_t layer, stage_layer_t *out)
     const model_tensor_t *k = tensor_of(stage, MODEL_INDEX_K, layer);
     const model_tensor_t *weights = tensor_of(stage, MODEL_INDEX_WEIGHTS, layer);
     const stage_rows_t q_rows = {q, 0, q->rows}, k_rows = {k, 0, k->rows};
-    TRY(stage_pack_whole(stage, &q_rows, 1, &out->index_q));
-    TRY(stage_pack_whole(stage, &k_rows, 1, &out->index_k));
-    TRY(stage_pack_f32(stage, &weights, 1, &out->index_weights));
+    const stage_rows_t weight_rows = {weights, 0, weights->rows};
+    TRY(stage_load_projection(stage, &q_rows, 1, false, &out->index_q));
+    TRY(stage_load_projection(stage, &k_rows, 1, false, &out->index_k));
+    TRY(stage_load_projection(stage, &weight_rows, 1, true, &out->index_weights));
     TRY(stage_pack_bias(stage, tensor_of(stage, MODEL_INDEX_K_NORM, layer), &out->index_norm));
     return stage_pack_bias(stage, tensor_of(stage, MODEL_INDEX_K_NORM_BIAS, layer),
                            &out->index_norm_bias);
@@ -111,11 +112,13 @@ status_t stage_load_latent(stage_t *stage, uint32_t layer, stage_layer_t *out)
     stage_rows_t rows[2] = {{q_a, 0, q_a ? q_a->rows : 0}, {kv_a, 0, kv_a->rows}};
     stage_rows_t q = {tensor_of(stage, q_a ? MODEL_ATTN_Q_B : MODEL_ATTN_Q, layer),
                       heads.first * dim, heads.count * dim};
-    if (q_a)
+    if (q_a) {
         TRY(stage_pack_whole(stage, &q, 1, &out->q_b));
-    else
+        TRY(stage_load_projection(stage, rows, 2, false, &out->qkv));
+    } else {
         rows[0] = q;
-    TRY(stage_pack_whole(stage, rows, 2, &out->qkv));
+        TRY(stage_pack_whole(stage, rows, 2, &out->qkv));
+    }
     TRY(stage_pack_norm(stage, tensor_of(stage, MODEL_ATTN_Q_A_NORM, layer), &out->q_a_norm));
     TRY(stage_pack_norm(stage, tensor_of(stage, MODEL_ATTN_KV_A_NORM, layer), &out->kv_a_norm));
     if (latent->split)

@@ -26,6 +26,10 @@ status_t stage_pack(stage_t *stage, const stage_rows_t *rows, uint32_t n_rows,
 /* A matmul whose input every rank holds whole has one leaf. */
 status_t stage_pack_whole(stage_t *stage, const stage_rows_t *rows, uint32_t n_rows,
                           kweight_t **own_out) MUST_USE;
+/* The same of a projection that is shared among slices (stage_project.c): of this slice's columns,
+ * and NULL when it has none. `f32`: weights in F32, of one tensor. */
+status_t stage_load_projection(stage_t *stage, const stage_rows_t *rows, uint32_t n_rows, bool f32,
+                               kweight_t **own_out) MUST_USE;
 /* The same with weights in F32 whatever their type, so that the input stays F32: routers. */
 status_t stage_pack_f32(stage_t *stage, const model_tensor_t *const *tensors, uint32_t n,
                         kweight_t **own_out) MUST_USE;

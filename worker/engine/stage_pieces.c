@@ -12,9 +12,6 @@
 /* Elements whose F32 fill a cache line: pieces begin at multiples. */
 enum { PIECE_UNIT = 16 };
 
-/* A second wait is worth so many bytes less for each slice: some 20 µs of copying. */
-#define SAVED_BYTES_MIN ((uint64_t)128 << 10)
-
 static size_t elements_of(const stage_t *stage, uint32_t n_rows)
 {
     return n_rows * (size_t)stage->shape->hidden;
@@ -33,11 +30,9 @@ static void piece_of(const stage_t *stage, uint32_t index, size_t n, size_t *fir
 /* Whether pieces save enough where all slices together have `bytes` an element. */
 static bool pays(const stage_t *stage, uint32_t n_rows, size_t bytes)
 {
-    size_t tp = stage->config.tp, each = bytes * (tp - 1) / tp;
-    if (tp < 2 || each <= sizeof(float))
-        return false;
-    size_t saved = elements_of(stage, n_rows) * (tp - 1) / tp * (each - sizeof(float));
-    return stage->always_pieces || saved >= SAVED_BYTES_MIN;
+    uint32_t tp = stage->config.tp;
+    return (stage->always_pieces && tp > 1) ||
+           plan_sums_by_pieces(tp, elements_of(stage, n_rows), bytes);
 }
 
 /* The sums of a part, of which this slice's piece is made, from everybody's pieces. */

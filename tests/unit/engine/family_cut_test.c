@@ -38,8 +38,8 @@ static const struct {
     uint32_t tp, groups, holders, replicas, stages;
     bool small_parts;
 } cuts[] = {
-    {2, 1, 1, 1, 1, false}, {2, 2, 2, 2, 1, false}, {3, 1, 3, 1, 1, false}, {3, 3, 2, 2, 2, false},
-    {3, 3, 3, 3, 1, true},  {3, 3, 1, 1, 1, false}, {4, 1, 3, 1, 1, false}, {4, 2, 4, 2, 1, true},
+    {2, 1, 1, 1, 1, false}, {2, 2, 2, 2, 1, false}, {3, 1, 3, 1, 1, true}, {3, 3, 2, 2, 2, false},
+    {3, 3, 3, 3, 1, true},  {3, 3, 1, 1, 1, false}, {4, 1, 3, 1, 1, true}, {4, 2, 4, 2, 1, true},
     {4, 2, 2, 2, 2, false}, {4, 4, 1, 1, 1, false}, {4, 1, 4, 4, 1, false},
 };
 enum { N_CUTS = sizeof cuts / sizeof *cuts };

@@ -119,8 +119,8 @@ static json_t *make_prompts(uint32_t vocab)
     return prompts;
 }
 
-/* Every other case has parts of 16 rows, as large models have; those of small ones hold a whole step
- * (stage_part_rows). */
+/* Every other case does as large models do: parts of 16 rows, where those of small ones hold a whole
+ * step (stage_part_rows); sums by pieces; projections shared among slices. */
 static const char *small_parts(const case_t *c)
 {
     uint32_t sum = 0;
