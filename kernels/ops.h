@@ -474,6 +474,8 @@ typedef struct {
     /* streams[i] = post[i] * y + sum over j of comb[j][i] * streams[j], in place. */
     status_t (*hyper_post)(kqueue_t *queue, kbatch_t *batch, const khyper_t *what, kref_t weights,
                            kref_t y, kref_t streams);
+
+    const struct kfused_ops *fused; /* version 3, fused.h */
 } kernel_ops_t;
 
 /* The CPU's table; valid for ever. */

@@ -140,6 +140,7 @@ const klevel_t level_avx512 = {
     .silu_mul = silu_mul_vec,
     .activate = activate_vec,
     .softcap = softcap_vec,
+    .turn = turn_vec,
     .attend = attend_vec,
     .merge = merge_vec,
     .score = score_vec,

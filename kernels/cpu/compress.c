@@ -87,7 +87,7 @@ static void make_entry(const kqueue_t *queue, const job_t *job, uint32_t row, ui
         entry[d] = weigh_slots(values, gates, n);
     }
     queue->device->level->rmsnorm(entry, floats(job->work->from[2], 0), dim, what->eps, entry);
-    rope_turn(what->rope, index * rate, entry);
+    rope_turn(queue->device->level, what->rope, index * rate, entry);
 }
 
 static void entry_thread(void *arg, uint32_t thread, uint32_t n_threads)

@@ -192,6 +192,7 @@ static const kernel_ops_t CPU_OPS = {
     .compress = op_compress,
     .hyper_pre = op_hyper_pre,
     .hyper_post = op_hyper_post,
+    .fused = &CPU_FUSED_OPS,
 };
 
 const kernel_ops_t *kernels_cpu(void)

@@ -160,6 +160,9 @@ typedef struct {
     uint32_t rows;
     float *out;       /* [P][rows][n] */
     uint8_t *scratch; /* device_panel */
+    /* Where single panels go elsewhere: floats from row to row of `out`, and the weight's column
+     * that stands first in it. ld 0: all columns, n apart. */
+    uint32_t ld, column;
 } kmatmul_t;
 
 /* Pages of one KV head of one block: K [dim/2][16 tokens][2] BF16, then V [8 token pairs][dim16][2]
@@ -248,6 +251,9 @@ typedef struct {
     void (*activate)(const kactivate_t *what, const float *gate, const float *up, uint32_t n,
                      float *out);
     void (*softcap)(float *x, uint32_t n, float cap);
+    /* Turns one head, from the first dimension that turns on; `turns` are half cosines, then half
+     * sines. */
+    void (*turn)(krope_pairs_t pairs, const float *turns, uint32_t half, float *head);
     void (*attend)(const kattend_t *job);
     /* The result of the one pair of `job` from the states of its n chunks, ascending. NULL: the
      * level writes no states. */
@@ -406,7 +412,7 @@ void stage_values(const kpass_t *pass, uint32_t tile, uint32_t n, uint8_t *v_out
 /* rope.c */
 status_t rope_open(kdevice_t *device, const krope_spec_t *spec, krope_t **own_out);
 void rope_close(krope_t *take_rope);
-void rope_turn(const krope_t *rope, uint32_t position, float *head);
+void rope_turn(const klevel_t *level, const krope_t *rope, uint32_t position, float *head);
 
 /* levels.c */
 status_t level_choose(const char *forced, const klevel_t **level_out, char *refused_out,

@@ -19,6 +19,7 @@ const klevel_t level_ref = {
     .silu_mul = silu_mul_ref,
     .activate = activate_ref,
     .softcap = softcap_ref,
+    .turn = turn_ref,
     .attend = attend_ref,
     .score = score_ref,
 };

@@ -58,7 +58,8 @@ static void panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t index
         rows[r] = job->input + (size_t)(row + r) * weight->row_bytes + part->input_offset;
     uint32_t column = index * PANEL;
     uint32_t n_columns = part->n - column < PANEL ? part->n - column : PANEL;
-    float *out = job->out + (size_t)row * weight->n + part->column + column;
+    size_t ld = job->ld > 0 ? job->ld : weight->n;
+    float *out = job->out + row * ld + (part->column + column - job->column);
     _Alignas(64) float stack[TREE_DEPTH_MAX][MATMUL_ROWS * PANEL];
     uint32_t depth = 0;
     const kleaf_t *leaf = part->input->leaves;
@@ -73,8 +74,8 @@ static void panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t index
             depth--;
             add_tiles(n, stack[depth - 1], stack[depth]);
         } else {
-            store_tile(n, n_columns, stack[--depth], out, weight->n);
-            out += (size_t)job->rows * weight->n;
+            store_tile(n, n_columns, stack[--depth], out, ld);
+            out += job->rows * ld;
         }
     }
 }

@@ -13,24 +13,31 @@ const uint32_t *row_blocks(const kbatch_t *batch, uint32_t row)
     return batch->blocks + batch->table_first[batch->rows[row].sequence];
 }
 
+bool append_row(const kbatch_t *batch, const kpages_t *pages, uint32_t layer, uint32_t row,
+                const float *k, const float *v)
+{
+    uint32_t position = batch->rows[row].position;
+    uint32_t block = row_blocks(batch, row)[position / KKV_BLOCK_TOKENS];
+    bool bad = false;
+    for (uint32_t head = 0; head < pages->n_kv_heads; head++)
+        bad |= kv_put(pages, layer, block, head, position % KKV_BLOCK_TOKENS,
+                      k + (size_t)head * pages->key_dim,
+                      v != NULL ? v + (size_t)head * pages->value_dim : NULL);
+    return bad;
+}
+
 static void append_thread(void *arg, uint32_t thread, uint32_t n_threads)
 {
     const attention_job_t *job = arg;
     const kwork_t *work = job->work;
     kbatch_t *batch = work->batch;
-    const kpages_t *pages = &work->kv->pages;
     uint32_t first, end;
     pool_slice(batch->n_rows, thread, n_threads, &first, &end);
     for (uint32_t row = first; row < end; row++) {
-        uint32_t position = batch->rows[row].position;
-        uint32_t block = row_blocks(batch, row)[position / KKV_BLOCK_TOKENS];
-        for (uint32_t head = 0; head < pages->n_kv_heads; head++) {
-            size_t at = (size_t)row * work->ld;
-            if (kv_put(pages, work->layer, block, head, position % KKV_BLOCK_TOKENS,
-                       floats(work->from[0], at + (size_t)head * pages->key_dim),
-                       floats(work->from[1], at + (size_t)head * pages->value_dim)))
-                batch_row_error(batch, row);
-        }
+        size_t at = (size_t)row * work->ld;
+        if (append_row(batch, &work->kv->pages, work->layer, row, floats(work->from[0], at),
+                       floats(work->from[1], at)))
+            batch_row_error(batch, row);
     }
 }
 

@@ -32,7 +32,7 @@ static void matmul_thread(void *arg, uint32_t thread, uint32_t n_threads)
     }
 }
 
-static status_t run_matmul(kqueue_t *queue, kwork_t *work)
+status_t run_matmul(kqueue_t *queue, kwork_t *work)
 {
     matmul_job_t matmul = {
         .level = queue->device->level,
@@ -63,75 +63,68 @@ status_t op_matmul(kqueue_t *queue, kbatch_t *batch, const kweight_t *weight, kr
     return queue_submit(queue, &work, work.to, bytes);
 }
 
-/* array[0] holds the addresses of the inputs in the program's order. */
-typedef struct {
-    const klevel_t *level;
-    const kwork_t *work;
-} tree_job_t;
+/* ---- the tree; array[0] holds the addresses of the inputs in the program's order ---- */
+
+void tree_add_row(const klevel_t *level, const kwork_t *work, size_t row)
+{
+    const float *const *inputs = work->array[0];
+    const float *at[NUMERICS_LEAVES_MAX];
+    for (uint32_t i = 0; i < work->program.n_inputs; i++)
+        at[i] = inputs[i] + row * work->n;
+    const float *residual = work->from[0] != NULL ? floats(work->from[0], row * work->n) : NULL;
+    level->tree_add(&work->program, at, floats(work->from[1], 0), residual,
+                    floats_to(work->to, row * work->n), 0, work->n);
+}
 
 static void tree_thread(void *arg, uint32_t thread, uint32_t n_threads)
 {
-    const tree_job_t *job = arg;
-    const kwork_t *work = job->work;
-    const float *const *inputs = work->array[0];
-    uint32_t n = work->n;
+    const rows_job_t *job = arg;
     uint32_t first, end;
-    pool_slice(work->batch->n_rows, thread, n_threads, &first, &end);
-    for (uint32_t row = first; row < end; row++) {
-        const float *at[NUMERICS_LEAVES_MAX];
-        for (uint32_t i = 0; i < work->program.n_inputs; i++)
-            at[i] = inputs[i] + (size_t)row * n;
-        const float *residual = (const float *)(const void *)work->from[0];
-        if (residual != NULL)
-            residual += (size_t)row * n;
-        job->level->tree_add(&work->program, at, (const float *)(const void *)work->from[1],
-                             residual, (float *)(void *)work->to + (size_t)row * n, 0, n);
-    }
+    pool_slice(job->work->batch->n_rows, thread, n_threads, &first, &end);
+    for (uint32_t row = first; row < end; row++)
+        tree_add_row(job->queue->device->level, job->work, row);
 }
 
 static status_t run_tree_add(kqueue_t *queue, kwork_t *work)
 {
-    tree_job_t job = {queue->device->level, work};
+    rows_job_t job = {queue, work};
     device_run(queue->device, tree_thread, &job,
                (uint32_t)((uint64_t)work->batch->n_rows * work->n / (16 * COLUMNS_SHARED)));
+    return STATUS_OK;
+}
+
+status_t tree_add_prepare(kqueue_t *queue, const ktree_add_t *what, kref_t residual, kref_t out,
+                          const float *inputs[NUMERICS_LEAVES_MAX], kwork_t *work)
+{
+    uint32_t n = work->n, n_inputs = 0;
+    TRY(tree_program(what->n_leaves, what->runs, what->n_ranks, &work->program));
+    size_t bytes = matrix_bytes(work->batch->declared_rows, n, n);
+    for (uint32_t rank = 0; rank < what->n_ranks; rank++) {
+        uint32_t size = tree_cover_size(what->n_leaves, what->runs[rank]);
+        const uint8_t *partials = NULL;
+        if (size > 0 && !ref_input(queue, what->partials[rank], size * bytes, "tree_add partials",
+                                   &partials))
+            return STATUS_INVALID;
+        for (uint32_t i = 0; i < size; i++)
+            inputs[n_inputs++] = floats(partials + i * bytes, 0);
+    }
+    work->to = ref_bytes(queue, out, bytes, "tree_add output");
+    if (work->to == NULL ||
+        !ref_optional(queue, residual, bytes, "tree_add residual", &work->from[0]) ||
+        !ref_optional(queue, what->bias, n * sizeof(float), "tree_add bias", &work->from[1]))
+        return STATUS_INVALID;
+    work_array(work, 0, inputs, n_inputs * sizeof inputs[0]);
     return STATUS_OK;
 }
 
 status_t op_tree_add(kqueue_t *queue, kbatch_t *batch, uint32_t n, const ktree_add_t *what,
                      kref_t residual, kref_t out)
 {
-    uint32_t rows = batch->declared_rows;
     kwork_t work = {.run = run_tree_add, .batch = batch, .n = n};
-    TRY(tree_program(what->n_leaves, what->runs, what->n_ranks, &work.program));
-    if (rows == 0 || n == 0)
-        return STATUS_OK;
-    size_t bytes = matrix_bytes(rows, n, n);
     const float *inputs[NUMERICS_LEAVES_MAX];
-    uint32_t n_inputs = 0;
-    for (uint32_t rank = 0; rank < what->n_ranks; rank++) {
-        uint32_t size = tree_cover_size(what->n_leaves, what->runs[rank]);
-        if (size == 0)
-            continue;
-        uint8_t *partials =
-            ref_bytes(queue, what->partials[rank], size * bytes, "tree_add partials");
-        if (partials == NULL)
-            return STATUS_INVALID;
-        for (uint32_t i = 0; i < size; i++)
-            inputs[n_inputs++] = (const float *)(const void *)(partials + i * bytes);
-    }
-    if (residual.buffer != NULL) {
-        work.from[0] = ref_bytes(queue, residual, bytes, "tree_add residual");
-        if (work.from[0] == NULL)
-            return STATUS_INVALID;
-    }
-    if (what->bias.buffer != NULL) {
-        work.from[1] = ref_bytes(queue, what->bias, n * sizeof(float), "tree_add bias");
-        if (work.from[1] == NULL)
-            return STATUS_INVALID;
-    }
-    work.to = ref_bytes(queue, out, bytes, "tree_add output");
-    if (work.to == NULL)
-        return STATUS_INVALID;
-    work_array(&work, 0, inputs, n_inputs * sizeof inputs[0]);
-    return queue_submit(queue, &work, work.to, bytes);
+    TRY(tree_program(what->n_leaves, what->runs, what->n_ranks, &work.program));
+    if (batch->declared_rows == 0 || n == 0)
+        return STATUS_OK;
+    TRY(tree_add_prepare(queue, what, residual, out, inputs, &work));
+    return queue_submit(queue, &work, work.to, matrix_bytes(batch->declared_rows, n, n));
 }

@@ -105,16 +105,22 @@ status_t op_silu_mul(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, kre
     return queue_submit(queue, &work, work.to, bytes);
 }
 
-static status_t run_bias(kqueue_t *queue, kwork_t *work)
+static void bias_thread(void *arg, uint32_t thread, uint32_t n_threads)
 {
-    (void)queue;
-    for (uint32_t row = 0; row < work->batch->n_rows; row++) {
+    const kwork_t *work = ((const rows_job_t *)arg)->work;
+    uint32_t first, end;
+    pool_slice(work->batch->n_rows, thread, n_threads, &first, &end);
+    for (uint32_t row = first; row < end; row++) {
         float *x = floats_to(work->to, (size_t)row * work->ld);
         const float *bias = floats(work->from[0], 0);
         for (uint32_t i = 0; i < work->n; i++)
             x[i] += bias[i];
     }
-    return STATUS_OK;
+}
+
+static status_t run_bias(kqueue_t *queue, kwork_t *work)
+{
+    return run_rows(queue, work, bias_thread);
 }
 
 status_t op_bias_add(kqueue_t *queue, kbatch_t *batch, uint32_t n, kref_t x, uint32_t ld,
@@ -137,7 +143,7 @@ static void rope_thread(void *arg, uint32_t thread, uint32_t n_threads)
     pool_slice(work->batch->n_rows, thread, n_threads, &first, &end);
     for (uint32_t i = first; i < end; i++)
         for (uint32_t h = 0; h < work->heads; h++)
-            rope_turn(work->rope, work->batch->rows[i].position,
+            rope_turn(job->queue->device->level, work->rope, work->batch->rows[i].position,
                       floats_to(work->to, (size_t)i * work->ld + (size_t)h * work->head_dim));
 }
 

@@ -5,6 +5,7 @@
 #define SHOAL_KERNELS_CPU_QUEUE_H
 
 #include "kernels/cpu/internal.h"
+#include "kernels/fused.h"
 
 typedef struct kwork kwork_t;
 typedef struct snapshot snapshot_t;
@@ -193,7 +194,25 @@ status_t op_matmul(kqueue_t *queue, kbatch_t *batch, const kweight_t *weight, kr
 status_t op_tree_add(kqueue_t *queue, kbatch_t *batch, uint32_t n, const ktree_add_t *what,
                      kref_t residual, kref_t out);
 
+/* Of batch, weight, from[0] and to. */
+status_t run_matmul(kqueue_t *queue, kwork_t *work);
+/* Checks the arguments and fills in program, to, from[0] (residual), from[1] (bias) and array[0],
+ * which is `inputs`. work->batch and work->n are set. */
+status_t tree_add_prepare(kqueue_t *queue, const ktree_add_t *what, kref_t residual, kref_t out,
+                          const float *inputs[NUMERICS_LEAVES_MAX], kwork_t *work);
+/* One row of such a work. */
+void tree_add_row(const klevel_t *level, const kwork_t *work, size_t row);
+
+/* ops_fused.c, ops_gate_up.c */
+extern const kfused_ops_t CPU_FUSED_OPS;
+status_t op_gate_up(kqueue_t *queue, kbatch_t *batch, const kgate_up_t *what, kref_t input,
+                    kref_t wide, kref_t out);
+
 /* ops_attention.c */
+/* One row of keys and values, head_dim or value_dim a head, into the cache; true when a value is
+ * not finite. */
+bool append_row(const kbatch_t *batch, const kpages_t *pages, uint32_t layer, uint32_t row,
+                const float *k, const float *v);
 const uint32_t *row_blocks(const kbatch_t *batch, uint32_t row);
 status_t check_blocks(const kbatch_t *batch, const kpages_t *pages);
 status_t op_kv_append(kqueue_t *queue, kbatch_t *batch, kkv_t *kv, uint32_t layer, kref_t k,

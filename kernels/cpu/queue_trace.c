@@ -75,7 +75,8 @@ status_t trace_work(kqueue_t *queue, kwork_t *work)
         event.threads = 1;
         event.busy_ns = event.end_ns - event.begin_ns;
     }
-    if (work->weight != NULL && strcmp(event.op, "matmul") == 0)
+    if (work->weight != NULL &&
+        (strcmp(event.op, "matmul") == 0 || strcmp(event.op, "gate_up") == 0))
         cost_matmul(work, &event);
     else if (strcmp(event.op, "attention") == 0 && work->kv != NULL)
         cost_attention(work, &event);

@@ -14,6 +14,7 @@ void silu_mul_ref(const float *gate, const float *up, uint32_t n, float *out);
 void activate_ref(const kactivate_t *what, const float *gate, const float *up, uint32_t n,
                   float *out);
 void softcap_ref(float *x, uint32_t n, float cap);
+void turn_ref(krope_pairs_t pairs, const float *turns, uint32_t half, float *head);
 void attend_ref(const kattend_t *job);
 void score_ref(const kscore_t *job);
 

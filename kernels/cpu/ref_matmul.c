@@ -219,7 +219,9 @@ static void panel_row(const kmatmul_t *job, const kpart_t *part, uint32_t index,
                 stack[depth - 1][c] += stack[depth][c];
         } else if (step == STEP_OUT) {
             depth--;
-            size_t at = ((size_t)partial * job->rows + row) * weight->n + part->column + column;
+            size_t ld = job->ld > 0 ? job->ld : weight->n;
+            size_t at = ((size_t)partial * job->rows + row) * ld +
+                        (part->column + column - job->column);
             memcpy(job->out + at, stack[depth], n * sizeof(float));
             partial++;
         }

@@ -153,3 +153,14 @@ void softcap_ref(float *x, uint32_t n, float cap)
     for (uint32_t i = 0; i < n; i++)
         x[i] = cap * tanh_ref(x[i] / cap);
 }
+
+void turn_ref(krope_pairs_t pairs, const float *turns, uint32_t half, float *head)
+{
+    uint32_t step = pairs == KROPE_ADJACENT ? 2 : 1, partner = pairs == KROPE_ADJACENT ? 1 : half;
+    for (uint32_t i = 0; i < half; i++) {
+        float *first = head + (size_t)i * step, *second = first + partner;
+        float a = *first, b = *second;
+        *first = a * turns[i] - b * turns[half + i];
+        *second = a * turns[half + i] + b * turns[i];
+    }
+}

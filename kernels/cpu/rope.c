@@ -69,30 +69,9 @@ void rope_close(krope_t *take_rope)
     free(take_rope);
 }
 
-/* Everything in lanes: the four arrays do not overlap. */
-static void turn_halves(const float *restrict cosine, const float *restrict sine, uint32_t half,
-                        float *restrict first, float *restrict second)
+void rope_turn(const klevel_t *level, const krope_t *rope, uint32_t position, float *head)
 {
-    for (uint32_t i = 0; i < half; i++) {
-        float a = first[i], b = second[i];
-        first[i] = a * cosine[i] - b * sine[i];
-        second[i] = a * sine[i] + b * cosine[i];
-    }
-}
-
-void rope_turn(const krope_t *rope, uint32_t position, float *head)
-{
-    uint32_t half = rope->spec.dim / 2;
-    const float *cosine = rope->table + (size_t)position * rope->spec.dim;
-    const float *sine = cosine + half;
-    head += rope->spec.first;
-    if (rope->spec.pairs != KROPE_ADJACENT) {
-        turn_halves(cosine, sine, half, head, head + half);
-        return;
-    }
-    for (uint32_t i = 0; i < half; i++) {
-        float a = head[2 * i], b = head[2 * i + 1];
-        head[2 * i] = a * cosine[i] - b * sine[i];
-        head[2 * i + 1] = a * sine[i] + b * cosine[i];
-    }
+    const krope_spec_t *spec = &rope->spec;
+    level->turn(spec->pairs, rope->table + (size_t)position * spec->dim, spec->dim / 2,
+                head + spec->first);
 }

@@ -101,6 +101,10 @@ static void quantize_bf16_leaf(const kleaf_t *leaf, const float *x, uint16_t *to
         uint32_t n = leaf->len - i < 16 ? leaf->len - i : 16;
         uint32_t n_padded = leaf->len_padded - i < 16 ? leaf->len_padded - i : 16;
         uint16_t halves[16];
+        if (n == 16) {
+            vi_store_halves(to + i, bf16_lanes(vf_load(x + i)));
+            continue;
+        }
         vi_store_halves(halves, bf16_lanes(vf_load_n(x + i, n)));
         memcpy(to + i, halves, n_padded * sizeof halves[0]);
     }
@@ -230,6 +234,39 @@ static void silu_mul_vec(const float *gate, const float *up, uint32_t n, float *
         vf_store(out + i, silu_vec(vf_load(gate + i), vf_load(up + i)));
     if (i < n)
         vf_store_n(out + i, silu_vec(vf_load_n(gate + i, n - i), vf_load_n(up + i, n - i)), n - i);
+}
+
+/* What is left of the last vector is turned one by one, in the same order. */
+static void turn_adjacent_vec(const float *turns, uint32_t half, float *head)
+{
+    const float *sines = turns + half;
+    uint32_t i = 0;
+    for (; i + 8 <= half; i += 8) {
+        vf_t x = vf_load(head + 2 * i);
+        vf_t own = vf_mul(x, vf_twice(turns + i));
+        vf_t other = vf_mul(vf_swap_pairs(x), vf_twice(sines + i));
+        vf_store(head + 2 * i, vf_sub_add(own, other));
+    }
+    for (; i < half; i++) {
+        float a = head[2 * i], b = head[2 * i + 1];
+        head[2 * i] = a * turns[i] - b * sines[i];
+        head[2 * i + 1] = a * sines[i] + b * turns[i];
+    }
+}
+
+static void turn_vec(krope_pairs_t pairs, const float *turns, uint32_t half, float *head)
+{
+    if (pairs == KROPE_ADJACENT) {
+        turn_adjacent_vec(turns, half, head);
+        return;
+    }
+    for (uint32_t i = 0; i < half; i += 16) {
+        uint32_t n = half - i < 16 ? half - i : 16;
+        vf_t cosine = vf_load_n(turns + i, n), sine = vf_load_n(turns + half + i, n);
+        vf_t a = vf_load_n(head + i, n), b = vf_load_n(head + half + i, n);
+        vf_store_n(head + i, vf_sub(vf_mul(a, cosine), vf_mul(b, sine)), n);
+        vf_store_n(head + half + i, vf_add(vf_mul(a, sine), vf_mul(b, cosine)), n);
+    }
 }
 
 static void tree_add_vec(const tree_program_t *program, const float *const *inputs,

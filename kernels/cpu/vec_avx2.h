@@ -112,6 +112,20 @@ static inline vf_t vf_largest_4(vf_t a, vf_t b, vf_t c, vf_t d)
     return (vf_t){v, v};
 }
 
+/* Each of 8 values twice. */
+static inline vf_t vf_twice(const float *from)
+{
+    __m256 v = _mm256_loadu_ps(from);
+    return (vf_t){_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)),
+                  _mm256_permutevar8x32_ps(v, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7))};
+}
+static inline vf_t vf_swap_pairs(vf_t v)
+{
+    return (vf_t){_mm256_permute_ps(v.low, 0xb1), _mm256_permute_ps(v.high, 0xb1)};
+}
+/* Even lanes a - b, odd lanes a + b. */
+VF_PAIR(vf_sub_add, _mm256_addsub_ps)
+
 static inline vi_t vi_zero(void)
 {
     return (vi_t){_mm256_setzero_si256(), _mm256_setzero_si256()};

@@ -96,6 +96,22 @@ static inline vf_t vf_largest_4(vf_t a, vf_t b, vf_t c, vf_t d)
     return vf_max(v, _mm512_shuffle_f32x4(v, v, 0xb1));
 }
 
+/* Each of 8 values twice. */
+static inline vf_t vf_twice(const float *from)
+{
+    __m512i at = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    return _mm512_permutexvar_ps(at, _mm512_castps256_ps512(_mm256_loadu_ps(from)));
+}
+static inline vf_t vf_swap_pairs(vf_t v)
+{
+    return _mm512_permute_ps(v, 0xb1);
+}
+/* Even lanes a - b, odd lanes a + b. */
+static inline vf_t vf_sub_add(vf_t a, vf_t b)
+{
+    return _mm512_mask_sub_ps(_mm512_add_ps(a, b), 0x5555, a, b);
+}
+
 static inline vi_t vi_zero(void)
 {
     return _mm512_setzero_si512();

@@ -162,7 +162,7 @@ static status_t open_scratch(stage_t *stage)
     TRY(new_rows(stage, rows, stage_qkv_columns(stage) * f, &stage->qkv_out));
     TRY(new_rows(stage, rows, slice->heads.count * value_dim * f, &stage->attended));
     TRY(new_rows(stage, part, 2 * (size_t)slice->ffn.count * f, &stage->gate_up_out));
-    TRY(new_rows(stage, part, (size_t)slice->ffn.count * f, &stage->ffn_out));
+    TRY(new_rows(stage, part, stage_input_row_bytes(stage), &stage->middle));
     TRY(new_rows(stage, part, stage_input_row_bytes(stage), &stage->input));
     TRY(new_rows(stage, part, stage_partials_row_bytes(stage), &stage->partials));
     if (stage->has_latent)
@@ -256,7 +256,7 @@ void stage_close(stage_t *stage)
         ops->queue_close(stage->queue);
     stage_release_weights(stage);
     kbuffer_t *buffers[] = {stage->residual,  stage->normed,      stage->input,   stage->qkv_out,
-                            stage->attended,  stage->gate_up_out, stage->ffn_out, stage->partials,
+                            stage->attended,  stage->gate_up_out, stage->middle, stage->partials,
                             stage->head_rows, stage->head_input,  stage->logits,
                             stage->latent_q, stage->latent_query, stage->latent_attended,
                             stage->router_out, stage->expert_ids, stage->expert_weights,

@@ -12,6 +12,7 @@
 #include "common/model/manifest.h"
 #include "common/model/model.h"
 #include "common/model/plan.h"
+#include "kernels/fused.h"
 #include "kernels/ops.h"
 #include "worker/engine/pack_cache.h"
 #include "worker/engine/rank.h"
@@ -173,7 +174,7 @@ struct stage {
 
     /* Scratch of a step, by rows_max; the second line by part_rows. */
     kbuffer_t *residual, *normed, *qkv_out, *attended;
-    kbuffer_t *input, *gate_up_out, *ffn_out, *partials, *sums_of_all;
+    kbuffer_t *input, *gate_up_out, *middle, *partials, *sums_of_all;
     kbuffer_t *latent_q, *latent_query, *latent_attended;
     kbuffer_t *flat, *mix_input, *mixes, *mix_weights, *collapsed; /* streams */
     kbuffer_t *compress_out, *index_compress_out, *grouped;
@@ -193,6 +194,13 @@ struct stage {
     uint64_t step;
     uint32_t n_rows;
     plan_run_t replica_rows[PLAN_TP_MAX]; /* of each replica of attention, one behind the other */
+    /* What the rows that the block in work leaves are turned into first: the input of `weight`,
+     * behind this norm. NULL: something else is done with them. */
+    struct {
+        kbuffer_t *norm;
+        const kweight_t *weight;
+    } next;
+    const kweight_t *prepared; /* whose input the last block has left in stage->input */
 };
 
 /* `model` is borrowed for the stage's life. */
@@ -340,6 +348,13 @@ status_t stage_reduce(stage_t *stage, const kweight_t *weight, kref_t x, uint32_
  * outputs. */
 status_t stage_multiply(stage_t *stage, const kweight_t *weight, kref_t x, uint32_t ld,
                         kref_t y) MUST_USE;
+/* y = weight times the normed rows of the step, as stage_begin norms them. */
+status_t stage_multiply_normed(stage_t *stage, const stage_mix_t *mix, kbuffer_t *norm,
+                               const kweight_t *weight, kref_t y) MUST_USE;
+/* A part's normed rows as the input of `weight`, in stage->input. With streams stage_begin has
+ * normed them. */
+status_t stage_normed_input(stage_t *stage, const stage_part_t *part, const stage_mix_t *mix,
+                            kbuffer_t *norm, const kweight_t *weight) MUST_USE;
 /* The call of one part of a block, whose first call knows the layer. */
 stage_call_t *stage_call_of(stage_t *stage, stage_call_t *first, const stage_cut_t *cut,
                             const stage_part_t *part);

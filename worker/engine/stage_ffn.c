@@ -2,29 +2,18 @@
  * integers, so that any rank may hold any part of any expert. */
 #include "worker/engine/stage.h"
 
-static status_t activate(stage_t *stage, kbatch_t *batch, uint32_t n, kref_t gate_up, kref_t out)
-{
-    if (stage->activate.kind == KACTIVATE_SILU)
-        return stage->ops->silu_mul(stage->queue, batch, n, gate_up, out);
-    return stage->ops->activate(stage->queue, batch, &stage->activate, n, gate_up, out);
-}
-
-/* From normed rows of a part to the input of down. */
+/* From the rows of a part to the input of down, in stage->middle. */
 static status_t gate_and_up(stage_t *stage, const stage_layer_t *layer, const stage_part_t *part)
 {
-    const kernel_ops_t *ops = stage->ops;
-    uint32_t n = stage->slice.ffn.count, hidden = stage->shape->hidden;
-    kref_t gate_up = stage_at(stage->gate_up_out, 0), product = stage_at(stage->ffn_out, 0);
-    kref_t input = stage_at(stage->input, 0);
-    TRY(ops->quantize(stage->queue, part->batch, layer->gate_up,
-                      stage_part_at(part, stage_at(stage->normed, 0), hidden * sizeof(float)),
-                      hidden, input));
-    TRY(ops->matmul(stage->queue, part->batch, layer->gate_up, input, gate_up));
-    if (layer->gate_up_bias)
-        TRY(ops->bias_add(stage->queue, part->batch, 2 * n, gate_up, 2 * n,
-                          stage_at(layer->gate_up_bias, 0)));
-    TRY(activate(stage, part->batch, n, gate_up, product));
-    return ops->quantize(stage->queue, part->batch, layer->down, product, n, input);
+    kgate_up_t what = {
+        .gate_up = layer->gate_up,
+        .bias = stage_at(layer->gate_up_bias, 0),
+        .activate = stage->activate,
+        .down = layer->down,
+    };
+    TRY(stage_normed_input(stage, part, &layer->ffn_mix, layer->ffn_norm, layer->gate_up));
+    return stage->ops->fused->gate_up(stage->queue, part->batch, &what, stage_at(stage->input, 0),
+                                      stage_at(stage->gate_up_out, 0), stage_at(stage->middle, 0));
 }
 
 /* What is between the norm and the sum treats each row for itself and is wide, so it goes by parts. */
@@ -32,13 +21,13 @@ status_t stage_dense(stage_t *stage, uint32_t index, stage_call_t *call)
 {
     const stage_layer_t *layer = &stage->layers[index];
     stage_part_t part;
-    if (layer->gate_up)
+    if (layer->gate_up && layer->ffn_mix.fn)
         TRY(stage_begin(stage, &layer->ffn_mix, layer->ffn_norm));
     for (uint32_t i = 0; stage_part(stage, i, &part); i++) {
         TRY(stage_part_begin(stage, &part));
         if (layer->gate_up)
             TRY(gate_and_up(stage, layer, &part));
-        TRY(stage_reduce_part(stage, &part, layer->down, stage_at(stage->input, 0),
+        TRY(stage_reduce_part(stage, &part, layer->down, stage_at(stage->middle, 0),
                               &stage->ffn_cut, layer->down_bias, &layer->ffn_mix,
                               layer->ffn_post_norm, call));
     }

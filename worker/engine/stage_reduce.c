@@ -148,6 +148,12 @@ bool stage_ends_at_once(const stage_mix_t *mix, const kbuffer_t *post_norm)
     return !post_norm && !mix->fn;
 }
 
+static knormed_t normed_as(const stage_t *stage, kbuffer_t *norm, const kweight_t *weight)
+{
+    return (knormed_t){
+        .norm = stage_at(norm, 0), .eps = stage->shape->norm_eps, .weight = weight};
+}
+
 status_t stage_reduce_part(stage_t *stage, const stage_part_t *part, const kweight_t *weight,
                            kref_t input, const stage_cut_t *cut, kbuffer_t *bias,
                            const stage_mix_t *mix, kbuffer_t *post_norm, stage_call_t *call)
@@ -173,6 +179,12 @@ status_t stage_reduce_part(stage_t *stage, const stage_part_t *part, const kweig
                        .n_ranks = tp,
                        .bias = stage_at(bias, 0)};
     kref_t residual = stage_part_at(part, stage_at(stage->residual, 0), row);
+    if (stage_ends_at_once(mix, post_norm) && stage->next.weight && part->batch == stage->batch) {
+        knormed_t how = normed_as(stage, stage->next.norm, stage->next.weight);
+        stage->prepared = stage->next.weight;
+        return ops->fused->tree_add_norm_quantize(stage->queue, part->batch, stage->shape->hidden,
+                                                  &add, residual, &how, stage_at(stage->input, 0));
+    }
     if (stage_ends_at_once(mix, post_norm))
         return ops->tree_add(stage->queue, part->batch, stage->shape->hidden, &add, residual,
                              residual);
@@ -214,6 +226,45 @@ status_t stage_multiply(stage_t *stage, const kweight_t *weight, kref_t x, uint3
         TRY(ops->quantize(stage->queue, part.batch, weight,
                           stage_part_at(&part, x, ld * sizeof(float)), ld, input));
         TRY(ops->matmul(stage->queue, part.batch, weight, input,
+                        stage_part_at(&part, y, y_bytes)));
+    }
+    return STATUS_OK;
+}
+
+status_t stage_normed_input(stage_t *stage, const stage_part_t *part, const stage_mix_t *mix,
+                            kbuffer_t *norm, const kweight_t *weight)
+{
+    const kernel_ops_t *ops = stage->ops;
+    uint32_t hidden = stage->shape->hidden;
+    size_t row = hidden * sizeof(float);
+    kref_t input = stage_at(stage->input, 0);
+    bool prepared = stage->prepared == weight;
+    stage->prepared = NULL;
+    if (prepared)
+        return STATUS_OK;
+    if (mix->fn)
+        return ops->quantize(stage->queue, part->batch, weight,
+                             stage_part_at(part, stage_at(stage->normed, 0), row), hidden, input);
+    knormed_t how = normed_as(stage, norm, weight);
+    return ops->fused->norm_quantize(stage->queue, part->batch, hidden,
+                                     stage_part_at(part, stage_at(stage->residual, 0), row), &how,
+                                     input);
+}
+
+status_t stage_multiply_normed(stage_t *stage, const stage_mix_t *mix, kbuffer_t *norm,
+                               const kweight_t *weight, kref_t y)
+{
+    const kernel_ops_t *ops = stage->ops;
+    size_t y_bytes = ops->weight_info(weight).n * sizeof(float);
+    stage_part_t part;
+    if (mix->fn || stage->own_batch) {
+        TRY(stage_begin(stage, mix, norm));
+        return stage_multiply(stage, weight, stage_at(stage->normed, 0), stage->shape->hidden, y);
+    }
+    for (uint32_t i = 0; stage_part(stage, i, &part); i++) {
+        TRY(stage_part_begin(stage, &part));
+        TRY(stage_normed_input(stage, &part, mix, norm, weight));
+        TRY(ops->matmul(stage->queue, part.batch, weight, stage_at(stage->input, 0),
                         stage_part_at(&part, y, y_bytes)));
     }
     return STATUS_OK;

@@ -92,10 +92,36 @@ static status_t set_rows(stage_t *stage, const step_plan_t *plan)
     }
     stage->step = plan->step;
     stage->n_rows = row;
+    stage->prepared = NULL;
     stage_work_on_all(stage);
     TRY(stage->ops->batch_set(stage->queue, stage->batch, stage->rows, row, stage->tables,
                               plan->n_entries));
     return stage_set_replicas(stage, plan);
+}
+
+/* Where the next block begins with the normed rows as the input of one weight, the one before it
+ * makes that input when it adds its sum to the residual. */
+static void expect_next(stage_t *stage, const stage_mix_t *mix, kbuffer_t *norm,
+                        const kweight_t *weight)
+{
+    stage->next.norm = norm;
+    stage->next.weight = mix->fn || stage->own_batch ? NULL : weight;
+}
+
+static void expect_attention(stage_t *stage, uint32_t index)
+{
+    const stage_layer_t *layer = &stage->layers[index];
+    stage->next.weight = NULL;
+    if (index < stage->config.layer_count && layer->kind->attention == MODEL_ATTENTION_GROUPED)
+        expect_next(stage, &layer->attn_mix, layer->attn_norm, layer->qkv);
+}
+
+static void expect_ffn(stage_t *stage, uint32_t index)
+{
+    const stage_layer_t *layer = &stage->layers[index];
+    stage->next.weight = NULL;
+    if (layer->kind->ffn == MODEL_FFN_DENSE)
+        expect_next(stage, &layer->ffn_mix, layer->ffn_norm, layer->gate_up);
 }
 
 static status_t run_layer(stage_t *stage, uint32_t index)
@@ -107,12 +133,14 @@ static status_t run_layer(stage_t *stage, uint32_t index)
     for (uint32_t i = 0; i < n_calls; i++)
         calls[i] = (stage_call_t){.stage = stage, .layer = layer};
     stage_work_on_own(stage);
+    expect_ffn(stage, index);
     switch ((model_attention_kind_t)kind->attention) {
     case MODEL_ATTENTION_GROUPED: TRY(stage_grouped(stage, index, &calls[0])); break;
     case MODEL_ATTENTION_LATENT: TRY(stage_latent(stage, index, &calls[0])); break;
     case MODEL_ATTENTION_COMPRESSED: TRY(stage_compressed(stage, index, &calls[0])); break;
     }
     stage_work_on_all(stage);
+    expect_attention(stage, index + 1);
     if (kind->ffn == MODEL_FFN_DENSE)
         TRY(stage_dense(stage, index, ffn_calls));
     else
@@ -211,10 +239,11 @@ status_t stage_head(stage_t *stage, const uint32_t *rows, uint32_t n, float *who
             TRY(stage_collapse_head(stage));
             normed_from = stage_at(stage->collapsed, 0);
         }
-        TRY(ops->rmsnorm(stage->queue, stage->batch, shape->hidden, normed_from,
-                         stage_at(stage->output_norm, 0), shape->norm_eps, head_rows));
-        TRY(ops->quantize(stage->queue, stage->batch, stage->head, head_rows, shape->hidden,
-                          input));
+        knormed_t how = {.norm = stage_at(stage->output_norm, 0),
+                         .eps = shape->norm_eps,
+                         .weight = stage->head};
+        TRY(ops->fused->norm_quantize(stage->queue, stage->batch, shape->hidden, normed_from, &how,
+                                      input));
         TRY(ops->matmul(stage->queue, stage->batch, stage->head, input,
                         stage_at(stage->logits, 0)));
         if (shape->logit_softcap != 0)
