@@ -100,8 +100,8 @@ static bool scale_is_half(const safetensors_tensor_t *scale)
     return scale->dtype == SAFETENSORS_F16 || scale->dtype == SAFETENSORS_BF16;
 }
 
-/* Reads g_idx, each input's group. *run_out is the largest of 1,024, 128, 64 and 32 whose aligned
- * blocks have one group each, or 0. */
+/* Reads g_idx, each input's group. Of several groups *run_out is the largest of 1,024, 128, 64 and 32
+ * whose aligned blocks have one group each, or 0. */
 static status_t check_groups(hf_quant_t *quant, const safetensors_tensor_t *groups, uint64_t inputs,
                              uint64_t n_groups, uint64_t *run_out)
 {
@@ -120,7 +120,8 @@ static status_t check_groups(hf_quant_t *quant, const safetensors_tensor_t *grou
             n_whole = group == first[i] ? n_whole : i;
         }
     }
-    *run_out = n_whole > 0 ? runs[n_whole - 1] : 0;
+    if (n_groups > 1)
+        *run_out = n_whole > 0 ? runs[n_whole - 1] : 0;
     return STATUS_OK;
 }
 
