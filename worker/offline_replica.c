@@ -179,7 +179,8 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
     start->layer_count = layers[rank / tp].count;
     start->threads = offline_threads(replica);
     start->context_max = replica->context_max;
-    start->kv_tokens_max = replica->kv_tokens_max;
+    /* Each replica of attention has its own part of the KV, and any of them may get every prompt. */
+    start->kv_tokens_max = replica->kv_tokens_max * cut->attention_replicas;
     start->prefill_tokens_max = (uint64_t)replica->chunk;
     start->prefix_cache_off = replica->no_prefix_cache;
     start->beyond_context = true;

@@ -114,7 +114,7 @@ static multiplied_t multiplied(qtype_t type)
 
 static bool held_as_nibbles(qtype_t type)
 {
-    return type == QTYPE_Q4_0 || type == QTYPE_Q4_1 || type == QTYPE_Q4_K || type == QTYPE_Z4 ||
+    return type == QTYPE_Q4_0 || type == QTYPE_Q4_1 || type == QTYPE_Q4_K || qtype_is_z4(type) ||
            type == QTYPE_MXFP4;
 }
 

@@ -131,6 +131,11 @@ static uint64_t rank_memory(const slot_t *slot, const Shoal__Cluster__V1__RankPl
     plan_shape_t shape = shape_of(
         d->record, (wanted_t){is->tp, is->stages, is->expert_groups, is->attention_slices,
                               is->attention_replicas});
+    /* What stands is as it was planned, whatever the deployment wants by now. */
+    shape.context_max = (uint32_t)is->context_max;
+    shape.activations_f32 = strcmp(is->activations, "f32") == 0;
+    shape.prefill_tokens_max = (uint32_t)is->prefill_tokens_max;
+    shape.kv_tokens_max = 0;
     plan_need_t need;
     if (plan_need(d->sizes, &shape, rank->stage, rank->slice, &need) != STATUS_OK)
         return 0;

@@ -27,7 +27,6 @@ struct pack_cache {
     uint8_t *table;
     uint8_t *map; /* the whole file, until the end; NULL without one */
     size_t next;  /* of the entries: the one that should be asked for */
-    bool spoiled; /* not all weights came from it */
 
     pack_file_image_t *images; /* what was noted */
     size_t n, capacity;
@@ -41,7 +40,6 @@ static void drop_file(pack_cache_t *cache)
     if (cache->fd >= 0)
         close(cache->fd);
     cache->fd = -1;
-    cache->spoiled = true;
     free(cache->table);
     cache->table = NULL;
 }
@@ -82,7 +80,6 @@ pack_cache_t *pack_cache_open(const pack_cache_config_t *config)
     cache->bytes_max = config->bytes_max;
     cache->bytes_min = config->bytes_min;
     cache->fd = pack_file_open(cache->path, cache->key, &cache->head, &cache->table, &why);
-    cache->spoiled = cache->fd < 0;
     if (cache->fd >= 0) {
         cache->map = map_file(cache->fd, (size_t)cache->head.file_bytes);
         if (cache->map == NULL) {

@@ -164,11 +164,13 @@ static bool add_entry(planning_t *p, sequence_t *q)
 {
     scheduler_t *s = p->s;
     uint32_t n = least(q->n_ids - q->n_computed, p->tokens_left);
-    if (n > 1)
-        n = prompt_share(p, n);
     /* Rows of logits are large; with only one such step in flight, no ring between stages can be
      * full in both directions at once. */
-    if (n == 0 || p->flight->n >= p->entries_max || (owes_logits(q) && s->n_flights > 0))
+    if (p->flight->n >= p->entries_max || (owes_logits(q) && s->n_flights > 0))
+        return false;
+    if (n > 1)
+        n = prompt_share(p, n);
+    if (n == 0)
         return false;
     if (!hold_blocks(p, q, q->n_computed + n))
         return false;

@@ -144,6 +144,7 @@ status_t stage_reduce_partial_pieces(stage_t *stage, const stage_part_t *part, b
     ktree_add_t add = {
         .n_leaves = cut->n_leaves, .runs = cut->runs, .partials = partials, .n_ranks = tp};
     kref_t sums = sums_at(stage, part, &count);
+    TRY(ops->batch_set_plain(stage->queue, stage->one_row, 1));
     TRY(ops->tree_add(stage->queue, stage->one_row, (uint32_t)count, &add, stage_at(NULL, 0),
                       sums));
     return end_pieces(stage, part, bias, at_once, own_call);
@@ -245,6 +246,7 @@ static status_t reduce_pieces(stage_t *stage, const stage_part_t *part, bool at_
     sums[me] = stage_at(mine.buffer, mine.offset + first * sizeof(int64_t));
     TRY(ops->host_call(stage->queue, exchange_sum_pieces, own_call));
     kref_t to = sums_at(stage, part, &count);
+    TRY(ops->batch_set_plain(stage->queue, stage->one_row, 1));
     TRY(ops->integers_add(stage->queue, stage->one_row, (uint32_t)count, sums, tp,
                           stage_at(NULL, 0), to));
     return end_pieces(stage, part, NULL, at_once, own_call);
@@ -271,6 +273,5 @@ status_t stage_reduce_integers(stage_t *stage, const stage_mix_t *mix, kbuffer_t
 status_t stage_pieces_open(stage_t *stage)
 {
     stage->always_pieces = FAILPOINT("stage.small_parts"); /* small models have pieces too */
-    TRY(stage->ops->batch_new(stage->device, 1, 0, &stage->one_row));
-    return stage->ops->batch_set_plain(stage->queue, stage->one_row, 1);
+    return stage->ops->batch_new(stage->device, 1, 0, &stage->one_row);
 }

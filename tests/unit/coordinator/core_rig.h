@@ -42,7 +42,6 @@ void rig_put(rig_t *rig, const char *key, const void *value, size_t size);
 void rig_delete(rig_t *rig, const char *key);
 void rig_listed(rig_t *rig);
 void rig_deploy(rig_t *rig, uint32_t replicas, uint32_t tp, uint32_t stages);
-/* One slice, one stage, and this KV capacity. */
 /* The toy model, otherwise as `d` says. */
 void rig_deploy_as(rig_t *rig, Shoal__Cluster__V1__DeploymentRecord d);
 /* Plan and active record of a slot on host `host`; returns the epoch. */

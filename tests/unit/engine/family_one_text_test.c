@@ -164,12 +164,15 @@ static void run_case(const char *model, const json_t *ids, const case_t *c, bool
     eval_release(&result);
 }
 
-/* Nothing in a step looks at a value before the queue has made it. */
-static void check_late(const char *model, const json_t *ids, bool f32, uint64_t rows)
+/* Nothing in a step looks at a value before the queue has made it; in several slices sums go by
+ * pieces here, however small they are. */
+static void check_late(const char *model, const json_t *ids, bool f32, uint32_t tp, uint64_t rows)
 {
     eval_args_t args = {.model = model,
                         .ids = ids,
                         .threads = 1,
+                        .tp = tp,
+                        .failpoints = tp > 1 ? "stage.small_parts=error@*" : NULL,
                         .chunk = 32,
                         .greedy = 6,
                         .f32 = f32,
@@ -204,7 +207,8 @@ static void check_mode(const family_t *family, bool f32)
                      values[WARM][c->at[WARM]] ? "warm" : "cold", isa_names[c->at[ISA]]);
     }
     assert_true(rows != 0);
-    check_late(model, ids, f32, rows);
+    check_late(model, ids, f32, 1, rows);
+    check_late(model, ids, f32, 2, rows);
     print_message("%-18s %s: %u ways and a late queue, equal bytes\n", family->name, f32 ? "f32" : "native", n);
     json_decref(ids);
     free(model);
