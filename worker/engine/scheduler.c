@@ -214,6 +214,8 @@ void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t fin
         scheduler_leave_running(s, q);
     else
         s->n_waiting--;
+    s->n_refused -= q->refused;
+    q->refused = false;
     scheduler_leave_line(s, q);
     if (q->slot != SLOT_NONE) {
         s->slots[q->slot] = NULL;

@@ -14,6 +14,7 @@
 
 #define SLOT_NONE UINT32_MAX
 #define STAGES_MAX 64u
+#define SCHEDULER_LOOKS_MAX 16u /* waiting sequences looked at while one plan is made */
 
 typedef enum { SEQUENCE_WAITING, SEQUENCE_RUNNING, SEQUENCE_ENDED } sequence_state_t;
 
@@ -133,7 +134,7 @@ struct scheduler {
     uint32_t table_mask;
     sequence_t **running; /* ascending serial */
     uint32_t n_running, running_max;
-    uint32_t n_waiting;
+    uint32_t n_waiting, n_refused; /* refused: of those who wait, lacked blocks at their last try */
     uint32_t n_solo; /* of those that have not ended */
     heap_t solo;    /* those of them that may start */
     heap_t due;     /* by the time at which a deadline passes or it is forgotten */
@@ -229,9 +230,13 @@ void scheduler_reserve(scheduler_t *s, const sequence_t *q);
 void scheduler_line_up(scheduler_t *s, sequence_t *q);
 /* q does not wait any more, or has ended. */
 void scheduler_leave_line(scheduler_t *s, sequence_t *q);
-/* The one that may start first, taken out of its tenant's line; NULL when there is none. Whoever
- * does not start it lets it line up again. */
+/* The one that may start first, or NULL; it stays where it is. */
+sequence_t *scheduler_first_waiting(const scheduler_t *s);
+/* The same, taken out of its tenant's line. Whoever does not start it lets it line up again. */
 sequence_t *scheduler_next_waiting(scheduler_t *s);
+/* How many that wait could start, as far as is known: not those that lacked blocks at their last try,
+ * but for the first in line when there is more room now. */
+uint32_t scheduler_could_start(const scheduler_t *s);
 /* The solo one that may start first; it stays where it is. */
 sequence_t *scheduler_next_solo(const scheduler_t *s);
 /* To be called when an end, a stream or a step in flight of q changed: finds out anew what time

@@ -4,10 +4,7 @@
 
 #include "worker/engine/scheduler_internal.h"
 
-#define LOOKS_MAX 16u /* waiting sequences looked at while one plan is made */
-
 #define FETCH_AHEAD 8u /* sequences */
-
 #define TICKS_MAX 32u /* sequences whose time is over that one plan deals with */
 
 typedef struct {
@@ -22,7 +19,7 @@ typedef struct {
     bool alone;
     bool looked_again; /* at blocks for one that did not fit before */
     uint32_t n_looked; /* taken out of line; those that did not start go back after the plan */
-    sequence_t *looked[LOOKS_MAX];
+    sequence_t *looked[SCHEDULER_LOOKS_MAX];
 } planning_t;
 
 /* ---- blocks ---- */
@@ -249,6 +246,7 @@ static bool start(scheduler_t *s, sequence_t *q)
     if (owes_logits(q))
         match_max = least(match_max, q->logits_next / KV_BLOCK_TOKENS);
     if (!scheduler_choose_pool(s, q, match_max)) {
+        s->n_refused += !q->refused;
         q->refused = true;
         q->refused_room = scheduler_room(s);
         return false;
@@ -257,6 +255,7 @@ static bool start(scheduler_t *s, sequence_t *q)
     if (!q->started)
         q->n_cached = least(q->n_computed, q->n_prompt);
     q->started = true;
+    s->n_refused -= q->refused;
     q->refused = false;
     q->passed = 0;
     enter_running(s, q);
@@ -301,10 +300,11 @@ static bool pass(sequence_t **too_big, uint32_t n)
 static void start_waiting(planning_t *p)
 {
     scheduler_t *s = p->s;
-    sequence_t *too_big[LOOKS_MAX];
+    sequence_t *too_big[SCHEDULER_LOOKS_MAX];
     uint32_t n_too_big = 0;
-    for (uint32_t looks = 0; 
-         looks < LOOKS_MAX && has_room_for_prompts(p) && s->n_running < s->running_max; looks++) {
+    for (uint32_t looks = 0; looks < SCHEDULER_LOOKS_MAX && has_room_for_prompts(p) &&
+                             s->n_running < s->running_max;
+         looks++) {
         sequence_t *q = scheduler_next_waiting(s);
         if (!q)
             return;
@@ -338,7 +338,6 @@ static void limit_prompts(planning_t *p)
 {
     scheduler_t *s = p->s;
     step_queue_t queue = {.stages = s->config.stages};
-    uint32_t n_waiting = least(s->n_waiting, s->running_max - s->n_running);
     for (uint32_t i = 0; i < s->n_running; i++) {
         const sequence_t *q = s->running[i];
         if (i + FETCH_AHEAD < s->n_running)
@@ -350,7 +349,9 @@ static void limit_prompts(planning_t *p)
             queue.context = q->n_computed;
         }
     }
-    queue.n_prompts += n_waiting;
+    queue.n_prompts += scheduler_could_start(s);
+    if (queue.n_prompts == 0 && s->n_waiting > 0)
+        queue.n_prompts = 1; /* should one of them start after all, it takes no whole step */
     s->mean_context = queue.n_decoding ? queue.decode_keys / queue.n_decoding : 0;
     p->prompts_left = queue.n_prompts;
     if (!s->config.whole_prompts)

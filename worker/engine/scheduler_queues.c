@@ -58,7 +58,7 @@ void scheduler_leave_line(scheduler_t *s, sequence_t *q)
     heap_remove(&s->solo, &q->solo_place);
 }
 
-sequence_t *scheduler_next_waiting(scheduler_t *s)
+sequence_t *scheduler_first_waiting(const scheduler_t *s)
 {
     const heap_entry_t *best = NULL;
     uint64_t best_served = 0;
@@ -74,11 +74,28 @@ sequence_t *scheduler_next_waiting(scheduler_t *s)
         best = first;
         best_served = tenant->served;
     }
-    if (!best)
-        return NULL;
-    sequence_t *q = best->thing;
-    take_out(s, q);
+    return best ? best->thing : NULL;
+}
+
+sequence_t *scheduler_next_waiting(scheduler_t *s)
+{
+    sequence_t *q = scheduler_first_waiting(s);
+    if (q)
+        take_out(s, q);
     return q;
+}
+
+uint32_t scheduler_could_start(const scheduler_t *s)
+{
+    const sequence_t *first = scheduler_first_waiting(s);
+    bool lacks = first && first->refused;
+    bool again = lacks && scheduler_room(s) > first->refused_room;
+    /* Behind these no plan looks. */
+    bool blocked = s->n_refused >= SCHEDULER_LOOKS_MAX ||
+                   (lacks && first->passed >= SCHEDULER_PASSES_MAX);
+    uint32_t n = (blocked ? 0 : s->n_waiting - s->n_refused) + again;
+    uint32_t most = s->running_max - s->n_running;
+    return n < most ? n : most;
 }
 
 sequence_t *scheduler_next_solo(const scheduler_t *s)

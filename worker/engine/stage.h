@@ -297,6 +297,8 @@ status_t stage_open_projections(stage_t *stage) MUST_USE;
 status_t stage_project(stage_t *stage, uint32_t index, bool second,
                        const stage_projection_t *items, uint32_t n, kref_t x,
                        uint32_t ld) MUST_USE;
+/* An indexer's queries, from the normed rank of all queries that stands in front of qkv_out. */
+status_t stage_project_index(stage_t *stage, uint32_t index) MUST_USE;
 
 /* stage_mix.c: between the residual and a block. */
 /* The block's input, the residual or what `mix` makes of its streams, normed, into stage->normed. */

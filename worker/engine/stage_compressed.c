@@ -30,16 +30,6 @@ static status_t project_rows(stage_t *stage, uint32_t index)
                          shape->hidden);
 }
 
-/* The indexer's queries, from the normed rank of all queries. */
-static status_t project_index(stage_t *stage, uint32_t index)
-{
-    const model_index_t *shape = &stage->shape->index;
-    const stage_projection_t item = {stage->layers[index].index_q,
-                                     shape->n_heads * shape->head_dim, stage->index_q_out};
-    return stage_project(stage, index, true, &item, 1, stage_at(stage->qkv_out, 0),
-                         stage_qkv_columns(stage));
-}
-
 /* Queries into latent_q, the key into the cache; the normed rank stays in front of qkv_out. */
 static status_t project(stage_t *stage, uint32_t index)
 {
@@ -94,7 +84,7 @@ static status_t choose_entries(stage_t *stage, uint32_t index, kattention_t *wha
     kref_t q = stage_at(stage->index_q_out, 0), w = stage_at(stage->index_weights_out, 0);
     TRY(compress(stage, layer, &layer->index_compressor, shape->head_dim, stage->index_rope,
                  stage->index_compress_out, stage->overlap.index_inputs, stage->overlap.index_entries));
-    TRY(project_index(stage, index));
+    TRY(stage_project_index(stage, index));
     TRY(ops->rope(stage->queue, stage->batch, stage->index_rope, q, ld, shape->n_heads,
                   shape->head_dim));
     kindex_t select = {
@@ -165,7 +155,7 @@ status_t stage_compressed(stage_t *stage, uint32_t index, stage_call_t *call)
     } else if (stage->projection_slices > 1) { /* those with attention exchange: all take part */
         TRY(project_rows(stage, index));
         if (layer->kind->indexed)
-            TRY(project_index(stage, index));
+            TRY(stage_project_index(stage, index));
     }
     return stage_reduce(stage, layer->output, grouped, out_ld, &stage->attention_cut,
                         layer->output_bias, &layer->attn_mix, layer->attn_post_norm, call);

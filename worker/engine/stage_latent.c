@@ -31,16 +31,6 @@ static status_t project_rows(stage_t *stage, uint32_t index)
                          stage_at(stage->normed, 0), stage->shape->hidden);
 }
 
-/* The indexer's queries, from the normed rank of all queries. */
-static status_t project_index(stage_t *stage, uint32_t index)
-{
-    const model_index_t *shape = &stage->shape->index;
-    const stage_projection_t item = {stage->layers[index].index_q,
-                                     shape->n_heads * shape->head_dim, stage->index_q_out};
-    return stage_project(stage, index, true, &item, 1, stage_at(stage->qkv_out, 0),
-                         stage_qkv_columns(stage));
-}
-
 /* Queries and the cache's entry, from the normed rows. */
 static status_t project(stage_t *stage, uint32_t index, queries_t *q_out)
 {
@@ -76,7 +66,7 @@ static status_t choose_keys(stage_t *stage, uint32_t index, kattention_t *what)
     uint32_t ld = shape->n_heads * shape->head_dim;
     kref_t q = stage_at(stage->index_q_out, 0);
     kref_t k = stage_at(stage->index_k_out, 0), w = stage_at(stage->index_weights_out, 0);
-    TRY(project_index(stage, index));
+    TRY(stage_project_index(stage, index));
     TRY(ops->layer_norm(stage->queue, stage->batch, shape->head_dim, k, shape->head_dim,
                         stage_at(layer->index_norm, 0), stage_at(layer->index_norm_bias, 0),
                         shape->norm_eps));
@@ -145,7 +135,7 @@ status_t stage_latent(stage_t *stage, uint32_t index, stage_call_t *call)
     } else if (stage->projection_slices > 1) { /* those with attention exchange: all take part */
         TRY(project_rows(stage, index));
         if (layer->kind->indexed)
-            TRY(project_index(stage, index));
+            TRY(stage_project_index(stage, index));
     }
     return stage_reduce(stage, layer->output, stage_at(stage->attended, 0),
                         stage->slice.heads.count * shape->latent.value_dim, &stage->attention_cut,

@@ -152,6 +152,15 @@ status_t stage_project(stage_t *stage, uint32_t index, bool second,
     return STATUS_OK;
 }
 
+status_t stage_project_index(stage_t *stage, uint32_t index)
+{
+    const model_index_t *shape = &stage->shape->index;
+    const stage_projection_t item = {stage->layers[index].index_q,
+                                     shape->n_heads * shape->head_dim, stage->index_q_out};
+    return stage_project(stage, index, true, &item, 1, stage_at(stage->qkv_out, 0),
+                         stage_qkv_columns(stage));
+}
+
 status_t stage_open_projections(stage_t *stage)
 {
     const model_config_t *shape = stage->shape;

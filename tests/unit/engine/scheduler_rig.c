@@ -1,6 +1,7 @@
 /* See scheduler_rig.h. */
 #include "scheduler_rig.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
@@ -276,4 +277,45 @@ void rig_check_text(const rig_sequence_t *q)
         assert_int_equal(q->ids[i], next_id(hash, last));
         hash = chain(hash, q->ids[i]);
     }
+}
+
+void rig_solo(admission_t *admission)
+{
+    admission->solo = true;
+}
+
+uint32_t rig_run_random(rig_t *rig, uint32_t random, uint32_t turns, uint32_t n_max,
+                        uint32_t tokens_max)
+{
+    uint32_t n = 0, finished = 0;
+    char name[16];
+    for (uint32_t turn = 0; turn < turns; turn++) {
+        random = random * 1664525u + 1013904223u;
+        uint32_t what = random >> 24 & 7;
+        if (what == 0 && n < n_max) {
+            snprintf(name, sizeof name, "s%u", n++);
+            rig_admit(rig, name, 1 + (random >> 8) % 100, random >> 16 & 3,
+                      1 + (random >> 10) % tokens_max, random >> 20 & 8 ? NULL : rig_solo);
+        } else if (what == 1 && n > 0 && (random >> 8) % 4 == 0) {
+            snprintf(name, sizeof name, "s%u", (random >> 8) % n);
+            scheduler_cancel(rig->s, name, 0, 1, rig->now_ms);
+        } else if (what < 5) {
+            rig_plan(rig);
+        } else if (rig->n_flights > 0) {
+            rig_return(rig);
+        }
+        rig_take(rig, rig->stream);
+    }
+    rig_run(rig);
+    for (uint32_t i = 0; i < rig->n_sequences; i++) {
+        assert_int_equal(rig->sequences[i].n_ends, 1);
+        if (rig->sequences[i].end != END_FINISHED)
+            continue;
+        finished++;
+        rig_check_text(&rig->sequences[i]);
+    }
+    scheduler_load_t load;
+    scheduler_load(rig->s, &load);
+    assert_int_equal(load.kv_tokens_free, load.kv_tokens_total);
+    return finished;
 }

@@ -72,6 +72,8 @@ void rig_free(rig_t *rig);
 /* A request of n_prompt ids that `salt` decides; `change`, which may be NULL, alters it. */
 rig_sequence_t *rig_admit(rig_t *rig, const char *session, uint32_t n_prompt, uint32_t salt,
                           uint32_t max_tokens, void (*change)(admission_t *admission));
+/* A change of rig_admit's: a request that runs alone. */
+void rig_solo(admission_t *admission);
 rig_sequence_t *rig_find(rig_t *rig, const char *session);
 
 /* Makes and carries out one plan; false when there is nothing to run. Its result is queued. */
@@ -84,6 +86,11 @@ void rig_take(rig_t *rig, uint32_t stream);
 bool rig_step(rig_t *rig);
 /* Steps until nothing runs; fails the test after 10,000. */
 void rig_run(rig_t *rig);
+/* `turns` random requests (n_max at most, of up to tokens_max tokens), cancels, plans and returns,
+ * then all that is left. Every sequence must have ended once, with its own text if it finished, and
+ * every block be free. Returns how many finished. */
+uint32_t rig_run_random(rig_t *rig, uint32_t random, uint32_t turns, uint32_t n_max,
+                        uint32_t tokens_max);
 bool rig_planned(const rig_t *rig, const char *session);
 /* The sequence ended with the text that its prompt decides. */
 void rig_check_text(const rig_sequence_t *sequence);

@@ -115,6 +115,44 @@ static void test_prompts_that_wait_together_have_more_rows_and_a_short_one_passe
     rig_free(rig);
 }
 
+static void forty_blocks(scheduler_config_t *config)
+{
+    config->n_blocks = 40;
+}
+
+/* Each of those that wait needs 25 blocks, of which "long" leaves 20. A plan tries up to 16. */
+static void test_a_prompt_that_lacks_blocks_gives_those_before_it_no_more_rows(void **state)
+{
+    uint32_t n_lacking = *(uint32_t *)*state;
+    rig_t *rig = rig_new(forty_blocks);
+    char name[16];
+    rig_admit(rig, "runs", 4, 0, 200, NULL);
+    rig_step(rig);
+    rig_admit(rig, "long", 300, 1, 4, NULL);
+    for (uint32_t i = 0; i < n_lacking; i++) {
+        snprintf(name, sizeof name, "lacks%u", i);
+        rig_admit(rig, name, 400, 2 + i, 1, NULL);
+        rig_step(rig); /* whether it fits is known from here on */
+        assert_in_range(rows_of(rig, "long"), 4, 16);
+    }
+    for (uint32_t i = 0; i < 10; i++) {
+        assert_true(rig_plan(rig));
+        assert_int_equal(rows_of(rig, "runs"), 1);
+        assert_int_equal(rows_of(rig, "long"), 4);
+        rig_return(rig);
+    }
+    /* Once "long" has ended there is room for one, whose rows are no whole step either. */
+    while (rig_find(rig, "lacks0")->first_step == 0)
+        assert_true(rig_step(rig));
+    assert_int_equal(rig_find(rig, "long")->n_ends, 1);
+    assert_int_equal(rows_of(rig, "runs"), 1);
+    assert_in_range(rows_of(rig, "lacks0"), 4, 31);
+    rig_run(rig);
+    for (uint32_t i = 0; i < rig->n_sequences; i++)
+        rig_check_text(&rig->sequences[i]);
+    rig_free(rig);
+}
+
 static void test_an_equal_prefix_is_not_computed_again(void **state)
 {
     (void)state;
@@ -176,11 +214,6 @@ static void test_the_youngest_is_preempted_the_oldest_never_and_no_text_changes(
         rig_check_text(&rig->sequences[i]);
     assert_int_equal(load.kv_tokens_free, load.kv_tokens_total);
     rig_free(rig);
-}
-
-static void forty_blocks(scheduler_config_t *config)
-{
-    config->n_blocks = 40;
 }
 
 /* It needs 14 blocks now and 30 for its next 256 tokens; after b's end 25 are free. */
@@ -391,11 +424,6 @@ static void test_a_tenant_that_paused_has_no_arrears_and_small_requests_run_more
     rig_free(rig);
 }
 
-static void solo(admission_t *admission)
-{
-    admission->solo = true;
-}
-
 static void test_a_solo_sequence_is_alone_in_its_steps_and_in_flight(void **state)
 {
     (void)state;
@@ -405,8 +433,8 @@ static void test_a_solo_sequence_is_alone_in_its_steps_and_in_flight(void **stat
         snprintf(name, sizeof name, "s%u", i);
         rig_admit(rig, name, 10, i, 30, NULL);
     }
-    rig_admit(rig, "alone", 10, 9, 10, solo);
-    rig_admit(rig, "also", 10, 10, 10, solo);
+    rig_admit(rig, "alone", 10, 9, 10, rig_solo);
+    rig_admit(rig, "also", 10, 10, 10, rig_solo);
     uint32_t n_solo = 0;
     bool solo_flies = false;
     for (int i = 0; i < 5000; i++) {
@@ -436,43 +464,13 @@ static void test_a_long_random_run_keeps_every_text(void **state)
 {
     (void)state;
     rig_t *rig = rig_new(pipeline);
-    uint32_t random = 4, n = 0;
-    char name[16];
-    for (int turn = 0; turn < 6000; turn++) {
-        random = random * 1664525u + 1013904223u;
-        uint32_t what = random >> 24 & 7;
-        if (what == 0 && n < RIG_SEQUENCES_MAX) {
-            snprintf(name, sizeof name, "s%u", n++);
-            rig_admit(rig, name, 1 + (random >> 8) % 100, random >> 16 & 3, 1 + (random >> 10) % 60,
-                      random >> 20 & 8 ? NULL : solo);
-        } else if (what == 1 && n > 0 && (random >> 8) % 4 == 0) {
-            snprintf(name, sizeof name, "s%u", (random >> 8) % n);
-            scheduler_cancel(rig->s, name, 0, 1, rig->now_ms);
-        } else if (what < 5) {
-            rig_plan(rig);
-        } else if (rig->n_flights > 0) {
-            rig_return(rig);
-        }
-        rig_take(rig, rig->stream);
-    }
-    rig_run(rig);
-    uint32_t finished = 0;
-    for (uint32_t i = 0; i < rig->n_sequences; i++) {
-        assert_int_equal(rig->sequences[i].n_ends, 1);
-        if (rig->sequences[i].end != END_FINISHED)
-            continue;
-        finished++;
-        rig_check_text(&rig->sequences[i]);
-    }
-    assert_true(finished > 50);
-    scheduler_load_t load;
-    scheduler_load(rig->s, &load);
-    assert_int_equal(load.kv_tokens_free, load.kv_tokens_total);
+    assert_true(rig_run_random(rig, 4, 6000, RIG_SEQUENCES_MAX, 60) > 50);
     rig_free(rig);
 }
 
 int main(void)
 {
+    uint32_t few = 2, many = 20;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sequences_run_together_and_each_gives_its_text),
         cmocka_unit_test(test_a_new_sequence_joins_the_running_batch),
@@ -480,6 +478,10 @@ int main(void)
         cmocka_unit_test(test_a_prompt_has_whole_steps_while_nobody_runs),
         cmocka_unit_test(
             test_prompts_that_wait_together_have_more_rows_and_a_short_one_passes_a_long),
+        cmocka_unit_test_prestate(
+            test_a_prompt_that_lacks_blocks_gives_those_before_it_no_more_rows, &few),
+        cmocka_unit_test_prestate(
+            test_a_prompt_that_lacks_blocks_gives_those_before_it_no_more_rows, &many),
         cmocka_unit_test(test_an_equal_prefix_is_not_computed_again),
         cmocka_unit_test(test_the_youngest_is_preempted_the_oldest_never_and_no_text_changes),
         cmocka_unit_test(test_a_preempted_one_returns_when_its_next_256_tokens_have_blocks),
