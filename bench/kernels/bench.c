@@ -72,6 +72,9 @@ static kweight_t *make_weight(bench_t *b, qtype_t type, uint32_t n)
     uint8_t *rows = mem_new(n, row_bytes);
     for (size_t i = 0; i < n * row_bytes; i++)
         rows[i] = (uint8_t)((i * 2654435761u) >> 13 & 0x3b);
+    /* As in published files, where one scale serves 128 x 128. */
+    for (size_t i = 0; type == QTYPE_F8S && i < n * row_bytes; i += sizeof(qtype_f8s_t))
+        memcpy(rows + i, &(float){0.01f}, sizeof(float));
     uint32_t edges[NUMERICS_LEAVES_MAX + 1];
     for (uint32_t i = 0; i <= options->n_leaves; i++)
         edges[i] = (uint32_t)((uint64_t)options->k / 32 * i / options->n_leaves * 32);

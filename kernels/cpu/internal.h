@@ -36,7 +36,8 @@ enum {
  * I8:  as Q8 with F32 scales. U8M: bytes q, F32 scales and minimums. N4M: Q4M with F32 ones.
  * BF16: per 2 k two lines [16][2]. F32: per k two lines [16]. F16: per k one line of 32.
  * E4: e4m3 codes, per 2 k one line [16 columns][2 k][2]: of column c and of c + 16; after each segment
- * of 128 k 32 F32 scales. T4: as Q4, nibbles that name one of 16 integers. The others: form_tail.h;
+ * of 128 k 32 F32 scales, or, where all columns of a panel share them, one scale for each segment in
+ * front of the leaf's codes, in whole lines. T4: as Q4, nibbles that name one of 16 integers. The others: form_tail.h;
  * S4: nibbles less 8, Z4: less a zero point, X4: a table's, under two scales, M4: a table's, under
  * powers of two. */
 typedef enum {
@@ -106,6 +107,16 @@ static inline uint32_t wide_segment(const kleaf_t *leaf, uint32_t done)
     return next < leaf->len - done ? next : leaf->len - done;
 }
 
+/* What stands in front of a leaf's codes where columns share their scales: one for each segment. */
+static inline size_t wide_scale_bytes(const kleaf_t *leaf)
+{
+    if (leaf->len == 0)
+        return 0;
+    uint32_t last = (leaf->absolute + leaf->len - 1) / WIDE_SEGMENT_K;
+    uint32_t n = last - leaf->absolute / WIDE_SEGMENT_K + 1;
+    return ((size_t)n * sizeof(float) + 63) / 64 * 64;
+}
+
 /* The layout of one input row: int8 rows are n_segs kinput_seg_t, the others k_padded values. */
 typedef struct {
     kactivation_t kind; /* KACTIVATION_INT8_16 has shorter segments, else it is as INT8 */
@@ -122,6 +133,7 @@ typedef struct {
 typedef struct {
     kform_t form;
     bool bf16_scales;      /* S4, Z4: their 16 bits are BF16, else F16 */
+    bool shared_scales;    /* E4: one for all columns of a panel */
     uint32_t run;          /* forms with tails: values under one scale */
     const kinput_t *input; /* of the weight's */
     size_t input_offset;   /* where it starts in an input row */
@@ -322,8 +334,10 @@ void input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_orde
 void input_release(kinput_t *input);
 status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out);
 /* All of weight_pack but the panels, for which there is no memory yet; the parts' rows are not
- * looked at. weight_place says where the panels lie: memory_bytes from `memory` on. */
-status_t weight_prepare(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out);
+ * looked at, so the caller says whether columns share their scales (of type F8S, else it says
+ * nothing). weight_place says where the panels lie: memory_bytes from `memory` on. */
+status_t weight_prepare(kdevice_t *device, const kweight_spec_t *spec, bool shared_scales,
+                        kweight_t **own_out);
 void weight_place(kweight_t *weight, void *memory);
 void weight_release(kweight_t *take_weight);
 kweight_info_t weight_info(const kweight_t *weight);

@@ -13,11 +13,13 @@ static inline void e4_segment(const uint8_t *panel, uint32_t pairs, uint8_t *lin
     }
 }
 
-/* sums[r] = fma(run[r], d, sums[r]) for n rows of 32 columns. */
-static inline void e4_scale(uint32_t n, const float *run, const float *d, float *sums)
+/* sums[r] = fma(run[r], d, sums[r]) for n rows of 32 columns, of which 16 have the scales `low`. */
+static inline void e4_scale(uint32_t n, const float *run, vf_t low, vf_t high, float *sums)
 {
-    for (uint32_t i = 0; i < n * PANEL; i += 16)
-        vf_store(sums + i, vf_fma(vf_load(run + i), vf_load(d + i % PANEL), vf_load(sums + i)));
+    for (uint32_t i = 0; i < n * PANEL; i += 32) {
+        vf_store(sums + i, vf_fma(vf_load(run + i), low, vf_load(sums + i)));
+        vf_store(sums + i + 16, vf_fma(vf_load(run + i + 16), high, vf_load(sums + i + 16)));
+    }
 }
 
 /* The lines of a segment, and the panel behind its codes: spread out now, or before. */
@@ -41,16 +43,18 @@ static inline const uint8_t *spread_lines(const uint8_t **panel, uint32_t pairs,
     return lines;
 }
 
-/* A panel spread out: the segments' lines, each followed by its scales. A leaf of it brings in the
+/* A panel spread out: the segments' lines, each followed by its scales, or shared scales in front of
+ * a leaf's lines, as in the panel. A leaf of it brings in the
  * codes of the next panel meanwhile, a line for a pair. */
 static size_t e4_spread_bytes(const kpart_t *part)
 {
     size_t bytes = 0;
     for (uint32_t l = 0; l < part->input->n_leaves; l++) {
         const kleaf_t *leaf = &part->input->leaves[l];
+        bytes += part->shared_scales ? wide_scale_bytes(leaf) : 0;
         for (uint32_t done = 0, len = 0; done < leaf->len; done += len) {
             len = wide_segment(leaf, done);
-            bytes += (size_t)(len + 1) / 2 * 128 + 128;
+            bytes += (size_t)(len + 1) / 2 * 128 + (part->shared_scales ? 0 : 128);
         }
     }
     return bytes;
@@ -60,14 +64,19 @@ static void e4_spread(const kpart_t *part, const uint8_t *panel, uint8_t *to)
 {
     for (uint32_t l = 0; l < part->input->n_leaves; l++) {
         const kleaf_t *leaf = &part->input->leaves[l];
+        size_t front = part->shared_scales ? wide_scale_bytes(leaf) : 0;
+        size_t behind = part->shared_scales ? 0 : 128;
+        memcpy(to, panel, front);
+        panel += front;
+        to += front;
         for (uint32_t done = 0, len = 0; done < leaf->len; done += len) {
             len = wide_segment(leaf, done);
             uint32_t pairs = (len + 1) / 2;
             fetch_t fetch = {panel + FETCH_AHEAD, 64};
             e4_segment(panel, pairs, to, &fetch);
-            memcpy(to + (size_t)pairs * 128, panel + (size_t)pairs * 64, 128);
-            panel += (size_t)pairs * 64 + 128;
-            to += (size_t)pairs * 128 + 128;
+            memcpy(to + (size_t)pairs * 128, panel + (size_t)pairs * 64, behind);
+            panel += (size_t)pairs * 64 + behind;
+            to += (size_t)pairs * 128 + behind;
         }
     }
 }
@@ -79,6 +88,8 @@ static void e4_spread(const kpart_t *part, const uint8_t *panel, uint8_t *to)
     {                                                                                          \
         _Alignas(64) uint8_t room[WIDE_SEGMENT_K * 64];                                        \
         _Alignas(64) float run[(n)*PANEL], sums[(n)*PANEL] = {0};                              \
+        const float *shared = part->shared_scales ? (const float *)(const void *)panel : NULL; \
+        panel += shared != NULL ? wide_scale_bytes(leaf) : 0;                                  \
         for (uint32_t done = 0, len = 0; done < leaf->len; done += len) {                      \
             len = wide_segment(leaf, done);                                                    \
             uint32_t pairs = (len + 1) / 2;                                                    \
@@ -86,8 +97,10 @@ static void e4_spread(const kpart_t *part, const uint8_t *panel, uint8_t *to)
             fetch_t inner = {panel, 0};                                                        \
             const uint8_t *lines = LINES(&panel, pairs, room, &fetch, &inner);                 \
             leaf_bf16_##n(part, &piece, rows, lines, false, run, inner);                       \
-            e4_scale(n, run, (const float *)(const void *)panel, sums);                        \
-            panel += 128;                                                                      \
+            const float *d = shared != NULL ? shared++ : (const float *)(const void *)panel;   \
+            vf_t low = shared != NULL ? vf_set(*d) : vf_load(d);                               \
+            e4_scale(n, run, low, shared != NULL ? low : vf_load(d + 16), sums);               \
+            panel += shared != NULL ? 0 : 128;                                                 \
         }                                                                                      \
         for (uint32_t i = 0; i < (n)*PANEL; i += 16) {                                         \
             vf_t sum = vf_load(sums + i);                                                      \

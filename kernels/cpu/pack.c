@@ -165,13 +165,17 @@ static void write_steps(kweight_t *weight, const kweight_spec_t *spec)
     }
 }
 
-static uint64_t wide_segments(const kinput_t *input)
+static uint64_t wide_panel_bytes(const kpart_t *part)
 {
-    uint64_t n = 0;
-    for (uint32_t l = 0; l < input->n_leaves; l++)
-        for (uint32_t k = 0; k < input->leaves[l].len; n++)
-            k += wide_segment(&input->leaves[l], k);
-    return n;
+    const kinput_t *input = part->input;
+    uint64_t bytes = (uint64_t)input->k_padded * PANEL;
+    for (uint32_t l = 0; l < input->n_leaves; l++) {
+        const kleaf_t *leaf = &input->leaves[l];
+        bytes += part->shared_scales ? wide_scale_bytes(leaf) : 0;
+        for (uint32_t k = 0; k < leaf->len && !part->shared_scales; bytes += PANEL * 4)
+            k += wide_segment(leaf, k);
+    }
+    return bytes;
 }
 
 static uint64_t tail_panel_bytes(const kpart_t *part)
@@ -197,10 +201,34 @@ static uint64_t form_panel_bytes(const kpart_t *part)
     case FORM_F16:
         return k * PANEL * 2;
     case FORM_E4:
-        return k * PANEL + wide_segments(input) * PANEL * 4;
+        return wide_panel_bytes(part);
     default:
         return k * PANEL * 4;
     }
+}
+
+/* Whether every panel of the weight's E4 parts has one scale for each 128 of K, as files with blocks
+ * of 128 x 128 have unless a panel lies across two of them. */
+static bool shares_scales(const pack_job_t *job)
+{
+    const kweight_spec_t *spec = job->spec;
+    uint32_t first = spec->leaf_edges[spec->leaf_first] / WIDE_SEGMENT_K;
+    uint32_t end = (spec->leaf_edges[spec->leaf_end] + WIDE_SEGMENT_K - 1) / WIDE_SEGMENT_K;
+    for (uint32_t i = 0; i < spec->n_parts; i++) {
+        const kweight_part_t *source = &spec->parts[i];
+        if (job->weight->parts[i].form != FORM_E4)
+            continue;
+        const uint8_t *row = (const uint8_t *)source->rows + source->row_first * job->row_bytes[i];
+        const uint8_t *of_panel = row;
+        for (uint32_t r = 0; r < source->n_rows; r++, row += job->row_bytes[i]) {
+            of_panel = r % PANEL == 0 ? row : of_panel;
+            for (size_t at = first * sizeof(qtype_f8s_t); at < end * sizeof(qtype_f8s_t);
+                 at += sizeof(qtype_f8s_t))
+                if (memcmp(row + at, of_panel + at, sizeof(float)) != 0)
+                    return false;
+        }
+    }
+    return true;
 }
 
 /* Room for the parts' decoded panels. What no second-level cache could hold is not decoded. */
@@ -239,8 +267,8 @@ void weight_place(kweight_t *weight, void *memory)
     }
 }
 
-static status_t prepare(kdevice_t *device, const kweight_spec_t *spec, pack_job_t *job,
-                        kweight_t **own_out)
+static status_t prepare(kdevice_t *device, const kweight_spec_t *spec, bool shared_scales,
+                        pack_job_t *job, kweight_t **own_out)
 {
     if (spec->n_parts < 1 || spec->n_parts > KWEIGHT_PARTS_MAX)
         return fail(STATUS_INVALID, "weight %s: %u parts, 1 to %d are possible", spec->name,
@@ -253,6 +281,8 @@ static status_t prepare(kdevice_t *device, const kweight_spec_t *spec, pack_job_
     status_t status = STATUS_OK;
     for (uint32_t i = 0; i < spec->n_parts && status == STATUS_OK; i++)
         status = add_part(device, spec, i, weight, job);
+    for (uint32_t i = 0; i < spec->n_parts; i++)
+        weight->parts[i].shared_scales = shared_scales && weight->parts[i].form == FORM_E4;
     if (status == STATUS_OK) {
         place_inputs(weight);
         write_steps(weight, spec);
@@ -267,17 +297,22 @@ static status_t prepare(kdevice_t *device, const kweight_spec_t *spec, pack_job_
     return STATUS_OK;
 }
 
-status_t weight_prepare(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out)
+status_t weight_prepare(kdevice_t *device, const kweight_spec_t *spec, bool shared_scales,
+                        kweight_t **own_out)
 {
     pack_job_t job;
-    return prepare(device, spec, &job, own_out);
+    return prepare(device, spec, shared_scales, &job, own_out);
 }
 
 status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out)
 {
     pack_job_t job;
     kweight_t *weight;
-    TRY(prepare(device, spec, &job, &weight));
+    TRY(prepare(device, spec, true, &job, &weight));
+    if (!shares_scales(&job)) {
+        weight_release(weight);
+        TRY(prepare(device, spec, false, &job, &weight));
+    }
     if (weight->memory_bytes > 0) {
         void *memory = map_pages(weight->memory_bytes);
         if (memory == NULL) {

@@ -163,12 +163,15 @@ static void pack_tail_panel(const kpart_t *part, const uint8_t *rows, size_t row
 }
 
 /* Codes stay what they are: the kernels make BF16 of them, in which they are exact. */
-static void pack_e4_panel(const kinput_t *input, const uint8_t *rows, size_t row_bytes,
+static void pack_e4_panel(const kpart_t *part, const uint8_t *rows, size_t row_bytes,
                           uint32_t k_base, uint32_t n_columns, uint8_t *panel)
 {
+    const kinput_t *input = part->input;
     for (uint32_t l = 0; l < input->n_leaves; l++) {
         const kleaf_t *leaf = &input->leaves[l];
-        for (uint32_t done = 0, len = 0; done < leaf->len; done += len) {
+        uint8_t *shared = panel;
+        panel += part->shared_scales ? wide_scale_bytes(leaf) : 0;
+        for (uint32_t done = 0, len = 0; done < leaf->len; done += len, shared += 4) {
             len = wide_segment(leaf, done);
             size_t codes = (size_t)(len + 1) / 2 * 2 * PANEL;
             uint32_t k = k_base + leaf->k + done;
@@ -179,9 +182,9 @@ static void pack_e4_panel(const kinput_t *input, const uint8_t *rows, size_t row
                 uint8_t *to = panel + (size_t)(c % LINE) * 4 + c / LINE;
                 for (uint32_t i = 0; i < len; i++)
                     to[(size_t)(i / 2) * 2 * PANEL + (size_t)(i % 2) * 2] = from[i];
-                memcpy(panel + codes + 4 * (size_t)c, block, 4);
+                memcpy(part->shared_scales ? shared : panel + codes + 4 * (size_t)c, block, 4);
             }
-            panel += codes + 128;
+            panel += codes + (part->shared_scales ? 0 : 128);
         }
     }
 }
@@ -234,7 +237,7 @@ void panel_write(const kpart_t *part, const kpanel_source_t *from, uint8_t *pane
     else if (FORM_HAS_TAIL(part->form))
         pack_tail_panel(part, rows, bytes, k, n, panel_out);
     else if (part->form == FORM_E4)
-        pack_e4_panel(part->input, rows, bytes, k, n, panel_out);
+        pack_e4_panel(part, rows, bytes, k, n, panel_out);
     else if (part->form != FORM_F32)
         pack_half_panel(part->input, part, rows, bytes, k, n, panel_out);
     else

@@ -143,9 +143,11 @@ static const uint8_t *leaf_bf16(const kleaf_t *leaf, const uint8_t *row, const u
 }
 
 /* A sum as of BF16 for each segment of 128, in which e4m3 codes are exact, then fma by its scale. */
-static const uint8_t *leaf_e4(const kleaf_t *leaf, const uint8_t *row, const uint8_t *panel,
-                              float sum_out[PANEL])
+static const uint8_t *leaf_e4(const kpart_t *part, const kleaf_t *leaf, const uint8_t *row,
+                              const uint8_t *panel, float sum_out[PANEL])
 {
+    const uint8_t *shared = panel;
+    panel += part->shared_scales ? wide_scale_bytes(leaf) : 0;
     for (uint32_t c = 0; c < PANEL; c++)
         sum_out[c] = 0;
     for (uint32_t done = 0, len = 0; done < leaf->len; done += len) {
@@ -161,8 +163,12 @@ static const uint8_t *leaf_e4(const kleaf_t *leaf, const uint8_t *row, const uin
                 sum[c] = fmaf(qtype_e4m3_to_f32(codes[0]), even, sum[c]);
             }
         }
-        for (uint32_t c = 0; c < PANEL; c++, panel += 4)
-            sum_out[c] = fmaf(sum[c], bits_float(load_u32(panel)), sum_out[c]);
+        const uint8_t *scales = part->shared_scales ? shared : panel;
+        size_t step = part->shared_scales ? 0 : 4;
+        for (uint32_t c = 0; c < PANEL; c++)
+            sum_out[c] = fmaf(sum[c], bits_float(load_u32(scales + c * step)), sum_out[c]);
+        shared += 4;
+        panel += step * PANEL;
     }
     return panel;
 }
@@ -207,7 +213,7 @@ static void panel_row(const kmatmul_t *job, const kpart_t *part, uint32_t index,
             else if (FORM_HAS_TAIL(part->form))
                 panel = leaf_tail(part, leaf, in, panel, stack[depth]);
             else if (part->form == FORM_E4)
-                panel = leaf_e4(leaf, in, panel, stack[depth]);
+                panel = leaf_e4(part, leaf, in, panel, stack[depth]);
             else
                 panel = leaf_float(part->form, leaf, in, panel, stack[depth]);
             leaf++;
