@@ -89,6 +89,14 @@ bool qtype_row_bytes(uint32_t id, uint64_t n_values, uint64_t *bytes_out)
                            bytes_out);
 }
 
+uint64_t qtype_held_bytes(uint32_t id, uint64_t n_values, uint64_t row_bytes)
+{
+    if (!qtype_is_z4(id))
+        return row_bytes;
+    uint64_t values = qtype_info(id)->block_values, rest = n_values % values;
+    return rest > 0 ? row_bytes - (values - rest) / 2 : row_bytes;
+}
+
 static void dequantize_f16(const uint8_t *row, size_t n, float *out)
 {
     for (size_t i = 0; i < n; i++) {

@@ -92,6 +92,10 @@ const char *qtype_name(uint32_t id);
  * short: it is stored whole, with zeros behind the values. */
 bool qtype_row_bytes(uint32_t id, uint64_t n_values, uint64_t *bytes_out);
 
+/* What kernels keep of a row of n_values that takes row_bytes: no nibbles behind its values, which in
+ * blocks of 1,024 can be a third of the row. */
+uint64_t qtype_held_bytes(uint32_t id, uint64_t n_values, uint64_t row_bytes);
+
 /* out[i] = the value of element i of the row, i < n_values; n_values is whole blocks (in our own
  * types any number) and the type has is_weight (both CHECKed: the file reader has refused
  * everything else). `row` needs no alignment. The values are those of the format's reference

@@ -174,17 +174,13 @@ static status_t take_words(hf_quant_t *quant, source_raw_t *raw)
                   &parts.scale));
     TRY(take_part(quant, weight->name, cut, "qzeros", SAFETENSORS_I32, n_groups,
                   outputs / per_word, &parts.zero));
-    /* By the configuration's group and not by the matrix's, so that an outline says the same. */
-    uint64_t run = quant->group == 0       ? QTYPE_Z4_ROW_VALUES
-                   : quant->group % 32 == 0 ? quant->group
-                   : n_groups == 1          ? QTYPE_Z4_ROW_VALUES
-                                            : 0;
+    uint64_t run = n_groups == 1 || quant->group % 32 == 0 ? hf_quant_run(quant) : 0;
     if (!awq)
         TRY(take_gptq_groups(quant, weight->name, inputs, n_groups, &parts, &run));
     raw->used = true;
     static const char *const names[] = {"GPTQ 2 bit", "GPTQ 4 bit", "GPTQ 8 bit"};
     const char *stored = awq ? "AWQ 4 bit" : names[quant->bits / 4];
-    if (run == 0)
+    if (run == 0 && parts.group_of != NULL)
         stored = "GPTQ, act-order";
     /* The fewest bytes that hold the values: nibbles, else bytes, else floats. */
     qtype_t type = run > 0 && zeros_fit(&parts) ? QTYPE_I8S : QTYPE_F32;
@@ -232,13 +228,6 @@ static status_t refuse_part(hf_quant_t *quant, const char *name, size_t cut, con
                 "act-order cannot be read", quant->source->path, quant->name);
 }
 
-/* A row has one group because its scale is a row's. A row as short as a group has one, too: that is
- * taken for a group, as an outline takes it. */
-static bool one_group(const source_parts_t *parts, uint64_t columns)
-{
-    return parts->group == columns && columns != 32 && columns != 64 && columns != 128;
-}
-
 static status_t take_packed(hf_quant_t *quant, source_raw_t *raw)
 {
     const safetensors_tensor_t *weight = raw->tensor;
@@ -267,7 +256,7 @@ static status_t take_packed(hf_quant_t *quant, source_raw_t *raw)
     static const char *const names[] = {"INT2 packed", "INT4 packed", "INT8 packed"};
     qtype_t type = QTYPE_I8S;
     if (bits == 4 && scale_is_half(parts.scale))
-        type = qtype_z4_of(one_group(&parts, sizes[1]) ? QTYPE_Z4_ROW_VALUES : parts.group,
+        type = qtype_z4_of(parts.group == sizes[1] ? hf_quant_run(quant) : parts.group,
                            parts.scale->dtype == SAFETENSORS_BF16, true);
     return add(quant, arena_name(quant, weight->name, cut, ""), type, 2,
                (uint64_t[]){sizes[1], sizes[0]}, names[bits / 4], &parts);

@@ -73,17 +73,42 @@ static status_t read_blocks(const json_t *config, const char *where, hf_quant_t 
     return STATUS_OK;
 }
 
-static status_t read_compressed(const json_t *config, const char *where)
+/* Compressed-tensors says of each group of modules what its values are; they are alike. */
+static void read_modules(const json_t *config, hf_quant_t *quant)
+{
+    const char *key;
+    json_t *modules;
+    json_object_foreach(json_object_get(config, "config_groups"), key, modules)
+    {
+        const json_t *weights = json_object_get(modules, "weights");
+        const json_t *size = json_object_get(weights, "group_size");
+        if (json_integer_value(json_object_get(weights, "num_bits")) != 4)
+            continue;
+        quant->bits = 4;
+        if (json_is_integer(size) && json_integer_value(size) > 0)
+            quant->group = (uint64_t)json_integer_value(size);
+        return;
+    }
+}
+
+static status_t read_compressed(const json_t *config, const char *where, hf_quant_t *quant)
 {
     const char *format;
     TRY(json_get_text(config, where, "format", &format, NULL));
     static const char *const formats[] = {"int-quantized", "naive-quantized", "float-quantized",
                                           "pack-quantized"};
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
-        if (strcmp(format, formats[i]) == 0)
+        if (strcmp(format, formats[i]) == 0) {
+            read_modules(config, quant);
             return STATUS_OK;
+        }
     return fail(STATUS_UNSUPPORTED, "%s: the format \"%.32s\" cannot be read; int-quantized, "
                 "float-quantized and pack-quantized can", where, format);
+}
+
+uint64_t hf_quant_run(const hf_quant_t *quant)
+{
+    return quant->group > 0 && quant->group % 32 == 0 ? quant->group : QTYPE_Z4_ROW_VALUES;
 }
 
 status_t hf_quant_read_config(hf_quant_t *quant)
@@ -108,7 +133,7 @@ status_t hf_quant_read_config(hf_quant_t *quant)
     if (status == STATUS_OK && quant->method == HF_FP8)
         status = read_blocks(config, where, quant);
     if (status == STATUS_OK && quant->method == HF_COMPRESSED)
-        status = read_compressed(config, where);
+        status = read_compressed(config, where, quant);
     free(where);
     return status;
 }

@@ -185,7 +185,7 @@ bool model_expert(const model_t *model, model_role_t role, uint32_t layer, uint3
         view.name = own->name;
         view.type = own->type;
         view.row_bytes = own->row_bytes;
-        view.bytes = own->bytes;
+        view.bytes = model_held_bytes(&view);
         view.data = own->data;
         view.source = own;
     } else {

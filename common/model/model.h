@@ -296,7 +296,8 @@ typedef struct {
     uint64_t rows; /* 1 for vectors */
     uint64_t columns;
     uint64_t row_bytes;
-    uint64_t bytes;      /* rows * row_bytes */
+    uint64_t bytes;      /* that its rows take in a rank: rows * row_bytes, or less (qtype_held_bytes);
+                            never less where there is data */
     const uint8_t *data; /* row r is at data + r * row_bytes; mapped, read-only. NULL: the rows have
                             to be read */
     const source_tensor_t *source;

@@ -30,6 +30,11 @@ status_t model_find_arch(model_t *model) MUST_USE;
 status_t model_read_config(model_t *model, const char *where) MUST_USE;
 /* Finds every tensor of the architecture, checks shapes and refuses what nothing asks for. */
 status_t model_find_tensors(model_t *model) MUST_USE;
+/* What the view's bytes are, from its type, rows, columns and row_bytes. */
+static inline uint64_t model_held_bytes(const model_tensor_t *view)
+{
+    return view->rows * qtype_held_bytes((uint32_t)view->type, view->columns, view->row_bytes);
+}
 /* The type that online quantization `name` gives matrices of this role; false when they keep theirs.
  * Loading and planning both ask here. */
 bool model_quantize_type(const char *name, model_role_t role, qtype_t *out);

@@ -54,7 +54,8 @@ static bool stays_plain(model_role_t role)
     }
 }
 
-static qtype_t type_of(const source_outline_types_t *types, const arch_tensor_t *wanted)
+static qtype_t type_of(const source_outline_types_t *types, const arch_tensor_t *wanted,
+                       uint64_t columns)
 {
     switch (wanted->role) {
     /* Kept in F32 by all who publish such models. */
@@ -71,7 +72,7 @@ static qtype_t type_of(const source_outline_types_t *types, const arch_tensor_t 
         return QTYPE_I64;
     if (wanted->vector || stays_plain(wanted->role))
         return types->plain;
-    return wanted->role >= MODEL_EXPERT_GATE ? types->experts : types->matrix;
+    return source_outline_matrix(types, wanted->role >= MODEL_EXPERT_GATE, columns);
 }
 
 static status_t set_size(model_t *model, model_tensor_t *view)
@@ -80,7 +81,7 @@ static status_t set_size(model_t *model, model_tensor_t *view)
         return fail(STATUS_INVALID, "%s: rows of %llu values of %s do not make whole blocks of %s",
                     source_path(model->source), (unsigned long long)view->columns, view->name,
                     qtype_name((uint32_t)view->type));
-    view->bytes = view->rows * view->row_bytes;
+    view->bytes = model_held_bytes(view);
     return STATUS_OK;
 }
 
@@ -90,11 +91,11 @@ static status_t outline_tensor(model_t *model, const source_outline_types_t *typ
     const model_config_t *config = &model->config;
     model_tensor_t view = {
         .name = wanted->hf,
-        .type = type_of(types, wanted),
         .cut = wanted->cut,
         .rows = arch_side(config, wanted->rows),
         .columns = arch_side(config, wanted->columns),
     };
+    view.type = type_of(types, wanted, view.columns);
     if (!wanted->each_expert)
         view.rows *= arch_side(config, wanted->planes);
     if (wanted->role >= MODEL_EXPERT_GATE && !wanted->each_expert)
@@ -221,7 +222,7 @@ static bool quantize(model_tensor_t *view, const char *name, model_role_t role)
         return false;
     view->type = type;
     view->row_bytes = row_bytes;
-    view->bytes = view->rows * row_bytes;
+    view->bytes = model_held_bytes(view);
     return true;
 }
 

@@ -86,7 +86,7 @@ static void quantize_tensor(model_t *model, model_tensor_t *tensor, qtype_t type
         return;
     tensor->type = view->type;
     tensor->row_bytes = view->row_bytes;
-    tensor->bytes = tensor->rows * view->row_bytes;
+    tensor->bytes = model_held_bytes(tensor);
     tensor->data = NULL;
     tensor->source = view;
 }

@@ -110,7 +110,7 @@ static model_tensor_t view_of(const finder_t *finder, const arch_tensor_t *wante
     };
     if (wanted->role >= MODEL_EXPERT_GATE && !(wanted->each_expert && !finder->gguf))
         view.rows = found->rows / finder->model->config.experts.n;
-    view.bytes = view.rows * view.row_bytes;
+    view.bytes = model_held_bytes(&view);
     return view;
 }
 

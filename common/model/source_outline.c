@@ -74,48 +74,61 @@ static status_t read_plain(const source_t *source, qtype_t *out)
                 "and float32 are supported", source->path, name);
 }
 
-/* Scales are taken for what plain tensors are, which hf_quant.c sees for itself. 0 is one group for
- * all. */
-static qtype_t nibbles_type(uint64_t group, qtype_t plain, bool zero_is_8)
+/* Scales are taken for what plain tensors are, which hf_quant.c sees for itself. */
+static qtype_t nibbles_type(const hf_quant_t *quant, qtype_t plain)
 {
-    if (group % 32 != 0 || plain == QTYPE_F32)
+    if (quant->bits != 4 || plain == QTYPE_F32)
         return QTYPE_I8S;
-    return qtype_z4_of(group > 0 ? group : QTYPE_Z4_ROW_VALUES, plain == QTYPE_BF16, zero_is_8);
+    return qtype_z4_of(hf_quant_run(quant), plain == QTYPE_BF16, quant->method == HF_COMPRESSED);
 }
 
-/* Compressed-tensors says of each group of modules what its values are; they are alike. */
-static qtype_t compressed_type(json_t *config, qtype_t plain)
+static qtype_t compressed_type(const json_t *config, const hf_quant_t *quant, qtype_t plain)
 {
-    const char *format = json_string_value(json_object_get(config, "format")), *key;
-    json_t *modules;
+    const char *format = json_string_value(json_object_get(config, "format"));
     if (format != NULL && strcmp(format, "float-quantized") == 0)
         return QTYPE_F8S;
-    if (format == NULL || strcmp(format, "pack-quantized") != 0)
-        return QTYPE_I8S;
-    json_object_foreach(json_object_get(config, "config_groups"), key, modules)
-    {
-        const json_t *weights = json_object_get(modules, "weights");
-        const json_t *size = json_object_get(weights, "group_size");
-        json_int_t group = json_is_integer(size) && json_integer_value(size) > 0
-                               ? json_integer_value(size)
-                               : 0;
-        if (json_integer_value(json_object_get(weights, "num_bits")) == 4)
-            return nibbles_type((uint64_t)group, plain, true);
-    }
-    return QTYPE_I8S;
+    return format != NULL && strcmp(format, "pack-quantized") == 0 ? nibbles_type(quant, plain)
+                                                                   : QTYPE_I8S;
 }
 
-/* As hf_quant.c decides, who has the sizes of matrices. */
-static qtype_t words_type(const hf_quant_t *quant, qtype_t plain)
+static void words_types(const json_t *config, const hf_quant_t *quant,
+                        source_outline_types_t *types)
 {
-    return quant->bits == 4 ? nibbles_type(quant->group, plain, false) : QTYPE_I8S;
+    types->matrix = types->experts = nibbles_type(quant, types->plain);
+    bool act_order = quant->method == HF_GPTQ && json_is_true(json_object_get(config, "desc_act"));
+    if (quant->group == 0 || (quant->group % 32 == 0 && !act_order))
+        return;
+    /* Blocks of 32 columns whose scales differ; where there is one scale, the order is nothing. */
+    types->one_group_max = quant->group;
+    types->one_group = types->matrix;
+    types->matrix = types->experts = QTYPE_F32;
+}
+
+static void matrix_types(const source_t *source, const hf_quant_t *quant,
+                         source_outline_types_t *types)
+{
+    const json_t *config = json_object_get(source->config, "quantization_config");
+    const char *expert = json_string_value(json_object_get(source->config, "expert_dtype"));
+    types->matrix = types->experts = types->plain;
+    switch (quant->method) {
+    case HF_NONE: break;
+    case HF_AWQ:
+    case HF_GPTQ: words_types(config, quant, types); break;
+    case HF_FP8:
+        types->matrix = QTYPE_F8S;
+        types->experts =
+            expert != NULL && strcmp(expert, "fp4") == 0 ? QTYPE_MXFP4 : QTYPE_F8S;
+        break;
+    case HF_COMPRESSED:
+        types->matrix = types->experts = compressed_type(config, quant, types->plain);
+        break;
+    case HF_MXFP4: types->experts = QTYPE_MXFP4; break;
+    }
 }
 
 status_t source_outline_types(const source_t *source, source_outline_types_t *out)
 {
-    source_outline_types_t types;
-    json_t *config = json_object_get(source->config, "quantization_config");
-    const char *expert = json_string_value(json_object_get(source->config, "expert_dtype"));
+    source_outline_types_t types = {0};
     hf_quant_t *quant = MEM_NEW(hf_quant_t);
     /* A directory's path stands in the errors there, in front of "/config.json". */
     const char *slash = strrchr(source->path, '/');
@@ -124,28 +137,20 @@ status_t source_outline_types(const source_t *source, source_outline_types_t *ou
                                 : mem_strdup(".");
     quant->source = &folder;
     status_t status = hf_quant_read_config(quant);
-    hf_method_t method = quant->method;
     if (status == STATUS_OK)
         status = read_plain(source, &types.plain);
-    qtype_t words = status == STATUS_OK ? words_type(quant, types.plain) : QTYPE_I8S;
+    if (status == STATUS_OK)
+        matrix_types(source, quant, &types);
     free(folder.path);
     free(quant);
     TRY(status);
-    types.matrix = types.experts = types.plain;
-    switch (method) {
-    case HF_NONE: break;
-    case HF_AWQ: types.matrix = types.experts = words; break;
-    case HF_GPTQ:
-        /* Scales in the order of activation leave no runs of columns that share one. */
-        types.matrix = types.experts =
-            json_is_true(json_object_get(config, "desc_act")) ? QTYPE_F32 : words;
-        break;
-    case HF_FP8: types.matrix = types.experts = QTYPE_F8S; break;
-    case HF_COMPRESSED: types.matrix = types.experts = compressed_type(config, types.plain); break;
-    case HF_MXFP4: types.experts = QTYPE_MXFP4; break;
-    }
-    if (method == HF_FP8 && expert != NULL && strcmp(expert, "fp4") == 0)
-        types.experts = QTYPE_MXFP4;
     *out = types;
     return STATUS_OK;
+}
+
+qtype_t source_outline_matrix(const source_outline_types_t *types, bool expert, uint64_t columns)
+{
+    if (columns <= types->one_group_max)
+        return types->one_group;
+    return expert ? types->experts : types->matrix;
 }

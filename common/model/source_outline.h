@@ -20,7 +20,13 @@ typedef struct {
     qtype_t plain;   /* of what is not quantized */
     qtype_t matrix;  /* of the matrices of layers */
     qtype_t experts; /* of the experts' matrices */
+    /* Instead of the last two where a matrix has no more columns than a group has values, which may
+     * make another type of it; 0 where that does not matter. */
+    uint64_t one_group_max;
+    qtype_t one_group;
 } source_outline_types_t;
 status_t source_outline_types(const source_t *source, source_outline_types_t *out) MUST_USE;
+/* The type of a layer's matrix of so many columns. */
+qtype_t source_outline_matrix(const source_outline_types_t *types, bool expert, uint64_t columns);
 
 #endif

@@ -55,7 +55,7 @@ bool exact_find(exact_model_t *model, const char *format, uint32_t layer, exact_
         return false;
     uint32_t rows = (uint32_t)tensor->rows, columns = (uint32_t)tensor->columns;
     double *values = exact_new(model, (uint64_t)rows * columns);
-    uint8_t *raw = malloc(tensor->bytes);
+    uint8_t *raw = malloc(tensor->rows * tensor->row_bytes);
     float *row = malloc(columns * sizeof *row);
     assert_true(raw != NULL && row != NULL);
     assert_int_equal(source_read_rows(tensor, 0, rows, raw), STATUS_OK);

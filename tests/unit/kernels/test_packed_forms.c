@@ -349,6 +349,19 @@ static void test_packed_weights_are_as_small_as_their_files(void **state)
         assert_true((double)packed <= rows[t].most * file);
         free(data);
     }
+    /* What the planner counts of rows that end inside a block of 1,024. */
+    for (shape.n_leaves = 1, shape.k = 768; shape.k <= 1536; shape.k += 768)
+        for (uint32_t t = QTYPE_Z4_ROW; t <= QTYPE_S4 + 3; t += QTYPE_S4 + 3 - QTYPE_Z4_ROW) {
+            size_t bytes, packed;
+            shape.edges[1] = shape.k;
+            uint8_t *data = make_rows(&random, (qtype_t)t, shape.n, shape.k, &bytes);
+            free(multiply(&f, &shape, (qtype_t)t, data, bytes, x, &packed));
+            double held = (double)qtype_held_bytes(t, shape.k, bytes / shape.n) * shape.n;
+            print_message("%s, K %u: %.4f of what is counted\n", qtype_name(t), shape.k,
+                          (double)packed / held);
+            assert_true((double)packed >= 0.99 * held && (double)packed <= 1.02 * held);
+            free(data);
+        }
     free(x);
     close_fixture(&f);
 }

@@ -167,10 +167,31 @@ static void test_what_a_configuration_lacks_is_named(void **state)
     model_close(model);
 }
 
+/* 4 bits under one scale a row of 64 or 96, whose stored blocks have 1,024. */
+static void test_a_short_row_of_4_bits_is_counted_as_what_it_holds(void **state)
+{
+    (void)state;
+    static const char config[] =
+        LLAMA("\"vocab_size\": 64, \"torch_dtype\": \"float16\", \"quantization_config\": "
+              "{\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": -1}");
+    model_t *model;
+    assert_int_equal(model_outline_open_bytes("m.json", config, sizeof config - 1, &model),
+                     STATUS_OK);
+    const model_tensor_t *down = model_tensor(model, MODEL_FFN_DOWN, 1);
+    assert_int_equal(down->type, QTYPE_Z4_ROW);
+    assert_int_equal(down->row_bytes, 515);
+    assert_int_equal(down->bytes, 64 * (3 + 96 / 2));
+    plan_sizes_t sizes;
+    plan_sizes(model, &sizes);
+    assert_int_equal(sizes.ffn_bytes, 2 * 96 * (3 + 64 / 2) + 64 * (3 + 96 / 2));
+    model_close(model);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_a_configuration_lacks_is_named),
+        cmocka_unit_test(test_a_short_row_of_4_bits_is_counted_as_what_it_holds),
         cmocka_unit_test(test_config_json_alone_tells_every_tensor_of_every_recorded_directory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -171,6 +171,9 @@ static void test_nibbles_less_a_zero_point_have_the_written_values(void **state)
         }
         assert_true(values[n] == 77);
     }
+    assert_int_equal(qtype_held_bytes(QTYPE_Z4_ROW, 1536, 1030), 3 + 512 + 3 + 256);
+    assert_int_equal(qtype_held_bytes(QTYPE_S4_BF16 + 3, 2048, 1030), 1030);
+    assert_int_equal(qtype_held_bytes(QTYPE_I8S, 33, 72), 72);
     assert_int_equal(qtype_z4_of(96, false, false), QTYPE_Z4_32);
     assert_int_equal(qtype_z4_of(384, true, true), QTYPE_S4_BF16);
 }
