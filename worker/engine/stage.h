@@ -357,6 +357,12 @@ status_t stage_multiply_normed(stage_t *stage, const stage_mix_t *mix, kbuffer_t
  * normed them. */
 status_t stage_normed_input(stage_t *stage, const stage_part_t *part, const stage_mix_t *mix,
                             kbuffer_t *norm, const kweight_t *weight) MUST_USE;
+/* Values of n rows of the residual's width, and their bytes as F32: one partial matrix. */
+size_t stage_elements(const stage_t *stage, uint32_t n_rows);
+size_t stage_partial_bytes(const stage_t *stage, uint32_t n_rows);
+/* In a host call, where no leaf of this slice has an element of K: its sums are +0, as in a slice
+ * that has such leaves beside others; no matmul writes them, and the buffer is used again. */
+void stage_clear_partials(const stage_call_t *call);
 /* The call of one part of a block, whose first call knows the layer. */
 stage_call_t *stage_call_of(stage_t *stage, stage_call_t *first, const stage_cut_t *cut,
                             const stage_part_t *part);

@@ -12,11 +12,6 @@
 /* Elements whose F32 fill a cache line: pieces begin at multiples. */
 enum { PIECE_UNIT = 16 };
 
-static size_t elements_of(const stage_t *stage, uint32_t n_rows)
-{
-    return n_rows * (size_t)stage->shape->hidden;
-}
-
 /* The elements that slice `index` adds of n. */
 static void piece_of(const stage_t *stage, uint32_t index, size_t n, size_t *first_out,
                      size_t *count_out)
@@ -32,7 +27,7 @@ static bool pays(const stage_t *stage, uint32_t n_rows, size_t bytes)
 {
     uint32_t tp = stage->config.tp;
     return (stage->always_pieces && tp > 1) ||
-           plan_sums_by_pieces(tp, elements_of(stage, n_rows), bytes);
+           plan_sums_by_pieces(tp, stage_elements(stage, n_rows), bytes);
 }
 
 /* The sums of a part, of which this slice's piece is made, from everybody's pieces. */
@@ -41,9 +36,9 @@ static status_t gather_sums(void *arg)
     const stage_call_t *call = arg;
     stage_t *stage = call->stage;
     size_t bytes[PLAN_TP_MAX], offsets[PLAN_TP_MAX], first, count;
-    size_t from = elements_of(stage, call->row_first) * sizeof(float);
+    size_t from = stage_partial_bytes(stage, call->row_first);
     for (uint32_t i = 0; i < stage->config.tp; i++) {
-        piece_of(stage, i, elements_of(stage, call->n_rows), &first, &count);
+        piece_of(stage, i, stage_elements(stage, call->n_rows), &first, &count);
         bytes[i] = count * sizeof(float);
         offsets[i] = from + first * sizeof(float);
     }
@@ -56,9 +51,9 @@ static status_t gather_sums(void *arg)
 static kref_t sums_at(const stage_t *stage, const stage_part_t *part, size_t *count_out)
 {
     size_t first;
-    piece_of(stage, stage->config.slice, elements_of(stage, part->n), &first, count_out);
+    piece_of(stage, stage->config.slice, stage_elements(stage, part->n), &first, count_out);
     return stage_at(stage->normed,
-                    (elements_of(stage, part->first) + first) * sizeof(float));
+                    (stage_elements(stage, part->first) + first) * sizeof(float));
 }
 
 /* What follows once this slice's piece is there. */
@@ -92,7 +87,7 @@ static status_t exchange_partials(void *arg)
     stage_t *stage = call->stage;
     const stage_cut_t *cut = call->cut;
     uint32_t me = stage->config.slice, own = cut->n_partials[me];
-    size_t n = elements_of(stage, call->n_rows), one = n * sizeof(float), first, count;
+    size_t n = stage_elements(stage, call->n_rows), one = n * sizeof(float), first, count;
     size_t bytes[PLAN_TP_MAX];
     uint8_t *all = stage->ops->buffer_host(stage->partials);
     uint8_t *mine = all + cut->n_partials_before[me] * one, *packed = mine;
@@ -114,15 +109,9 @@ static status_t exchange_partials(void *arg)
     return STATUS_OK;
 }
 
-/* Leaves without an element of K: see stage_reduce.c. */
 static status_t exchange_empty_partials(void *arg)
 {
-    const stage_call_t *call = arg;
-    stage_t *stage = call->stage;
-    uint32_t me = stage->config.slice;
-    size_t one = elements_of(stage, call->n_rows) * sizeof(float);
-    uint8_t *all = stage->ops->buffer_host(stage->partials);
-    memset(all + call->cut->n_partials_before[me] * one, 0, call->cut->n_partials[me] * one);
+    stage_clear_partials(arg);
     return exchange_partials(arg);
 }
 
@@ -132,9 +121,9 @@ status_t stage_reduce_partial_pieces(stage_t *stage, const stage_part_t *part, b
     const kernel_ops_t *ops = stage->ops;
     const stage_cut_t *cut = own_call->cut;
     uint32_t tp = stage->config.tp, me = stage->config.slice;
-    size_t one = elements_of(stage, part->n) * sizeof(float), first, count;
+    size_t one = stage_partial_bytes(stage, part->n), first, count;
     kref_t partials[PLAN_TP_MAX];
-    piece_of(stage, me, elements_of(stage, part->n), &first, &count);
+    piece_of(stage, me, stage_elements(stage, part->n), &first, &count);
     for (uint32_t i = 0; i < tp; i++)
         partials[i] = stage_at(stage->partials, cut->n_partials_before[i] * one);
     if (cut->n_partials[me] == 1)
@@ -154,7 +143,7 @@ status_t stage_reduce_partial_pieces(stage_t *stage, const stage_part_t *part, b
 
 static size_t sum_bytes(const stage_t *stage, uint32_t n_rows)
 {
-    return elements_of(stage, n_rows) * sizeof(int64_t);
+    return stage_elements(stage, n_rows) * sizeof(int64_t);
 }
 
 size_t stage_sums_of_all_bytes(const stage_t *stage)
@@ -166,7 +155,7 @@ size_t stage_sums_of_all_bytes(const stage_t *stage)
         if (!pays(stage, n, tp * sizeof(int64_t)))
             most = tp * sum_bytes(stage, n);
     for (uint32_t i = 0; i < tp; i++) {
-        piece_of(stage, i, elements_of(stage, stage->part_rows), &first, &count);
+        piece_of(stage, i, stage_elements(stage, stage->part_rows), &first, &count);
         size_t bytes = tp * count * sizeof(int64_t);
         most = bytes > most ? bytes : most;
     }
@@ -202,7 +191,7 @@ static status_t exchange_sum_pieces(void *arg)
     size_t bytes[PLAN_TP_MAX], first, count;
     const void *pieces[PLAN_TP_MAX];
     for (uint32_t i = 0; i < stage->config.tp; i++) {
-        piece_of(stage, i, elements_of(stage, call->n_rows), &first, &count);
+        piece_of(stage, i, stage_elements(stage, call->n_rows), &first, &count);
         bytes[i] = count * sizeof(int64_t);
         times[i] = 1;
     }
@@ -240,7 +229,7 @@ static status_t reduce_pieces(stage_t *stage, const stage_part_t *part, bool at_
     kref_t sums[PLAN_TP_MAX], mine = stage_part_at(part, stage_own_sums(stage),
                                                    sum_bytes(stage, 1));
     size_t first, count;
-    piece_of(stage, me, elements_of(stage, part->n), &first, &count);
+    piece_of(stage, me, stage_elements(stage, part->n), &first, &count);
     for (uint32_t i = 0; i < tp; i++)
         sums[i] = stage_at(stage->sums_of_all, i * count * sizeof(int64_t));
     sums[me] = stage_at(mine.buffer, mine.offset + first * sizeof(int64_t));

@@ -72,10 +72,14 @@ stage_call_t *stage_call_of(stage_t *stage, stage_call_t *first, const stage_cut
 
 /* ---- the exchange ---- */
 
-/* Bytes of one partial matrix of n rows. */
-static size_t partial_bytes(const stage_t *stage, uint32_t n)
+size_t stage_elements(const stage_t *stage, uint32_t n_rows)
 {
-    return n * (size_t)stage->shape->hidden * sizeof(float);
+    return n_rows * (size_t)stage->shape->hidden;
+}
+
+size_t stage_partial_bytes(const stage_t *stage, uint32_t n_rows)
+{
+    return stage_elements(stage, n_rows) * sizeof(float);
 }
 
 status_t stage_exchange(const stage_call_t *call, const char *operation, const void *mine,
@@ -119,7 +123,7 @@ static status_t exchange_partials(void *arg)
     stage_t *stage = call->stage;
     const stage_cut_t *cut = call->cut;
     const uint8_t *all = stage->ops->buffer_host(stage->partials);
-    size_t one = partial_bytes(stage, call->n_rows), bytes[PLAN_TP_MAX], offsets[PLAN_TP_MAX];
+    size_t one = stage_partial_bytes(stage, call->n_rows), bytes[PLAN_TP_MAX], offsets[PLAN_TP_MAX];
     for (uint32_t i = 0; i < stage->config.tp; i++) {
         bytes[i] = cut->n_partials[i] * one;
         offsets[i] = cut->n_partials_before[i] * one;
@@ -128,16 +132,18 @@ static status_t exchange_partials(void *arg)
                         stage->partials, bytes, offsets);
 }
 
-/* The same where no leaf of this slice has an element of K. Its sums are +0, as in a slice that has
- * them beside leaves with elements; no matmul writes them, and the buffer is used again. */
-static status_t exchange_empty_partials(void *arg)
+void stage_clear_partials(const stage_call_t *call)
 {
-    const stage_call_t *call = arg;
     stage_t *stage = call->stage;
     uint32_t me = stage->config.slice;
-    size_t one = partial_bytes(stage, call->n_rows);
+    size_t one = stage_partial_bytes(stage, call->n_rows);
     uint8_t *all = stage->ops->buffer_host(stage->partials);
     memset(all + call->cut->n_partials_before[me] * one, 0, call->cut->n_partials[me] * one);
+}
+
+static status_t exchange_empty_partials(void *arg)
+{
+    stage_clear_partials(arg);
     return exchange_partials(arg);
 }
 
@@ -159,7 +165,7 @@ status_t stage_reduce_part(stage_t *stage, const stage_part_t *part, const kweig
                            const stage_mix_t *mix, kbuffer_t *post_norm, stage_call_t *call)
 {
     const kernel_ops_t *ops = stage->ops;
-    size_t one = partial_bytes(stage, part->n), row = partial_bytes(stage, 1);
+    size_t one = stage_partial_bytes(stage, part->n), row = stage_partial_bytes(stage, 1);
     uint32_t tp = stage->config.tp;
     kref_t partials[PLAN_TP_MAX];
     stage_call_t *own_call = stage_call_of(stage, call, cut, part);
