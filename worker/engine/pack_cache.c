@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -21,8 +22,9 @@ struct pack_cache {
     char *dir, *path, *key;
     uint64_t bytes_max, bytes_min;
 
-    /* The file that there was; fd -1 without one. */
+    /* The file that there was; fd -1 without one, or once it is not to be read any more. */
     int fd;
+    int held; /* the same as long as it is mapped, with a shared lock; -1 without a mapping */
     pack_file_head_t head;
     uint8_t *table;
     uint8_t *map; /* the whole file, until the end; NULL without one */
@@ -34,10 +36,11 @@ struct pack_cache {
     bool writing;
 };
 
-/* The mapping stays: weights may lie in it. */
+/* The mapping stays: weights may lie in it. So does the lock, by which those who make room know
+ * that the file's bytes would stay on the disk. */
 static void drop_file(pack_cache_t *cache)
 {
-    if (cache->fd >= 0)
+    if (cache->fd >= 0 && cache->fd != cache->held)
         close(cache->fd);
     cache->fd = -1;
     free(cache->table);
@@ -79,12 +82,16 @@ pack_cache_t *pack_cache_open(const pack_cache_config_t *config)
     cache->path = mem_format("%s/%.32s.weights", config->dir, hex);
     cache->bytes_max = config->bytes_max;
     cache->bytes_min = config->bytes_min;
+    cache->held = -1;
     cache->fd = pack_file_open(cache->path, cache->key, &cache->head, &cache->table, &why);
     if (cache->fd >= 0) {
         cache->map = map_file(cache->fd, (size_t)cache->head.file_bytes);
         if (cache->map == NULL) {
             why = "it cannot be mapped";
             drop_file(cache);
+        } else {
+            cache->held = cache->fd;
+            (void)flock(cache->held, LOCK_SH | LOCK_NB); /* without it the file may go */
         }
     }
     if (why != NULL)
@@ -215,6 +222,8 @@ void pack_cache_close(pack_cache_t *take_cache)
     drop_file(take_cache);
     if (take_cache->map != NULL)
         munmap(take_cache->map, (size_t)take_cache->head.file_bytes);
+    if (take_cache->held >= 0)
+        close(take_cache->held);
     free(take_cache->images);
     free(take_cache->dir);
     free(take_cache->path);

@@ -7,7 +7,7 @@
  *
  * Written whole and put in place by renaming; several ranks may write the same file at once, and
  * the last one stays. All files of a directory together have a size limit, under which those
- * that were not used for the longest time go first.
+ * that were not used for the longest time go first, and those that a rank has mapped not at all.
  *
  * What is taken was checked against its checksums when it was taken. What the system has to read
  * again later, because it needed the memory, is not checked once more, as with a model's file.

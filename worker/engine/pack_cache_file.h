@@ -75,8 +75,8 @@ uint64_t pack_file_size(const pack_file_image_t *images, size_t n);
 bool pack_file_write(const char *path, const char *key, const pack_file_image_t *images, size_t n);
 
 /* Makes room for `bytes` more under bytes_max in all: removes what was not used for the longest
- * time, and what writers that died left behind. `path` does not count, it will be replaced.
- * False when there can be no room. */
+ * time and no rank has mapped, and what writers that died left behind. `path` does not count, it
+ * will be replaced. False, and nothing is removed, when that would not be enough. */
 bool pack_file_make_room(const char *dir, const char *path, uint64_t bytes, uint64_t bytes_max);
 
 #endif

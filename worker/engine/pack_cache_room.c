@@ -1,7 +1,10 @@
 /* How much disk the kept weights may take: see pack_file_make_room. */
 #include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <time.h>
@@ -20,12 +23,25 @@ typedef struct {
     char *path;
     uint64_t bytes;
     struct timespec used;
+    bool stays; /* somebody writes it, or has it mapped */
 } kept_t;
 
 typedef struct {
     kept_t *files;
     size_t n, capacity;
 } kept_list_t;
+
+/* Whether a rank has it mapped: its bytes would stay on the disk until that rank ends, and the next
+ * one would pack anew. A rank that comes between this look and the end has an unlinked file, which
+ * serves. */
+static bool is_held(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    bool held = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    if (fd >= 0)
+        close(fd);
+    return held;
+}
 
 static void list_files(const char *dir, const char *except, kept_list_t *out)
 {
@@ -46,7 +62,10 @@ static void list_files(const char *dir, const char *except, kept_list_t *out)
             continue;
         }
         MEM_GROW(out->files, out->capacity, out->n + 1);
-        out->files[out->n++] = (kept_t){path, (uint64_t)info.st_size, info.st_mtim};
+        out->files[out->n++] = (kept_t){.path = path,
+                                        .bytes = (uint64_t)info.st_size,
+                                        .used = info.st_mtim,
+                                        .stays = is_new || is_held(path)};
     }
     if (folder != NULL)
         closedir(folder);
@@ -73,15 +92,17 @@ static bool disk_has_room(const char *dir, uint64_t bytes)
 bool pack_file_make_room(const char *dir, const char *path, uint64_t bytes, uint64_t bytes_max)
 {
     kept_list_t list = {0};
-    uint64_t total = 0;
+    uint64_t total = 0, stay = 0;
     list_files(dir, path, &list);
     if (list.n > 0)
         qsort(list.files, list.n, sizeof *list.files, by_use);
-    for (size_t i = 0; i < list.n; i++)
+    for (size_t i = 0; i < list.n; i++) {
         total += list.files[i].bytes;
-    bool can = bytes <= bytes_max;
+        stay += list.files[i].stays ? list.files[i].bytes : 0;
+    }
+    bool can = bytes <= bytes_max && stay <= bytes_max - bytes;
     for (size_t i = 0; can && i < list.n && total > bytes_max - bytes; i++)
-        if (text_ends_with(list.files[i].path, ".weights") && unlink(list.files[i].path) == 0)
+        if (!list.files[i].stays && unlink(list.files[i].path) == 0)
             total -= list.files[i].bytes;
     can = can && total <= bytes_max - bytes && disk_has_room(dir, bytes);
     for (size_t i = 0; i < list.n; i++)
