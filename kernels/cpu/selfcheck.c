@@ -15,7 +15,7 @@
 enum {
     CHECK_K = 352,
     CHECK_N = 40,
-    CHECK_ROWS = 7,
+    CHECK_ROWS = 9,
     CHECK_KEYS = 590,
     CHECK_DIM = 80,
     CHECK_BLOCKS = (CHECK_KEYS + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS,
@@ -61,42 +61,68 @@ static bool differ(const void *a, const void *b, size_t bytes)
     return memcmp(a, b, bytes) != 0;
 }
 
-static uint8_t *make_rows(check_t *check, uint32_t qtype, size_t *bytes_out)
+/* Makes a block of random bytes one of finite numbers: exponents below the top ones. `place` is the
+ * row's number. */
+static void tame(check_t *check, uint32_t qtype, uint64_t place, uint8_t *block)
+{
+    float x;
+    switch (qtype) {
+    case QTYPE_F32:
+        x = next_float(check) * (place == 5 ? 0x1p-30f : 1.0f);
+        memcpy(block, &x, sizeof x);
+        return;
+    case QTYPE_I8S:
+    case QTYPE_F8S:
+        x = next_float(check) * (place == 5 ? 0x1p-120f : 1.0f);
+        memcpy(block, &x, sizeof x);
+        for (uint32_t i = 4; qtype == QTYPE_F8S && i < sizeof(qtype_f8s_t); i++)
+            block[i] = (block[i] & 0x7f) == 0x7f ? 0x7e : block[i];
+        return;
+    case QTYPE_MXFP4:
+        block[0] = (uint8_t)(place == 5 ? 2 : 110 + block[0] % 20);
+        return;
+    default:
+        block[1] &= qtype == QTYPE_BF16 ? 0xbf : 0xab;
+        if (qtype == QTYPE_Q4_1 || qtype == QTYPE_Q5_1 || qtype == QTYPE_Q4_K)
+            block[3] &= 0xab;
+        if (qtype_is_z4(qtype))
+            block[2] = qtype < QTYPE_S4 ? block[2] % (QTYPE_Z4_ZERO_MAX + 1) : 8;
+    }
+}
+
+static uint8_t *make_rows(check_t *check, uint32_t qtype, uint32_t k, size_t *bytes_out)
 {
     uint64_t row_bytes = 0;
-    CHECK(qtype_row_bytes(qtype, CHECK_K, &row_bytes));
-    size_t bytes = row_bytes * CHECK_N;
+    CHECK(qtype_row_bytes(qtype, k, &row_bytes));
+    size_t bytes = row_bytes * CHECK_N, step = qtype_info(qtype)->block_bytes;
     uint8_t *rows = mem_new(bytes, 1);
-    for (size_t i = 0; i < bytes; i++)
-        rows[i] = (uint8_t)next_u32(check);
-    /* Finite numbers only: exponents below the top ones. */
-    size_t step = qtype == QTYPE_F32 ? 4 : qtype_info(qtype)->block_bytes;
-    for (size_t i = 0; i < bytes; i += step) {
-        if (qtype == QTYPE_F32) {
-            float x = next_float(check) * (i / row_bytes == 5 ? 0x1p-30f : 1.0f);
-            memcpy(rows + i, &x, sizeof x);
-            continue;
-        }
-        rows[i + 1] &= qtype == QTYPE_BF16 ? 0xbf : 0xab;
-        if (qtype == QTYPE_Q4_1)
-            rows[i + 3] &= 0xab;
+    for (size_t i = 0; i < bytes; i += 4) {
+        uint32_t four = next_u32(check);
+        memcpy(rows + i, &four, bytes - i < 4 ? bytes - i : 4);
     }
+    for (size_t i = 0; i < bytes; i += step)
+        tame(check, qtype, i / row_bytes, rows + i);
     *bytes_out = bytes;
     return rows;
 }
 
+typedef struct {
+    uint32_t type, n_rows, k;
+} shape_t;
+
 /* Input rows and the product of one weight type; edges cut the blocks of 32. */
-static const char *check_matmul(check_t *check, uint32_t qtype, kmode_t mode)
+static const char *check_matmul(check_t *check, const shape_t *shape, kmode_t mode)
 {
-    static const uint32_t edges[] = {0, 72, 264, CHECK_K};
+    uint32_t qtype = shape->type, n_rows = shape->n_rows;
+    const uint32_t edges[] = {0, 72, shape->k / 4 * 3, shape->k};
     check->device.mode = mode;
     size_t bytes;
-    uint8_t *rows = make_rows(check, qtype, &bytes);
+    uint8_t *rows = make_rows(check, qtype, shape->k, &bytes);
     kweight_part_t part = {.qtype = qtype, .rows = rows, .bytes = bytes, .n_rows = CHECK_N};
     kweight_spec_t spec = {.name = "self-check",
                            .parts = &part,
                            .n_parts = 1,
-                           .k_total = CHECK_K,
+                           .k_total = shape->k,
                            .leaf_edges = edges,
                            .n_leaves = 3,
                            .leaf_first = 0,
@@ -104,35 +130,52 @@ static const char *check_matmul(check_t *check, uint32_t qtype, kmode_t mode)
     kweight_t *weight = NULL;
     CHECK(weight_pack(&check->device, &spec, &weight) == STATUS_OK);
     float x[CHECK_ROWS][CHECK_K], out[2][CHECK_ROWS][CHECK_N];
-    fill(check, x[0], CHECK_ROWS * CHECK_K);
+    fill(check, x[0], n_rows * CHECK_K);
     /* Row 1 is all subnormal and must count as zero; row 2 meets column 5 in subnormal products. */
     for (uint32_t i = 0; i < CHECK_K; i++) {
         x[1][i] *= 0x1p-126f;
         x[2][i] *= 0x1p-100f;
     }
-    size_t input_bytes = weight->row_bytes * CHECK_ROWS;
+    size_t input_bytes = weight->row_bytes * n_rows;
     uint8_t *input = map_pages(2 * input_bytes);
     CHECK(input != NULL);
     const char *bad = NULL;
     uint32_t mode_before = fpmode_enter();
-    for (uint32_t r = 0; r < CHECK_ROWS; r++) {
+    for (uint32_t r = 0; r < n_rows; r++) {
         uint8_t *wanted = input + r * weight->row_bytes;
         (void)weight_quantize(&level_ref, weight, x[r], wanted);
         (void)weight_quantize(check->level, weight, x[r], wanted + input_bytes);
     }
     if (differ(input, input + input_bytes, input_bytes))
         bad = "quantize";
-    kmatmul_t job = {.weight = weight, .input = input, .rows = CHECK_ROWS, .out = out[0][0]};
-    level_ref.matmul(&job, 0, weight->n_panels, 0, CHECK_ROWS);
+    kmatmul_t job = {.weight = weight, .input = input, .rows = n_rows, .out = out[0][0]};
+    level_ref.matmul(&job, 0, weight->n_panels, 0, n_rows);
     job.out = out[1][0];
-    check->level->matmul(&job, 0, weight->n_panels, 0, CHECK_ROWS);
-    if (bad == NULL && differ(out[0], out[1], sizeof out[0]))
+    job.scratch = weight->parts[0].spread_bytes > 0 ? device_panel(&check->device, 0) : NULL;
+    check->level->matmul(&job, 0, weight->n_panels, 0, n_rows);
+    if (bad == NULL && differ(out[0], out[1], n_rows * sizeof out[0][0]))
         bad = "matmul";
     fpmode_leave(mode_before);
     unmap_pages(input, 2 * input_bytes);
     weight_release(weight);
     free(rows);
     return bad;
+}
+
+static const char *check_turns(check_t *check)
+{
+    enum { HALF = 29 }; /* no whole vector at its end */
+    float turns[2 * HALF], out[2][2 * HALF];
+    fill(check, turns, 2 * HALF);
+    for (int pairs = KROPE_ADJACENT; pairs <= KROPE_HALVES; pairs++) {
+        fill(check, out[0], 2 * HALF);
+        memcpy(out[1], out[0], sizeof out[0]);
+        level_ref.turn((krope_pairs_t)pairs, turns, HALF, out[0]);
+        check->level->turn((krope_pairs_t)pairs, turns, HALF, out[1]);
+        if (differ(out[0], out[1], sizeof out[0]))
+            return "rope";
+    }
+    return NULL;
 }
 
 static const char *check_rows(check_t *check)
@@ -174,7 +217,7 @@ static const char *check_rows(check_t *check)
     check->level->tree_add(&program, inputs, x[3], x[2], out[1], 0, N);
     if (differ(out[0], out[1], sizeof out[0]))
         return "tree_add";
-    return NULL;
+    return check_turns(check);
 }
 
 /* The four calls differ in kind: plain rows, a list of keys, a window with sinks, a softcap. */
@@ -263,9 +306,17 @@ const char *selfcheck(const klevel_t *level)
 {
     if (level == &level_ref)
         return NULL; /* the definition */
-    static const uint32_t types[] = {QTYPE_Q8_0, QTYPE_Q4_0, QTYPE_Q4_1,
-                                     QTYPE_BF16, QTYPE_F16,  QTYPE_F32};
-    check_t check = {.level = level, .state = 1};
+    /* One type of each form; e4m3 also with rows enough for a decoded panel. Those whose kernels are
+     * others' with other codes have fewer columns of K. */
+    static const shape_t shapes[] = {
+        {QTYPE_Q8_0, 7, 352}, {QTYPE_Q4_0, 7, 352},   {QTYPE_Q4_1, 7, 352},
+        {QTYPE_BF16, 7, 352}, {QTYPE_F16, 7, 352},    {QTYPE_F32, 7, 352},
+        {QTYPE_F8S, 3, 160},  {QTYPE_F8S, 9, 160},    {QTYPE_I8S, 7, 160},
+        {QTYPE_Q5_1, 7, 160}, {QTYPE_Q4_K, 7, 256},   {QTYPE_IQ4_NL, 7, 160},
+        {QTYPE_S4, 7, 160},   {QTYPE_Z4_64, 7, 160},  {QTYPE_IQ4_XS, 7, 256},
+        {QTYPE_MXFP4, 7, 160},
+    };
+    check_t check = {.level = level, .state = 1, .device = {.level = level}};
     /* A pool of one starts no thread. */
     CHECK(pool_open(1, NULL, &check.device.pool) == STATUS_OK);
     /* The vectors hold subnormals, so they are made in the default mode whoever calls. */
@@ -273,15 +324,16 @@ const char *selfcheck(const klevel_t *level)
     _mm_setcsr(FPMODE_DEFAULT);
     const char *bad = check_rows(&check);
     _mm_setcsr(FPMODE_DEFAULT);
-    for (uint32_t i = 0; bad == NULL && i < sizeof types / sizeof types[0]; i++)
-        bad = check_matmul(&check, types[i], KMODE_NATIVE);
+    for (uint32_t i = 0; bad == NULL && i < sizeof shapes / sizeof shapes[0]; i++)
+        bad = check_matmul(&check, &shapes[i], KMODE_NATIVE);
     if (bad == NULL)
-        bad = check_matmul(&check, QTYPE_Q4_1, KMODE_F32);
+        bad = check_matmul(&check, &(shape_t){QTYPE_Q4_1, 7, 352}, KMODE_F32);
     if (bad == NULL)
         bad = check_attention(&check, KMODE_NATIVE);
     if (bad == NULL)
         bad = check_attention(&check, KMODE_F32);
     fpmode_leave(before);
+    unmap_pages(check.device.panels, check.device.panel_bytes);
     pool_close(check.device.pool);
     return bad;
 }

@@ -76,6 +76,7 @@ static void test_the_self_check_passes_fast_and_gives_the_mode_back(void **state
         best = took < best ? took : best;
     }
     assert_int_equal(_mm_getcsr() & 0xffc0u, before & 0xffc0u);
+    print_message("the self-check takes %.2f ms\n", (double)best * 1e-6);
     assert_true(best < 20 * 1000 * 1000 || getenv("SHOAL_SLOW") != NULL);
 }
 
@@ -152,6 +153,38 @@ static bool quantize_half_up(const kinput_t *layout, const float *x, uint8_t *ro
     return bad;
 }
 
+static void turn_adjacent_alone(krope_pairs_t pairs, const float *turns, uint32_t half, float *head)
+{
+    level_ref.turn(pairs, turns, pairs == KROPE_HALVES ? half - 1 : half, head);
+}
+
+/* Wrong in weights of one form alone, and with more than eight rows or with fewer. */
+static kform_t wrong_form;
+static bool wrong_decoded;
+
+static void matmul_wrong_in_one_form(const kmatmul_t *job, uint32_t panel_first,
+                                     uint32_t panel_end, uint32_t row_first, uint32_t row_end)
+{
+    best_level()->matmul(job, panel_first, panel_end, row_first, row_end);
+    if (job->weight->parts[0].form == wrong_form && (job->rows > 8) == wrong_decoded)
+        job->out[3] = -job->out[3];
+}
+
+static void test_the_self_check_covers_every_form_and_decoded_panels(void **state)
+{
+    (void)state;
+    klevel_t mutant = *best_level();
+    mutant.matmul = matmul_wrong_in_one_form;
+    for (kform_t form = FORM_Q8; form < N_FORMS; form++) {
+        wrong_form = form;
+        print_message("form %d\n", (int)form);
+        assert_string_equal(selfcheck(&mutant), "matmul");
+    }
+    wrong_form = FORM_E4;
+    wrong_decoded = true;
+    assert_string_equal(selfcheck(&mutant), "matmul");
+}
+
 static void test_the_self_check_names_a_kernel_that_differs(void **state)
 {
     (void)state;
@@ -179,6 +212,9 @@ static void test_the_self_check_names_a_kernel_that_differs(void **state)
     mutant = *best_level();
     mutant.quantize = quantize_half_up;
     assert_string_equal(selfcheck(&mutant), "quantize");
+    mutant = *best_level();
+    mutant.turn = turn_adjacent_alone;
+    assert_string_equal(selfcheck(&mutant), "rope");
 }
 
 int main(void)
@@ -188,6 +224,7 @@ int main(void)
         cmocka_unit_test(test_what_cannot_run_is_refused_by_name),
         cmocka_unit_test(test_the_self_check_passes_fast_and_gives_the_mode_back),
         cmocka_unit_test(test_the_self_check_names_a_kernel_that_differs),
+        cmocka_unit_test(test_the_self_check_covers_every_form_and_decoded_panels),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
