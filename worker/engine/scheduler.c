@@ -154,6 +154,7 @@ void scheduler_add(scheduler_t *s, sequence_t *q)
     s->all_last = q;
     s->n_known++;
     s->n_waiting++;
+    s->waiting_rows += q->n_prompt;
     s->n_solo += q->solo;
     s->tenants[q->tenant].n_live++;
     s->tokens_committed += sequence_committed(q);
@@ -212,8 +213,10 @@ void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t fin
      * next stands in a later plan, and ranks run plans in order. */
     if (q->state == SEQUENCE_RUNNING)
         scheduler_leave_running(s, q);
-    else
+    else {
         s->n_waiting--;
+        s->waiting_rows -= q->n_prompt;
+    }
     s->n_refused -= q->refused;
     q->refused = false;
     scheduler_leave_line(s, q);
@@ -279,7 +282,7 @@ static void append_drawn(scheduler_t *s, sequence_t *q, const step_drawn_t *draw
 static void leave_flight(scheduler_t *s, sequence_t *q)
 {
     q->n_in_flight--;
-    if (q->state == SEQUENCE_WAITING)
+    if (q->state == SEQUENCE_WAITING && q->n_in_flight == 0)
         scheduler_line_up(s, q);
     else if (q->state == SEQUENCE_ENDED)
         scheduler_retime(s, q);
@@ -353,13 +356,26 @@ uint32_t scheduler_in_flight(const scheduler_t *s)
     return s->n_flights;
 }
 
+/* Whether it stands in a flight before the f-th: pieces of one prompt are no reason to name it twice. */
+static bool flies_before(const scheduler_t *s, const sequence_t *q, uint32_t f)
+{
+    for (uint32_t i = 0; i < f && q->n_in_flight > 1; i++) {
+        const flight_t *flight = &s->flights[(s->flight_first + i) % s->config.stages];
+        for (uint32_t k = 0; k < flight->n; k++)
+            if (flight->entries[k].sequence == q)
+                return true;
+    }
+    return false;
+}
+
 uint32_t scheduler_flying(const scheduler_t *s, char (*sessions_out)[SESSION_BYTES], uint32_t max)
 {
     uint32_t n = 0;
     for (uint32_t f = 0; f < s->n_flights; f++) {
         const flight_t *flight = &s->flights[(s->flight_first + f) % s->config.stages];
         for (uint32_t i = 0; i < flight->n && n < max; i++)
-            memcpy(sessions_out[n++], flight->entries[i].sequence->session, SESSION_BYTES);
+            if (!flies_before(s, flight->entries[i].sequence, f))
+                memcpy(sessions_out[n++], flight->entries[i].sequence->session, SESSION_BYTES);
     }
     return n;
 }

@@ -5,7 +5,8 @@
  *
  * Rules
  * - Continuous batching: sequences that decode come first, prefill chunks fill what is left of
- *   step_tokens_max. With S stages up to S batches are in flight; a sequence is in at most one.
+ *   step_tokens_max. With S stages up to S batches are in flight; a sequence that decodes is in one of
+ *   them, a prompt in pieces that follow each other through the stages.
  * - While some decode, a step has no more rows of prompts than what those would wait for them allows
  *   (step_cost.h), and no prompt takes all of them while another waits.
  * - Waiting sequences start by priority, then by tokens served to their tenant while it wanted some,

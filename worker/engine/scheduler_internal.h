@@ -29,7 +29,7 @@ typedef struct sequence {
     uint32_t max_tokens;
     uint32_t n_computed;  /* tokens whose KV planned steps have written */
     uint32_t n_blocks, n_published; /* of those, blocks offered to later prompts */
-    uint32_t n_in_flight; /* 0 or 1 */
+    uint32_t n_in_flight; /* 0 or 1, but pieces of its prompt may be in several flights */
     uint32_t slot;
     uint32_t pool;        /* of its blocks, while it runs; of the last ones otherwise */
     uint32_t tenant;      /* index into the tenants */
@@ -135,6 +135,7 @@ struct scheduler {
     sequence_t **running; /* ascending serial */
     uint32_t n_running, running_max;
     uint32_t n_waiting, n_refused; /* refused: of those who wait, lacked blocks at their last try */
+    uint64_t waiting_rows; /* of their prompts */
     uint32_t n_solo; /* of those that have not ended */
     heap_t solo;    /* those of them that may start */
     heap_t due;     /* by the time at which a deadline passes or it is forgotten */
@@ -237,6 +238,9 @@ sequence_t *scheduler_next_waiting(scheduler_t *s);
 /* How many that wait could start, as far as is known: not those that lacked blocks at their last try,
  * but for the first in line when there is more room now. */
 uint32_t scheduler_could_start(const scheduler_t *s);
+/* Rows of prompts in a step, so that pieces of those there are follow each other through the stages;
+ * UINT32_MAX: one chunk at a time, since there is one stage, or prompts enough for all of them. */
+uint32_t scheduler_piece_rows(const scheduler_t *s, const step_queue_t *queue);
 /* The solo one that may start first; it stays where it is. */
 sequence_t *scheduler_next_solo(const scheduler_t *s);
 /* To be called when an end, a stream or a step in flight of q changed: finds out anew what time

@@ -11,8 +11,8 @@ typedef struct {
     scheduler_t *s;
     flight_t *flight;
     uint32_t tokens_left;
-    uint32_t prompt_rows; /* of those, rows that prompts may still take */
-    uint32_t prompts_left; /* prompts that want some */
+    uint32_t prompt_rows, prompts_left; /* rows that prompts may still take, and who wants some */
+    uint32_t piece_rows; /* scheduler_piece_rows() */
     bool prompts_limited; /* because others wait for their next token */
     uint32_t entries_max;
     uint32_t drafts_left; /* of the tokens that one step may give */
@@ -30,6 +30,7 @@ static void preempt(scheduler_t *s, sequence_t *q)
     scheduler_leave_running(s, q);
     q->state = SEQUENCE_WAITING;
     s->n_waiting++;
+    s->waiting_rows += q->n_prompt;
     s->load.preemptions++;
     if (q->n_in_flight == 0)
         scheduler_line_up(s, q);
@@ -161,13 +162,13 @@ static bool add_entry(planning_t *p, sequence_t *q)
 {
     scheduler_t *s = p->s;
     uint32_t n = least(q->n_ids - q->n_computed, p->tokens_left);
-    /* Rows of logits are large; with only one such step in flight, no ring between stages can be
-     * full in both directions at once. */
-    if (p->flight->n >= p->entries_max || (owes_logits(q) && s->n_flights > 0))
+    if (p->flight->n >= p->entries_max)
         return false;
     if (n > 1)
         n = prompt_share(p, n);
-    if (n == 0)
+    /* Rows of logits are large; with only one such step in flight, no ring between stages can be
+     * full in both directions at once. */
+    if (n == 0 || (owes_logits(q) && q->logits_next < q->n_computed + n && s->n_flights > 0))
         return false;
     if (!hold_blocks(p, q, q->n_computed + n))
         return false;
@@ -214,6 +215,7 @@ static void enter_running(scheduler_t *s, sequence_t *q)
     s->running[at] = q;
     q->state = SEQUENCE_RUNNING;
     s->n_waiting--;
+    s->waiting_rows -= q->n_prompt;
     s->pools[q->pool].n_running++;
     scheduler_leave_line(s, q);
 }
@@ -356,6 +358,13 @@ static void limit_prompts(planning_t *p)
     p->prompts_left = queue.n_prompts;
     if (!s->config.whole_prompts)
         p->prompt_rows = step_cost_prompt_rows(&s->cost, &queue);
+    p->piece_rows = scheduler_piece_rows(s, &queue);
+}
+
+/* Plans run in order on every stage: a later piece finds the keys of those before. */
+static bool may_follow(const planning_t *p, const sequence_t *q)
+{
+    return p->piece_rows != UINT32_MAX && q->n_computed < q->n_ids;
 }
 
 static void plan_together(planning_t *p)
@@ -365,13 +374,13 @@ static void plan_together(planning_t *p)
     for (int prefill = 0; prefill <= 1; prefill++) {
         if (prefill == 1) {
             p->prompts_limited = p->prompt_rows < p->tokens_left;
-            p->prompt_rows = least(p->prompt_rows, p->tokens_left);
+            p->prompt_rows = least(least(p->prompt_rows, p->piece_rows), p->tokens_left);
         }
         for (uint32_t i = 0;
              i < s->n_running && (prefill ? has_room_for_prompts(p) : has_room(p));) {
             sequence_t *q = s->running[i];
             bool wanted = (q->n_ids - q->n_computed > 1) == (prefill == 1);
-            if (wanted && !q->solo && q->n_in_flight == 0)
+            if (wanted && !q->solo && (q->n_in_flight == 0 || may_follow(p, q)))
                 add_entry(p, q);
             /* It may have preempted itself; then another one stands here now. Those that it
              * preempted are younger and stand behind it. */

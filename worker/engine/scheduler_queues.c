@@ -98,6 +98,18 @@ uint32_t scheduler_could_start(const scheduler_t *s)
     return n < most ? n : most;
 }
 
+uint32_t scheduler_piece_rows(const scheduler_t *s, const step_queue_t *queue)
+{
+    uint64_t rows = s->waiting_rows;
+    /* Beside those who decode the batches are what keeps stages busy. */
+    if (queue->stages < 2 || (queue->n_decoding > 0 && queue->n_prompts >= queue->stages))
+        return UINT32_MAX;
+    for (uint32_t i = 0; i < s->n_running; i++)
+        if (s->running[i]->n_ids - s->running[i]->n_computed > 1)
+            rows += s->running[i]->n_ids - s->running[i]->n_cached;
+    return step_cost_piece_rows(&s->cost, rows, queue->stages);
+}
+
 sequence_t *scheduler_next_solo(const scheduler_t *s)
 {
     const heap_entry_t *first = heap_first(&s->solo);

@@ -61,4 +61,9 @@ typedef struct {
  * before it and the batch is the poorer by all of them. UINT32_MAX when nobody decodes. */
 uint32_t step_cost_prompt_rows(const step_cost_t *cost, const step_queue_t *queue);
 
+/* Rows of a piece, where prompts of n_rows together go through so many stages with nothing else: pieces
+ * of r take (n_rows / r + stages - 1) * (r + fixed rows), which is least at sqrt(n_rows * fixed /
+ * (stages - 1)). UINT32_MAX for one stage. */
+uint32_t step_cost_piece_rows(const step_cost_t *cost, uint64_t n_rows, uint32_t stages);
+
 #endif

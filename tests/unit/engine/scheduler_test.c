@@ -311,31 +311,6 @@ static void test_a_request_too_big_is_passed_at_most_8_times(void **state)
     rig_free(rig);
 }
 
-static void two_stages_small_chunks(scheduler_config_t *config)
-{
-    config->stages = 2;
-    config->step_tokens_max = 40;
-}
-
-/* While the first chunk of a prompt is in flight, its third block is half written. */
-static void test_a_block_is_shared_only_when_all_of_it_was_planned(void **state)
-{
-    (void)state;
-    rig_t *rig = rig_new(two_stages_small_chunks);
-    rig_admit(rig, "first", 100, 0, 5, NULL);
-    rig_admit(rig, "second", 100, 0, 5, NULL);
-    assert_true(rig_plan(rig));
-    assert_int_equal(rig->entries[0].n_tokens, 40);
-    assert_true(rig_plan(rig));
-    assert_true(rig_planned(rig, "second"));
-    assert_int_equal(rig->entries[0].position, 32);
-    rig_return(rig);
-    rig_run(rig);
-    rig_check_text(rig_find(rig, "first"));
-    rig_check_text(rig_find(rig, "second"));
-    rig_free(rig);
-}
-
 static void one_at_a_time(scheduler_config_t *config)
 {
     config->batch_max = 1;
@@ -487,7 +462,6 @@ int main(void)
         cmocka_unit_test(test_a_preempted_one_returns_when_its_next_256_tokens_have_blocks),
         cmocka_unit_test(test_with_stages_a_sequence_is_in_one_flight_and_texts_stay),
         cmocka_unit_test(test_a_request_too_big_is_passed_at_most_8_times),
-        cmocka_unit_test(test_a_block_is_shared_only_when_all_of_it_was_planned),
         cmocka_unit_test(test_a_higher_priority_starts_first),
         cmocka_unit_test(test_tenants_take_turns_by_tokens_served),
         cmocka_unit_test(

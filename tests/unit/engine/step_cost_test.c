@@ -167,11 +167,37 @@ static void test_prompts_have_whole_steps_when_nobody_runs_and_more_rows_the_mor
     assert_true(before > 400);
     /* One stream is a small price for fifteen others' first tokens. */
     assert_true(step_cost_prompt_rows(&cost, &(step_queue_t){1, 100, 15, 0, 1}) >= 512);
-    /* Of two batches that go round, one has the prompt: a stream waits for both. */
+    /* Of two batches that go round each has a piece of the prompt, and a stream waits for both. */
     uint32_t one = step_cost_prompt_rows(&cost, &(step_queue_t){8, 0, 1, 0, 1});
     uint32_t two = step_cost_prompt_rows(&cost, &(step_queue_t){8, 0, 1, 0, 2});
-    assert_in_range(two, one + 2, one + 5);
+    assert_in_range(2 * two, one + 2, one + 5);
     assert_int_equal(step_cost_prompt_rows(&cost, &(step_queue_t){1, 1, 1, 8000, 1}), 4);
+}
+
+static void test_a_prompt_alone_goes_through_stages_in_pieces_of_the_best_size(void **state)
+{
+    (void)state;
+    step_cost_t cost = {0};
+    assert_int_equal(step_cost_piece_rows(&cost, 4096, 1), UINT32_MAX);
+    for (uint32_t stages = 2; stages <= 4; stages++) {
+        uint32_t rows = step_cost_piece_rows(&cost, 4096, stages);
+        double took[3];
+        for (uint32_t i = 0; i < 3; i++) {
+            double piece = rows * (0.7 + 0.3 * i);
+            took[i] = (4096 / piece + stages - 1) * (piece + 8);
+        }
+        assert_true(took[1] < took[0] && took[1] < took[2]);
+    }
+    assert_int_equal(step_cost_piece_rows(&cost, 20, 2), 32);
+    assert_int_equal(step_cost_piece_rows(&cost, 0, 2), 32);
+    /* No small one is left over, and steps that are dear beside their rows change little. */
+    assert_int_equal(step_cost_piece_rows(&cost, 140, 2), 35);
+    for (int i = 0; i < 200; i++) {
+        step_cost_learn(&cost, &(step_work_t){.rows = 1 + (uint32_t)i % 4}, 10000000);
+        step_cost_learn(&cost, &(step_work_t){.rows = 512, .prompt_keys = 512}, 20000000);
+    }
+    assert_true(step_cost_fixed_rows(&cost, 0) > 20);
+    assert_in_range(step_cost_piece_rows(&cost, 4096, 2), 32, 190);
 }
 
 static void test_work_is_counted_by_sequences_that_decode_and_those_that_do_not(void **state)
@@ -202,6 +228,7 @@ int main(void)
         cmocka_unit_test(test_one_prompt_makes_a_step_half_as_long_again_at_most),
         cmocka_unit_test(
             test_prompts_have_whole_steps_when_nobody_runs_and_more_rows_the_more_wait),
+        cmocka_unit_test(test_a_prompt_alone_goes_through_stages_in_pieces_of_the_best_size),
         cmocka_unit_test(test_work_is_counted_by_sequences_that_decode_and_those_that_do_not),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
