@@ -112,10 +112,12 @@ static multiplied_t multiplied(qtype_t type)
     }
 }
 
+/* Of up to 6 bits, and not named by a table of more. */
 static bool held_as_nibbles(qtype_t type)
 {
     return type == QTYPE_Q4_0 || type == QTYPE_Q4_1 || type == QTYPE_Q4_K || qtype_is_z4(type) ||
-           type == QTYPE_MXFP4;
+           type == QTYPE_MXFP4 || type == QTYPE_Q5_0 || type == QTYPE_Q5_1 ||
+           type == QTYPE_Q5_K || type == QTYPE_Q6_K;
 }
 
 double ceiling_peak(const probes_t *probes, const char *isa, qtype_t type)

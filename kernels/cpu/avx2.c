@@ -18,7 +18,9 @@
 static const leaf_fn LEAF_KERNELS[N_FORMS][MATMUL_ROWS] = {
     [FORM_Q8] = {COUNTS_4(leaf_q8)},     [FORM_Q4] = {COUNTS_4(leaf_q4)},
     [FORM_Q4M] = {COUNTS_4(leaf_q4m)},   [FORM_I8] = {COUNTS_4(leaf_i8)},
-    [FORM_U8M] = {COUNTS_4(leaf_u8m)},   [FORM_N4M] = {COUNTS_4(leaf_n4m)},
+    [FORM_N4M] = {COUNTS_4(leaf_n4m)},   [FORM_Q5] = {COUNTS_4(leaf_q5)},
+    [FORM_Q5M] = {COUNTS_4(leaf_q5m)},   [FORM_N5M] = {COUNTS_4(leaf_n5m)},
+    [FORM_N6] = {COUNTS_4(leaf_n6)},
     [FORM_BF16] = {COUNTS_4(leaf_bf16)}, [FORM_F16] = {COUNTS_6(leaf_f16)},
     [FORM_F32] = {COUNTS_6(leaf_f32)},   [FORM_E4] = {COUNTS_4(leaf_e4)},
     [FORM_T4] = {COUNTS_4(leaf_t4)},     [FORM_S4] = {COUNTS_4(leaf_s4)},

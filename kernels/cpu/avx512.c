@@ -77,11 +77,20 @@ tail_scales(kform_t form, const kpart_t *part, const tail_t *tail, uint32_t line
 #define LEAF_NAME(n) leaf_i8_##n
 #define LEAF_FORM FORM_I8
 #include "kernels/cpu/leaf_forms_avx512.inc.h"
-#define LEAF_NAME(n) leaf_u8m_##n
-#define LEAF_FORM FORM_U8M
-#include "kernels/cpu/leaf_forms_avx512.inc.h"
 #define LEAF_NAME(n) leaf_n4m_##n
 #define LEAF_FORM FORM_N4M
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_q5_##n
+#define LEAF_FORM FORM_Q5
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_q5m_##n
+#define LEAF_FORM FORM_Q5M
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_n5m_##n
+#define LEAF_FORM FORM_N5M
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_n6_##n
+#define LEAF_FORM FORM_N6
 #include "kernels/cpu/leaf_forms_avx512.inc.h"
 #define LEAF_NAME(n) leaf_t4_##n
 #define LEAF_FORM FORM_T4
@@ -108,8 +117,11 @@ static const leaf_fn LEAF_KERNELS[N_FORMS][MATMUL_ROWS] = {
     [FORM_Q4] = {COUNTS_6(leaf_q4)},
     [FORM_Q4M] = {COUNTS_6(leaf_q4m)},
     [FORM_I8] = {COUNTS_6(leaf_i8)},
-    [FORM_U8M] = {COUNTS_6(leaf_u8m)},
     [FORM_N4M] = {COUNTS_6(leaf_n4m)},
+    [FORM_Q5] = {COUNTS_6(leaf_q5)},
+    [FORM_Q5M] = {COUNTS_6(leaf_q5m)},
+    [FORM_N5M] = {COUNTS_6(leaf_n5m)},
+    [FORM_N6] = {COUNTS_6(leaf_n6)},
     [FORM_T4] = {COUNTS_6(leaf_t4)},
     [FORM_BF16] = {COUNTS_8(leaf_bf16)},
     [FORM_F16] = {COUNTS_8(leaf_f16)},

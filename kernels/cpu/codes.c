@@ -21,8 +21,8 @@ static void codes_q5_0(const uint8_t *row, uint32_t segment, kcodes_t *out)
     out->d = load_half(block);
     for (uint32_t i = 0; i < 16; i++) {
         uint32_t low = block[6 + i];
-        out->q[i] = (uint8_t)((low & 15) + (high >> i & 1) * 16 + 112);
-        out->q[i + 16] = (uint8_t)((low >> 4) + (high >> (i + 16) & 1) * 16 + 112);
+        out->q[i] = (uint8_t)((low & 15) + (high >> i & 1) * 16);
+        out->q[i + 16] = (uint8_t)((low >> 4) + (high >> (i + 16) & 1) * 16);
     }
 }
 
@@ -107,7 +107,7 @@ static void codes_q6_k(const uint8_t *row, uint32_t segment, kcodes_t *out)
         uint32_t half = s / 8, rest = s % 8 * 16 + i;
         int nibble = block[half * 64 + rest % 64] >> (rest / 64 * 4) & 15;
         int top = block[128 + half * 32 + rest % 32] >> (rest / 32 * 2) & 3;
-        out->q[i] = (uint8_t)((nibble | top << 4) + 96);
+        out->q[i] = (uint8_t)(nibble | top << 4);
     }
 }
 
@@ -138,13 +138,13 @@ static const struct {
     {QTYPE_Q8_0, {FORM_Q8, KACTIVATION_INT8}},
     {QTYPE_Q4_0, {FORM_Q4, KACTIVATION_INT8}},
     {QTYPE_Q4_1, {FORM_Q4M, KACTIVATION_INT8}},
-    {QTYPE_Q5_0, {FORM_I8, KACTIVATION_INT8, .codes = codes_q5_0}},
-    {QTYPE_Q5_1, {FORM_U8M, KACTIVATION_INT8, .codes = codes_q5_1}},
+    {QTYPE_Q5_0, {FORM_Q5, KACTIVATION_INT8, .codes = codes_q5_0}},
+    {QTYPE_Q5_1, {FORM_Q5M, KACTIVATION_INT8, .codes = codes_q5_1}},
     {QTYPE_Q2_K, {FORM_N4M, KACTIVATION_INT8_16, .codes = codes_q2_k}},
     {QTYPE_Q3_K, {FORM_I8, KACTIVATION_INT8_16, .codes = codes_q3_k}},
     {QTYPE_Q4_K, {FORM_N4M, KACTIVATION_INT8, .codes = codes_q4_k}},
-    {QTYPE_Q5_K, {FORM_U8M, KACTIVATION_INT8, .codes = codes_q5_k}},
-    {QTYPE_Q6_K, {FORM_I8, KACTIVATION_INT8_16, .codes = codes_q6_k}},
+    {QTYPE_Q5_K, {FORM_N5M, KACTIVATION_INT8, .codes = codes_q5_k}},
+    {QTYPE_Q6_K, {FORM_N6, KACTIVATION_INT8_16, .codes = codes_q6_k}},
     {QTYPE_IQ4_NL, {FORM_T4, KACTIVATION_INT8}},
     {QTYPE_IQ4_XS, {FORM_X4, KACTIVATION_INT8, .run = 256}},
     {QTYPE_MXFP4, {FORM_M4, KACTIVATION_INT8, .run = 32}},

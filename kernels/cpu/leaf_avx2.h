@@ -157,16 +157,20 @@ static inline vf_t load_scales(kform_t form, const uint8_t *panel, uint32_t line
                               : load_halves(panel + (size_t)line * 32);
 }
 
-/* Whether the kernel multiplies two lines of nibbles, the low and the high ones of its values. e2m1
- * codes need no second line: 16 more they have 5 bits, and the two units of a pair go to sums of
- * their own, of which each is at most 28 * 127 * 2 * 4 = 28,448. */
+/* Whether the kernel multiplies two lines of nibbles, the low and the high ones of its values. Those
+ * of 5 and 6 bits need no second line: the two units of a pair go to sums of their own, of which
+ * each is at most 31 * 127 * 2 * 4 = 31,496 or 63 * 127 * 2 * 2 = 32,004, with segments of 16. So do
+ * e2m1 codes, which are 5 bits with 16 added. */
 #define FORM_IS_SPLIT(form) (FORM_HAS_BYTES(form) || (form) == FORM_T4 || (form) == FORM_X4)
+#define FORM_IS_PAIRED(form) ((form) == FORM_M4 || FORM_UPPER_BITS(form) > 0)
 
 /* Where the sum of a row's segment starts. */
 static inline int32_t segment_start(kform_t form, const kinput_seg_t *in)
 {
     if (form == FORM_M4)
         return SUM_START + 16 * segment_less(in);
+    if (FORM_UPPER_BITS(form) > 0)
+        return SUM_START + FORM_ZERO(form) * segment_less(in);
     return FORM_ZERO(form) == 128 ? in->start_q8 : FORM_ZERO(form) == 8 ? in->start_q4 : SUM_START;
 }
 
@@ -178,7 +182,7 @@ static inline __attribute__((always_inline)) void close_segment(kform_t form, in
 {
     const kinput_seg_t *in = row->in++;
     line_t sums = finish_dots(FORM_IS_SPLIT(form), low, high, segment_start(form, in));
-    if (form == FORM_M4) {
+    if (FORM_IS_PAIRED(form)) {
         high = widen(high);
         sums.low = _mm256_add_epi32(sums.low, high.low);
         sums.high = _mm256_add_epi32(sums.high, high.high);
@@ -214,10 +218,31 @@ static inline tables_t load_tables(kform_t form)
                       _mm256_and_si256(_mm256_srli_epi16(table, 4), nibble)};
 }
 
+/* Nibbles with the lowest of the upper bits above them. Bits of the neighbouring byte that a shift
+ * brings along are masked. */
+static inline __attribute__((always_inline)) line_t with_upper(kform_t form, line_t nibbles,
+                                                               line_t upper, int shift)
+{
+    __m256i mask = _mm256_set1_epi8(FORM_UPPER_BITS(form) == 2 ? 0x30 : 0x10);
+    return (line_t){
+        _mm256_or_si256(nibbles.low, _mm256_and_si256(_mm256_slli_epi16(upper.low, shift), mask)),
+        _mm256_or_si256(nibbles.high, _mm256_and_si256(_mm256_slli_epi16(upper.high, shift), mask)),
+    };
+}
+
+/* `upper` has the segment's upper bits, this pair's lowest, and then the next pair's. */
 static inline __attribute__((always_inline)) units_t load_units(kform_t form, const uint8_t *at,
-                                                                tables_t tables)
+                                                                tables_t tables, line_t *upper)
 {
     line_t w = load_line(at), low = low_nibbles(w), high = high_nibbles(w);
+    if (FORM_UPPER_BITS(form) > 0) {
+        const int bits = (int)FORM_UPPER_BITS(form);
+        line_t first = with_upper(form, low, *upper, 4);
+        line_t second = with_upper(form, high, *upper, 4 - bits);
+        upper->low = _mm256_srli_epi16(upper->low, 2 * bits);
+        upper->high = _mm256_srli_epi16(upper->high, 2 * bits);
+        return (units_t){first, first, second, second};
+    }
     if (FORM_HAS_TABLE(form))
         return (units_t){named(low, tables.low), named(low, tables.high), named(high, tables.low),
                          named(high, tables.high)};
@@ -237,7 +262,7 @@ static inline __attribute__((always_inline)) void add_pair(kform_t form, const u
 {
     const bool split = FORM_IS_SPLIT(form);
     add_unit(split, w->first_low, w->first_high, a, &dots->low, &dots->high);
-    if (form == FORM_M4)
+    if (FORM_IS_PAIRED(form))
         add_unit(false, w->second_low, w->second_low, a + 4, &dots->high, &dots->low);
     else
         add_unit(split, w->second_low, w->second_high, a + 4, &dots->low, &dots->high);
@@ -259,9 +284,13 @@ leaf_int8_line(kform_t form, bool two, const kpart_t *part, const kleaf_t *leaf,
     for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
         uint32_t pairs = part->input->segs[s].pairs;
         dots_t dots0 = {no_products(), no_products()}, dots1 = dots0;
+        line_t upper = no_products();
+        if (FORM_UPPER_BITS(form) > 0)
+            upper = load_line(panel + (size_t)line * 64);
+        panel += FORM_UPPER_BYTES(form);
         const uint8_t *at = panel + (size_t)line * 64;
         for (uint32_t p = 0; p < pairs; p++, at += step) {
-            units_t w = load_units(form, at, tables);
+            units_t w = load_units(form, at, tables, &upper);
             add_pair(form, &w, r0.in->q + (size_t)p * PAIR_K, &dots0);
             if (two)
                 add_pair(form, &w, r1.in->q + (size_t)p * PAIR_K, &dots1);
@@ -414,8 +443,11 @@ leaf_float_rows(kform_t form, const kleaf_t *leaf, const uint8_t *const *rows, u
     LEAF(q4, n, leaf_int8_rows(FORM_Q4, part, leaf, rows, n, panel, add, tile))   \
     LEAF(q4m, n, leaf_int8_rows(FORM_Q4M, part, leaf, rows, n, panel, add, tile)) \
     LEAF(i8, n, leaf_int8_rows(FORM_I8, part, leaf, rows, n, panel, add, tile))   \
-    LEAF(u8m, n, leaf_int8_rows(FORM_U8M, part, leaf, rows, n, panel, add, tile)) \
     LEAF(n4m, n, leaf_int8_rows(FORM_N4M, part, leaf, rows, n, panel, add, tile)) \
+    LEAF(q5, n, leaf_int8_rows(FORM_Q5, part, leaf, rows, n, panel, add, tile)) \
+    LEAF(q5m, n, leaf_int8_rows(FORM_Q5M, part, leaf, rows, n, panel, add, tile)) \
+    LEAF(n5m, n, leaf_int8_rows(FORM_N5M, part, leaf, rows, n, panel, add, tile)) \
+    LEAF(n6, n, leaf_int8_rows(FORM_N6, part, leaf, rows, n, panel, add, tile)) \
     LEAF(t4, n, leaf_int8_rows(FORM_T4, part, leaf, rows, n, panel, add, tile)) \
     LEAF(s4, n, leaf_int8_rows(FORM_S4, part, leaf, rows, n, panel, add, tile)) \
     LEAF(z4, n, leaf_int8_rows(FORM_Z4, part, leaf, rows, n, panel, add, tile)) \

@@ -8,7 +8,9 @@
 #define LEAF_START(r)                                                 \
     (FORM_ZERO(LEAF_FORM) == 128 ? _mm512_set1_epi32(in##r->start_q8) \
      : FORM_ZERO(LEAF_FORM) == 8 ? _mm512_set1_epi32(in##r->start_q4) \
-                                 : sum_start)
+     : FORM_ZERO(LEAF_FORM) > 0                                       \
+         ? _mm512_set1_epi32(SUM_START + FORM_ZERO(LEAF_FORM) * segment_less(in##r)) \
+         : sum_start)
 
 #define ROW_OPEN(r)                                                                            \
     const kinput_seg_t *in##r = (const kinput_seg_t *)(const void *)rows[r] + leaf->seg_first; \
@@ -83,11 +85,42 @@
         at += 4;                                                            \
         LEAF_ROWS(ROW_UNIT)                                                 \
     }
-#define PAIR_STEP(p)               \
-    if (FORM_HAS_BYTES(LEAF_FORM)) \
-        PAIR_STEP_BYTES(p)         \
-    else                           \
+/* A unit's upper bits in their place above the nibbles x: those of unit u stand u * UPPER_BITS up.
+ * Bits of the neighbouring byte that a shift brings along are masked. */
+#define UPPER_BITS FORM_UPPER_BITS(LEAF_FORM)
+#define WITH_UPPER(x, upper, u)                                                          \
+    _mm512_ternarylogic_epi64(                                                           \
+        x,                                                                               \
+        (u)*UPPER_BITS < 4 ? _mm512_slli_epi16(upper, (4 - (u)*UPPER_BITS) & 15)         \
+                           : _mm512_srli_epi16(upper, ((u)*UPPER_BITS - 4) & 15),        \
+        upper_mask, 0xf8)
+/* `place` is the pair whose bits are the lowest that have not been shifted out. */
+#define PAIR_STEP_UPPER(p, place)                                                           \
+    {                                                                                       \
+        __m512i both_low = load_line(panel + (p)*128);                                      \
+        __m512i both_high = load_line(panel + (p)*128 + 64);                                \
+        KEEP_LOADED(both_low)                                                               \
+        KEEP_LOADED(both_high)                                                              \
+        __m512i w_low = WITH_UPPER(NIBBLES(both_low), upper_low, 2 * (place));              \
+        __m512i w_high = WITH_UPPER(NIBBLES(both_high), upper_high, 2 * (place));           \
+        uint32_t at = (p)*PAIR_K;                                                           \
+        LEAF_ROWS(ROW_UNIT)                                                                 \
+        w_low = WITH_UPPER(NIBBLES(_mm512_srli_epi16(both_low, 4)), upper_low,              \
+                           2 * (place) + 1);                                                \
+        w_high = WITH_UPPER(NIBBLES(_mm512_srli_epi16(both_high, 4)), upper_high,           \
+                            2 * (place) + 1);                                               \
+        at += 4;                                                                            \
+        LEAF_ROWS(ROW_UNIT)                                                                 \
+    }
+#define PAIR_STEP_AT(p, place)        \
+    if (FORM_HAS_BYTES(LEAF_FORM))    \
+        PAIR_STEP_BYTES(p)            \
+    else if (UPPER_BITS > 0)          \
+        PAIR_STEP_UPPER(p, place)     \
+    else                              \
         PAIR_STEP_NIBBLES(p)
+#define PAIR_STEP(p) PAIR_STEP_AT(p, p)
+#define UPPER_LINES (UPPER_BITS > 0 ? 2u : 0u)
 #define MINIMUM_LINES (FORM_HAS_MINIMUMS(LEAF_FORM) ? 2u : 1u)
 #define SCALE_LINES \
     (FORM_HAS_TAIL(LEAF_FORM) ? 0u : (FORM_IS_WIDE(LEAF_FORM) ? 2u : 1u) * MINIMUM_LINES)
@@ -119,6 +152,8 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kl
     (void)nibble;
     (void)table;
     (void)sum_start;
+    const __m512i upper_mask = _mm512_set1_epi8(UPPER_BITS == 2 ? 0x30 : 0x10);
+    (void)upper_mask;
     LEAF_ROWS(ROW_OPEN)
     for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
         uint32_t pairs = segs[s].pairs;
@@ -130,19 +165,31 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kl
         (void)zero_low;
         (void)zero_high;
         LEAF_ROWS(ROW_SEGMENT)
-        if (__builtin_expect(pairs == 4, 1)) {
-            fetch_lines(&fetch, (FORM_HAS_BYTES(LEAF_FORM) ? 16 : 8) + SCALE_LINES);
+        __m512i upper_low = sum_start, upper_high = sum_start;
+        if (UPPER_BITS > 0) {
+            upper_low = load_line(panel);
+            upper_high = load_line(panel + 64);
+            panel += 128;
+        }
+        (void)upper_low;
+        (void)upper_high;
+        if (UPPER_BITS < 2 && __builtin_expect(pairs == 4, 1)) {
+            fetch_lines(&fetch, (FORM_HAS_BYTES(LEAF_FORM) ? 16 : 8) + UPPER_LINES + SCALE_LINES);
             PAIR_STEP(0)
             PAIR_STEP(1)
             PAIR_STEP(2)
             PAIR_STEP(3)
-        } else if (FORM_HAS_BYTES(LEAF_FORM) && pairs == 2) { /* scales for 16 values */
-            fetch_lines(&fetch, 8 + SCALE_LINES);
+        } else if ((FORM_HAS_BYTES(LEAF_FORM) || UPPER_BITS == 2) && pairs == 2) {
+            /* scales for 16 values */
+            fetch_lines(&fetch, (UPPER_BITS == 2 ? 4 : 8) + UPPER_LINES + SCALE_LINES);
             PAIR_STEP(0)
             PAIR_STEP(1)
         } else {
-            for (uint32_t p = 0; p < pairs; p++)
-                PAIR_STEP(p)
+            for (uint32_t p = 0; p < pairs; p++) {
+                PAIR_STEP_AT(p, 0)
+                upper_low = _mm512_srli_epi16(upper_low, 2 * UPPER_BITS);
+                upper_high = _mm512_srli_epi16(upper_high, 2 * UPPER_BITS);
+            }
         }
         panel += pairs * (FORM_HAS_BYTES(LEAF_FORM) ? 256u : 128u);
         LOAD_SCALES(d_low, d_high)
@@ -169,6 +216,11 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kl
 #undef ROW_CLOSE
 #undef NIBBLES
 #undef PAIR_STEP
+#undef PAIR_STEP_AT
+#undef PAIR_STEP_UPPER
+#undef WITH_UPPER
+#undef UPPER_BITS
+#undef UPPER_LINES
 #undef PAIR_STEP_BYTES
 #undef PAIR_STEP_NIBBLES
 #undef SCALE_LINES

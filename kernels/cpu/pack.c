@@ -193,7 +193,8 @@ static uint64_t form_panel_bytes(const kpart_t *part)
     uint64_t k = input->k_padded, scale_bytes = FORM_IS_WIDE(form) ? PANEL * 4 : PANEL * 2;
     if (form < FORM_BF16)
         return k * PANEL / (FORM_HAS_BYTES(form) ? 1 : 2) +
-               input->n_segs * scale_bytes * (FORM_HAS_MINIMUMS(form) ? 2 : 1);
+               input->n_segs * scale_bytes * (FORM_HAS_MINIMUMS(form) ? 2 : 1) +
+               input->n_segs * FORM_UPPER_BYTES(form);
     if (FORM_HAS_TAIL(form))
         return tail_panel_bytes(part);
     switch (form) {

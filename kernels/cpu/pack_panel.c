@@ -81,25 +81,52 @@ static void pack_int8_panel(const kinput_t *input, const kpart_t *part, const ui
     }
 }
 
+/* The bits above the nibbles of one column of one segment, which are left in `values`. */
+static void pack_upper_bits(uint32_t bits, const kseg_t *seg, uint8_t *values, uint8_t *to)
+{
+    for (uint32_t i = 0; i < seg->len; i++) {
+        uint32_t unit = i / 4;
+        to[i % 4] = (uint8_t)(to[i % 4] | (uint32_t)values[i] >> 4 << unit * bits);
+        values[i] &= 15;
+    }
+}
+
+/* A scale or minimum of one column, which a half holds exactly where the form is not wide. */
+static void put_scale(kform_t form, float value, uint32_t c, uint8_t *scales)
+{
+    if (FORM_IS_WIDE(form)) {
+        memcpy(scales + 4 * (size_t)c, &value, sizeof value);
+        return;
+    }
+    uint16_t half = qtype_f32_to_f16(value);
+    memcpy(scales + 2 * (size_t)c, &half, sizeof half);
+}
+
 /* Types that codes.c turns into integers. A segment of the type holds 32 values or 16. */
 static void pack_codes_panel(const kpart_t *part, const uint8_t *rows, size_t row_bytes,
                              uint32_t k_base, uint32_t n_columns, codes_fn codes, uint8_t *panel)
 {
     const kinput_t *input = part->input;
+    kform_t form = part->form;
     uint32_t longest = input->kind == KACTIVATION_INT8 ? SEGMENT_K : SHORT_SEGMENT_K;
+    uint32_t scale_bytes = FORM_IS_WIDE(form) ? 128 : 64;
     for (uint32_t s = 0; s < input->n_segs; s++) {
         const kseg_t *seg = &input->segs[s];
         uint32_t k = k_base + seg->k;
-        uint8_t *scales = panel + (size_t)seg->pairs * (FORM_HAS_BYTES(part->form) ? 256 : 128);
+        uint8_t *lines = panel + FORM_UPPER_BYTES(form);
+        uint8_t *scales = lines + (size_t)seg->pairs * (FORM_HAS_BYTES(form) ? 256 : 128);
         for (uint32_t c = 0; c < n_columns; c++) {
             kcodes_t block = {0};
             codes(rows + c * row_bytes, k / longest, &block);
-            pack_segment_column(part->form, seg, block.q + k % longest, panel + column_slot(c));
-            memcpy(scales + 4 * (size_t)c, &block.d, 4);
-            if (FORM_HAS_MINIMUMS(part->form))
-                memcpy(scales + 128 + 4 * (size_t)c, &block.m, 4);
+            uint8_t *values = block.q + k % longest;
+            if (FORM_UPPER_BITS(form) > 0)
+                pack_upper_bits(FORM_UPPER_BITS(form), seg, values, panel + column_slot(c));
+            pack_segment_column(form, seg, values, lines + column_slot(c));
+            put_scale(form, block.d, c, scales);
+            if (FORM_HAS_MINIMUMS(form))
+                put_scale(form, block.m, c, scales + scale_bytes);
         }
-        panel = scales + (FORM_HAS_MINIMUMS(part->form) ? 256 : 128);
+        panel = scales + (FORM_HAS_MINIMUMS(form) ? 2 * scale_bytes : scale_bytes);
     }
 }
 

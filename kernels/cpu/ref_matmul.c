@@ -23,13 +23,17 @@ static uint32_t load_u32(const uint8_t *from)
     return value;
 }
 
-/* dot[c] = sum of the segment's (w - z) q; returns the bytes of its lines. */
+/* dot[c] = sum of the segment's (w - z) q; returns the bytes of its lines. Where values have no bits
+ * above their nibbles, those are taken as 0. */
 static size_t segment_dots(kform_t form, const kseg_t *seg, const uint8_t *lines, const int8_t *q,
                            int32_t dot[PANEL])
 {
     int32_t z = FORM_ZERO(form), value[16];
     for (int32_t i = 0; i < 16; i++) /* of a nibble */
         value[i] = (FORM_HAS_TABLE(form) ? codes_table(form)[i] : i) - z;
+    uint32_t bits = FORM_UPPER_BITS(form);
+    const uint8_t *upper = lines;
+    lines += FORM_UPPER_BYTES(form);
     memset(dot, 0, PANEL * sizeof *dot);
     for (uint32_t p = 0; p < seg->pairs; p++, q += PAIR_K) {
         for (uint32_t c = 0; c < PANEL; c++) {
@@ -40,12 +44,14 @@ static size_t segment_dots(kform_t form, const kseg_t *seg, const uint8_t *lines
                     dot[c] += (lines[(size_t)(2 * p + 1) * 128 + slot + k] - z) * q[4 + k];
                 } else {
                     uint8_t both = lines[(size_t)p * 128 + slot + k];
-                    dot[c] += value[both & 15] * q[k] + value[both >> 4] * q[4 + k];
+                    int32_t above = upper[slot + k] >> 2 * p * bits, mask = (1 << bits) - 1;
+                    dot[c] += (value[both & 15] + (above & mask) * 16) * q[k];
+                    dot[c] += (value[both >> 4] + (above >> bits & mask) * 16) * q[4 + k];
                 }
             }
         }
     }
-    return (size_t)seg->pairs * (FORM_HAS_BYTES(form) ? 256 : 128);
+    return FORM_UPPER_BYTES(form) + (size_t)seg->pairs * (FORM_HAS_BYTES(form) ? 256 : 128);
 }
 
 /* Scale or minimum of column c; they are stored as halves or as floats. */

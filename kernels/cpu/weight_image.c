@@ -6,7 +6,7 @@
 #include "kernels/cpu/internal.h"
 
 /* To be counted up with every change of what panels hold. All levels read the same panels. */
-#define LAYOUT "cpu panels 4, "
+#define LAYOUT "cpu panels 5, "
 
 const char *weight_layout(const kdevice_t *device)
 {

@@ -31,8 +31,9 @@ static void test_integers_scales_and_minimums_are_the_stored_values(void **state
                 multiply.codes(from, k / longest, &codes);
                 float product = (float)(codes.q[k % longest] - zero) * codes.d;
                 found[k] = FORM_HAS_MINIMUMS(multiply.form) ? product + codes.m : product;
-                /* A nibble holds no more. */
-                assert_true(FORM_HAS_BYTES(multiply.form) || codes.q[k % longest] < 16);
+                /* A nibble and the bits above it hold no more. */
+                assert_true(FORM_HAS_BYTES(multiply.form) ||
+                            codes.q[k % longest] < 16 << FORM_UPPER_BITS(multiply.form));
                 values[k] += 0.0f; /* the sign of a zero is lost in 0 * -d + 0 */
                 found[k] += 0.0f;
             }

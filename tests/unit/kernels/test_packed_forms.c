@@ -158,6 +158,34 @@ static void test_codes_of_tables_give_the_bits_of_bytes(void **state)
     }
 }
 
+/* The fifth bits of Q5_0 stand in lines of their own; a leaf that cuts a block has some of them. */
+static void test_fifth_bits_give_the_bits_of_bytes(void **state)
+{
+    (void)state;
+    random_t random = {31};
+    for (size_t t = 0; t < sizeof SHAPES / sizeof *SHAPES; t++) {
+        size_t bytes, n_blocks = (size_t)SHAPES[t].n * SHAPES[t].k / 32;
+        uint8_t *rows = make_rows(&random, QTYPE_Q5_0, SHAPES[t].n, SHAPES[t].k, &bytes);
+        qtype_i8s_t *wide = MEM_NEW_ARRAY(qtype_i8s_t, n_blocks);
+        for (size_t b = 0; b < n_blocks; b++) {
+            const uint8_t *block = rows + b * 22;
+            uint16_t half;
+            uint32_t high;
+            memcpy(&half, block, sizeof half);
+            memcpy(&high, block + 2, sizeof high);
+            wide[b].d = qtype_f16_to_f32(half);
+            for (size_t i = 0; i < 32; i++) {
+                uint32_t nibble = block[6 + i % 16] >> (i / 16 * 4) & 15;
+                wide[b].q[i] = (int8_t)((int)(nibble | (high >> i & 1) << 4) - 16);
+            }
+        }
+        check_twins(&SHAPES[t], QTYPE_Q5_0, rows, bytes, QTYPE_I8S, (const uint8_t *)wide,
+                    n_blocks * sizeof *wide);
+        free(rows);
+        free(wide);
+    }
+}
+
 /* Under a scale of one, sums of a run of 128 are those of BF16; leaves are single runs here. */
 static void test_e4m3_codes_give_the_bits_of_bf16(void **state)
 {
@@ -314,7 +342,8 @@ static void test_scales_that_columns_share_change_no_bit(void **state)
 
 /* The down-projection of a 7B model, cut as it is: within 2 % of what the file has (Z4: 4 bits a
  * value and for each group a half and 4 bits, of which groups of 32 need 3 %), e4m3 of blocks of
- * 128 x 128 within 1 %, of rows with scales of their own within 4 % of its codes. */
+ * 128 x 128 within 1 %, of rows with scales of their own within 4 % of its codes, Q5_K and Q6_K 28 %
+ * and 22 % above it (scales are floats there). */
 static void test_packed_weights_are_as_small_as_their_files(void **state)
 {
     (void)state;
@@ -333,7 +362,9 @@ static void test_packed_weights_are_as_small_as_their_files(void **state)
         {QTYPE_IQ4_NL, 18.0 / 4, 1.02},     {QTYPE_IQ4_XS, 136.0 / 32, 1.02},
         {QTYPE_MXFP4, 17.0 / 4, 1.02},      {QTYPE_Q4_0, 18.0 / 4, 1.02},
         {QTYPE_Q4_1, 20.0 / 4, 1.02},       {QTYPE_Q8_0, 34.0 / 4, 1.02},
-        {QTYPE_BF16, 16, 1.02},
+        {QTYPE_BF16, 16, 1.02},             {QTYPE_Q5_0, 22.0 / 4, 1.0},
+        {QTYPE_Q5_1, 24.0 / 4, 1.0},        {QTYPE_Q5_K, 5.5, 1.28},
+        {QTYPE_Q6_K, 210.0 / 32, 1.22},
     };
     random_t random = {11};
     fixture_t f = open_fixture("ref", 1, KMODE_NATIVE, KQUEUE_NOW);
@@ -371,6 +402,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nibbles_give_the_bits_of_bytes),
         cmocka_unit_test(test_codes_of_tables_give_the_bits_of_bytes),
+        cmocka_unit_test(test_fifth_bits_give_the_bits_of_bytes),
         cmocka_unit_test(test_e4m3_codes_give_the_bits_of_bf16),
         cmocka_unit_test(test_a_code_that_is_no_number_makes_its_column_none),
         cmocka_unit_test(test_scales_that_columns_share_change_no_bit),
