@@ -128,6 +128,8 @@ void describe_footprint(json_t *report, const footprint_t *footprint)
     set_integer(report, "weight_bytes", footprint->bytes);
     if (footprint->kv_bytes_per_token > 0)
         set_integer(report, "kv_bytes_per_token", footprint->kv_bytes_per_token);
+    if (footprint->kv_window > 0)
+        set_integer(report, "kv_window", footprint->kv_window);
     json_object_set_new(report, "types", types_of(footprint));
     if (footprint->n_caches > 0)
         json_object_set_new(report, "caches", caches_of(footprint));
@@ -206,6 +208,8 @@ void describe_print(const json_t *report)
         describe_line("weights", "%s",
                       describe_bytes((uint64_t)integer(report, "weight_bytes"), text));
     if (json_object_get(report, "kv_bytes_per_token") != NULL)
-        describe_line("KV cache", "%lld bytes a token in BF16",
-                      integer(report, "kv_bytes_per_token"));
+        describe_line("KV cache", "%lld bytes a token in BF16%s",
+                      integer(report, "kv_bytes_per_token"),
+                      json_object_get(report, "kv_window") != NULL
+                          ? "; what lies behind every layer's window is given back" : "");
 }

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/model/plan.h"
+
 /* Types beyond the table's end go into its last row: a file of more kinds than there are is told in
  * short rather than not at all. */
 static void add_type(footprint_t *out, const char *name, uint64_t n, uint64_t values,
@@ -143,6 +145,7 @@ void footprint_of_model(const model_t *model, footprint_t *out)
             add_view(model, (model_role_t)role, layer, outline, out);
         add_cache(config, &config->layers[layer], out);
     }
+    out->kv_window = plan_kv_window(config);
     if (outline)
         sort_types(out);
     else

@@ -38,6 +38,7 @@ typedef struct {
     footprint_type_t types[FOOTPRINT_TYPES_MAX];
     uint32_t n_caches;
     footprint_cache_t caches[FOOTPRINT_CACHES_MAX];
+    uint32_t kv_window; /* all layers', behind which a sequence keeps nothing; 0: it keeps all */
     uint64_t kv_bytes_per_token; /* of all layers, BF16, on one rank that holds all heads */
 } footprint_t;
 

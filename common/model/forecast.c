@@ -80,7 +80,8 @@ static status_t fit(const forecast_question_t *question, const hosts_file_t *hos
     TRY(plan_needs(question->sizes, shape, out->needs, out->layers));
     for (uint32_t i = 0; i < n; i++) {
         const plan_need_t *need = &out->needs[i];
-        uint64_t least = need->fixed + plan_kv_bytes(need, plan_kv_tokens_needed(shape)) +
+        uint64_t tokens = plan_kv_tokens_needed(&question->sizes->config, shape);
+        uint64_t least = need->fixed + plan_kv_bytes(need, tokens) +
                          hosts->devices[out->devices[i]].reserve_bytes;
         memory[i] = usable(hosts, out->devices[i]);
         out->device_bytes_least = least > out->device_bytes_least ? least : out->device_bytes_least;
@@ -288,7 +289,7 @@ static void time_all(const forecast_question_t *question, const hosts_file_t *ho
         CHECK(plan_slice(&question->sizes->config, &cut, s, &slices[s]) == STATUS_OK);
     uint32_t pools = shape->attention_replicas;
     /* Of a sequence, in whole tiles; none has its blocks in two pools. */
-    uint64_t one = plan_kv_tokens_needed(shape) / (pools > 2 ? pools : 2);
+    uint64_t one = plan_kv_tokens_needed(&question->sizes->config, shape) / (pools > 2 ? pools : 2);
     out->sequences = (uint32_t)(out->kv_tokens / pools / one) * pools;
     out->batch = out->sequences < question->batch_max ? out->sequences : question->batch_max;
 

@@ -243,11 +243,23 @@ status_t plan_needs(const plan_sizes_t *sizes, const plan_shape_t *shape,
 status_t plan_cuts(const model_config_t *config, const plan_shape_t *shape,
                    plan_cut_t cuts_out[PLAN_CUTS_MAX], uint32_t *n_out) MUST_USE;
 
+/* The window behind which no layer of a model sees a key, or 0: blocks that lie behind it are given
+ * back while the sequence goes on. */
+uint32_t plan_kv_window(const model_config_t *config);
+
+/* KV tokens that a sequence of `tokens` holds at most at once, when it comes in steps of `rows`: the
+ * window, the step's own rows, and what lies in their blocks and in the window's first tile. */
+static inline uint64_t plan_kv_tokens_held(uint32_t window, uint64_t rows, uint64_t tokens)
+{
+    uint64_t most = (window + rows + 2ull * PLAN_KV_BLOCK + 16) / PLAN_KV_BLOCK * PLAN_KV_BLOCK;
+    return window > 0 && most < tokens ? most : tokens;
+}
+
 /* KV tokens that two sequences of context_max take, or one on each replica of attention where that is
  * more, and those that a replica is given when memory allows: kv_tokens_max, or PLAN_KV_SEQUENCES of
  * context_max on each replica of attention. Both in whole PLAN_KV_BLOCKs of each. */
-uint64_t plan_kv_tokens_needed(const plan_shape_t *shape);
-uint64_t plan_kv_tokens_wanted(const plan_shape_t *shape);
+uint64_t plan_kv_tokens_needed(const model_config_t *config, const plan_shape_t *shape);
+uint64_t plan_kv_tokens_wanted(const model_config_t *config, const plan_shape_t *shape);
 
 /* KV tokens that every rank can hold when each rank may use memory_bytes[rank] (rank = stage * tp +
  * slice; n = tp * stages), capped at the shape's maximum, in whole PLAN_KV_BLOCKs of each replica of

@@ -212,19 +212,38 @@ static uint64_t pools_of(const plan_shape_t *shape)
     return shape->attention_replicas ? shape->attention_replicas : 1;
 }
 
-uint64_t plan_kv_tokens_needed(const plan_shape_t *shape)
+uint32_t plan_kv_window(const model_config_t *config)
 {
-    uint64_t pools = pools_of(shape), sequences = pools > 2 ? pools : 2;
-    return sequences * whole_blocks((uint64_t)shape->context_max + PLAN_KV_BLOCK - 1);
+    uint32_t widest = 0;
+    for (uint32_t i = 0; i < config->n_layers; i++) {
+        const model_layer_t *layer = &config->layers[i];
+        if (layer->window == 0 || layer->rate > 0)
+            return 0; /* entries of windows long past are seen */
+        widest = layer->window > widest ? layer->window : widest;
+    }
+    return widest;
 }
 
-uint64_t plan_kv_tokens_wanted(const plan_shape_t *shape)
+/* Of one sequence of context_max. */
+static uint64_t sequence_tokens(const model_config_t *config, const plan_shape_t *shape)
+{
+    uint64_t rows = shape->prefill_tokens_max ? shape->prefill_tokens_max : PLAN_STEP_ROWS;
+    uint64_t tokens = plan_kv_tokens_held(plan_kv_window(config), rows, shape->context_max);
+    return whole_blocks(tokens + PLAN_KV_BLOCK - 1);
+}
+
+uint64_t plan_kv_tokens_needed(const model_config_t *config, const plan_shape_t *shape)
+{
+    uint64_t pools = pools_of(shape), sequences = pools > 2 ? pools : 2;
+    return sequences * sequence_tokens(config, shape);
+}
+
+uint64_t plan_kv_tokens_wanted(const model_config_t *config, const plan_shape_t *shape)
 {
     uint64_t pools = pools_of(shape);
     if (shape->kv_tokens_max != 0)
         return pools * whole_blocks(shape->kv_tokens_max / pools);
-    return pools * PLAN_KV_SEQUENCES *
-           whole_blocks((uint64_t)shape->context_max + PLAN_KV_BLOCK - 1);
+    return pools * PLAN_KV_SEQUENCES * sequence_tokens(config, shape);
 }
 
 static status_t check_shape(const plan_sizes_t *sizes, const plan_shape_t *shape)
@@ -241,11 +260,13 @@ static status_t check_shape(const plan_sizes_t *sizes, const plan_shape_t *shape
         return fail(STATUS_INVALID, "context_max is %u; the model was trained for %u, so 1 to %u "
                     "would be right", shape->context_max, sizes->config.context_train,
                     sizes->config.context_train);
-    if (plan_kv_tokens_wanted(shape) < plan_kv_tokens_needed(shape))
+    if (plan_kv_tokens_wanted(&sizes->config, shape) <
+        plan_kv_tokens_needed(&sizes->config, shape))
         return fail(STATUS_INVALID, "kv_tokens_max %llu holds no %s of context_max %u; "
                     "%llu or more would be right", (unsigned long long)shape->kv_tokens_max,
                     pools_of(shape) > 2 ? "sequence on each replica of attention" : "two sequences",
-                    shape->context_max, (unsigned long long)plan_kv_tokens_needed(shape));
+                    shape->context_max,
+                    (unsigned long long)plan_kv_tokens_needed(&sizes->config, shape));
     return STATUS_OK;
 }
 
@@ -380,7 +401,8 @@ static uint64_t mib(uint64_t bytes)
     return (bytes + (1 << 20) - 1) >> 20;
 }
 
-static status_t too_small(const plan_shape_t *shape, const plan_need_t *need, uint32_t rank,
+static status_t too_small(const model_config_t *config, const plan_shape_t *shape,
+                          const plan_need_t *need, uint32_t rank,
                           uint64_t memory_bytes)
 {
     return fail(STATUS_REFUSED,
@@ -390,7 +412,7 @@ static status_t too_small(const plan_shape_t *shape, const plan_need_t *need, ui
                 rank, rank / shape->tp, rank % shape->tp, (unsigned long long)(memory_bytes >> 20),
                 (unsigned long long)mib(need->weights),
                 (unsigned long long)mib(need->scratch + need->process),
-                (unsigned long long)mib(plan_kv_bytes(need, plan_kv_tokens_needed(shape))),
+                (unsigned long long)mib(plan_kv_bytes(need, plan_kv_tokens_needed(config, shape))),
                 pools_of(shape) > 1 ? "a sequence" : "two sequences", shape->context_max);
 }
 
@@ -400,12 +422,13 @@ status_t plan_fit(const plan_sizes_t *sizes, const plan_shape_t *shape,
     plan_need_t needs[PLAN_RANKS_MAX];
     plan_run_t layers[PLAN_STAGES_MAX];
     TRY(plan_needs(sizes, shape, needs, layers));
-    uint64_t tokens = plan_kv_tokens_wanted(shape);
+    const model_config_t *config = &sizes->config;
+    uint64_t tokens = plan_kv_tokens_wanted(config, shape);
     uint64_t shortfall_max = 0;
     uint32_t tightest = 0;
     for (uint32_t rank = 0; rank < shape->tp * shape->stages; rank++) {
         const plan_need_t *need = &needs[rank];
-        uint64_t least = need->fixed + plan_kv_bytes(need, plan_kv_tokens_needed(shape));
+        uint64_t least = need->fixed + plan_kv_bytes(need, plan_kv_tokens_needed(config, shape));
         if (memory_bytes[rank] < least) {
             if (least - memory_bytes[rank] > shortfall_max) {
                 shortfall_max = least - memory_bytes[rank];
@@ -417,7 +440,7 @@ status_t plan_fit(const plan_sizes_t *sizes, const plan_shape_t *shape,
         }
     }
     if (shortfall_max != 0)
-        return too_small(shape, &needs[tightest], tightest, memory_bytes[tightest]);
+        return too_small(config, shape, &needs[tightest], tightest, memory_bytes[tightest]);
     *kv_tokens_out = pools_of(shape) * whole_blocks(tokens / pools_of(shape));
     return STATUS_OK;
 }

@@ -322,7 +322,8 @@ static status_t explain(const search_t *search)
 
 static uint64_t kv_tokens_of(const search_t *search)
 {
-    uint64_t tokens = plan_kv_tokens_wanted(&search->request->shape);
+    uint64_t tokens = plan_kv_tokens_wanted(&search->request->sizes->config,
+                                            &search->request->shape);
     uint32_t pools = search->cut.attention_replicas;
     for (uint32_t i = 0; i < search->n_ranks; i++) {
         plan_need_t all = {.kv_pools = pools};
@@ -388,8 +389,10 @@ static status_t set_cut(search_t *search, const plan_cut_t *cut)
     TRY(plan_needs(request->sizes, &shape, search->needs, search->layers));
     search->n_ranks = shape.tp * shape.stages;
     for (uint32_t rank = 0; rank < search->n_ranks; rank++)
-        search->least[rank] = search->needs[rank].fixed +
-                              plan_kv_bytes(&search->needs[rank], plan_kv_tokens_needed(&shape));
+        search->least[rank] =
+            search->needs[rank].fixed +
+            plan_kv_bytes(&search->needs[rank],
+                          plan_kv_tokens_needed(&request->sizes->config, &shape));
     return STATUS_OK;
 }
 

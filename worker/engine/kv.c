@@ -324,6 +324,17 @@ void kv_release(kv_t *kv, const uint32_t *blocks, uint32_t n)
     }
 }
 
+void kv_touch(kv_t *kv, kv_link_t link)
+{
+    while (link.block != NONE && link_alive(kv, link)) {
+        if (kv->blocks[link.block].holders == 0) {
+            kept_remove(kv, link.block);
+            kept_append(kv, link.block);
+        }
+        link = kv->blocks[link.block].parent;
+    }
+}
+
 uint32_t kv_blocks_free(const kv_t *kv)
 {
     return kv->n_free + kv->n_kept;

@@ -83,6 +83,11 @@ void kv_unpublish(kv_t *kv, uint32_t namespace_id, const uint32_t *ids);
 /* Lets go of a sequence's blocks, given in the order of its tokens. */
 void kv_release(kv_t *kv, const uint32_t *blocks, uint32_t n);
 
+/* Of a chain of known blocks that ends with `link` the kept ones become the last to be given up, the
+ * deepest before the others: to be called when a sequence ends that let go of its beginning before,
+ * because no block can be matched without those in front of it. */
+void kv_touch(kv_t *kv, kv_link_t link);
+
 /* Blocks that kv_take() could hand out now: free and kept ones. */
 uint32_t kv_blocks_free(const kv_t *kv);
 uint32_t kv_blocks_total(const kv_t *kv);

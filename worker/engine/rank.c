@@ -424,6 +424,7 @@ static status_t install_leader(rank_t *rank, uint32_t n_blocks)
     scheduler_config_t config = {
         .n_blocks = n_blocks, .pools = rank->limits.pools, .vocab = rank->limits.vocab,
         .context_max = rank->config.context_max,
+        .window = plan_kv_window(rank->stage->shape),
         .stages = rank->config.stages,
         .batch_max = rank->config.batch_max,
         .step_tokens_max = rank->config.prefill_tokens_max,

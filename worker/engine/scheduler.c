@@ -157,7 +157,7 @@ void scheduler_add(scheduler_t *s, sequence_t *q)
     s->waiting_rows += q->n_prompt;
     s->n_solo += q->solo;
     s->tenants[q->tenant].n_live++;
-    s->tokens_committed += sequence_committed(q);
+    s->tokens_committed += scheduler_tokens_held(s, sequence_committed(q));
     scheduler_reserve(s, q);
     scheduler_line_up(s, q);
     scheduler_retime(s, q);
@@ -199,9 +199,8 @@ void scheduler_leave_running(scheduler_t *s, sequence_t *q)
     CHECK(s->running[at] == q);
     s->n_running--;
     memmove(&s->running[at], &s->running[at + 1], (s->n_running - at) * sizeof(sequence_t *));
-    kv_release(sequence_kv(s, q), q->blocks, q->n_blocks);
+    scheduler_let_go(sequence_kv(s, q), q);
     s->pools[q->pool].n_running--;
-    q->n_blocks = q->n_computed = q->n_published = 0;
 }
 
 void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t finish,
@@ -235,7 +234,7 @@ void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t fin
     q->error_code = code;
     q->error = error;
     q->ended_at_ms = s->now_ms;
-    s->tokens_committed -= sequence_committed(q);
+    s->tokens_committed -= scheduler_tokens_held(s, sequence_committed(q));
     if (q->stream != 0) {
         q->end_owed = true;
         scheduler_mark_dirty(s, q);

@@ -29,6 +29,9 @@
  * next. It is chosen anew when
  * a preempted one returns. Whoever lacks blocks preempts in its own pool, of which the oldest stays.
  *
+ * - Where every layer has a window, a sequence holds the blocks of what its next rows see and no
+ * more; what it gives back stays known to later prompts while nobody needs the room.
+ *
  * - Guesses (draft.h) are further rows of a sequence that decodes. They take the place of no other
  *   that decodes, no blocks that another holds, and no row unless it is likely to pay.
  *
@@ -59,6 +62,8 @@ typedef struct scheduler scheduler_t;
 typedef struct {
     uint32_t n_blocks; /* KV blocks of 16 tokens, of each pool */
     uint32_t pools;    /* replicas of attention, each with blocks of its own; 0 takes 1 */
+    uint32_t window;   /* no layer sees a key behind it (plan_kv_window): such blocks are given
+                          back while their sequence runs; 0: none */
     uint32_t vocab;
     uint32_t context_max;      /* tokens of prompt and answer together */
     uint32_t stages;           /* batches in flight at most */

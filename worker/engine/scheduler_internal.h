@@ -29,6 +29,7 @@ typedef struct sequence {
     uint32_t max_tokens;
     uint32_t n_computed;  /* tokens whose KV planned steps have written */
     uint32_t n_blocks, n_published; /* of those, blocks offered to later prompts */
+    uint32_t n_behind; /* of n_blocks the first ones, which were given back */
     uint32_t n_in_flight; /* 0 or 1, but pieces of its prompt may be in several flights */
     uint32_t slot;
     uint32_t pool;        /* of its blocks, while it runs; of the last ones otherwise */
@@ -145,7 +146,8 @@ struct scheduler {
     uint32_t n_slots_free, slots_free[STEP_SLOTS_MAX]; /* a stack */
     /* Slots of ended sequences of which the last stage was not told yet; they are free already. */
     uint32_t n_closing, closing[STEP_SLOTS_MAX];
-    uint64_t tokens_committed; /* prompt + max_tokens of all that have not ended */
+    uint64_t tokens_committed; /* prompt + max_tokens of all that have not ended, as far as they
+                                  hold them at once */
 
     tenant_t tenants[SCHEDULER_TENANTS_MAX];
     uint32_t n_tenants;
@@ -199,10 +201,16 @@ uint64_t scheduler_blocks_free(const scheduler_t *s);
 int64_t scheduler_room(const scheduler_t *s);
 /* In all pools the same number. */
 uint32_t scheduler_namespace(scheduler_t *s, const char *tenant, const char *adapter);
+/* KV tokens of all that q may ever hold at once, when it has `tokens` in all. */
+uint64_t scheduler_tokens_held(const scheduler_t *s, uint64_t tokens);
+/* Gives back the blocks in `kv` that none of q's further rows sees. */
+void scheduler_give_back(const scheduler_t *s, kv_t *kv, sequence_t *q);
+/* Lets go of all its blocks. */
+void scheduler_let_go(kv_t *kv, sequence_t *q);
 /* Blocks that must be free before q starts: for all its tokens and the next one, or the next 256
- * when it returns. Beside them one for each sequence that runs in the pool, so that a start is not
- * undone in the next step. */
-uint32_t scheduler_blocks_to_start(const sequence_t *q);
+ * when it returns, as far as it holds them at once. Beside them one for each sequence that runs in
+ * the pool, so that a start is not undone in the next step. */
+uint32_t scheduler_blocks_to_start(const scheduler_t *s, const sequence_t *q);
 /* Gives q its first blocks, of which at most match_max are taken from its beginning, in the best pool
  * that has room for them. False when none has. */
 bool scheduler_choose_pool(scheduler_t *s, sequence_t *q, uint32_t match_max);

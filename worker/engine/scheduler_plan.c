@@ -60,6 +60,7 @@ static bool hold_blocks(planning_t *p, sequence_t *q, uint32_t n_tokens)
 {
     scheduler_t *s = p->s;
     uint32_t wanted = kv_blocks_for(n_tokens);
+    scheduler_give_back(s, sequence_kv(s, q), q);
     while (wanted > q->n_blocks) {
         if (kv_take(sequence_kv(s, q), wanted - q->n_blocks, q->blocks + q->n_blocks)) {
             q->n_blocks = wanted;
@@ -317,7 +318,7 @@ static void start_waiting(planning_t *p)
         if (overdue || (owes_logits(q) && s->n_flights > 0))
             continue;
         /* A solo sequence starts in its own turn; here it only has its blocks saved. */
-        if (q->solo ? scheduler_room(s) >= scheduler_blocks_to_start(q)
+        if (q->solo ? scheduler_room(s) >= scheduler_blocks_to_start(s, q)
                     : is_worth_a_try(p, q) && start(s, q)) {
             if (q->solo)
                 continue;

@@ -104,27 +104,61 @@ static void rank_pools(const scheduler_t *s, const sequence_t *q, uint32_t block
     }
 }
 
-uint32_t scheduler_blocks_to_start(const sequence_t *q)
+uint64_t scheduler_tokens_held(const scheduler_t *s, uint64_t tokens)
+{
+    return plan_kv_tokens_held(s->config.window, s->config.step_tokens_max, tokens);
+}
+
+void scheduler_give_back(const scheduler_t *s, kv_t *kv, sequence_t *q)
+{
+    uint32_t window = s->config.window;
+    if (window == 0 || q->n_computed + 1 <= window)
+        return;
+    /* Attention reads whole tiles and passes over what a row does not see; none of it may be what
+     * another writes. Guesses that were right have blocks that are not published yet. */
+    uint32_t tiles = (q->n_computed + 1 - window) / PLAN_KV_BLOCK;
+    uint32_t n = least(tiles * (PLAN_KV_BLOCK / KV_BLOCK_TOKENS), q->n_published);
+    if (n > q->n_behind) {
+        kv_release(kv, q->blocks + q->n_behind, n - q->n_behind);
+        q->n_behind = n;
+    }
+}
+
+void scheduler_let_go(kv_t *kv, sequence_t *q)
+{
+    kv_release(kv, q->blocks + q->n_behind, q->n_blocks - q->n_behind);
+    if (q->n_behind > 0)
+        kv_touch(kv, q->link);
+    q->n_blocks = q->n_behind = q->n_computed = q->n_published = 0;
+}
+
+uint32_t scheduler_blocks_to_start(const scheduler_t *s, const sequence_t *q)
 {
     uint32_t whole = q->n_prompt + q->max_tokens;
     uint32_t tokens = least(q->n_ids + (q->started ? SCHEDULER_RETURN_TOKENS : 1u), whole);
-    return kv_blocks_for(tokens);
+    return kv_blocks_for(scheduler_tokens_held(s, tokens - q->n_behind * KV_BLOCK_TOKENS));
 }
 
 /* Gives q its blocks in one pool, those of its beginning that are known there included. */
-static bool hold_first(kv_pool_t *pool, sequence_t *q, uint32_t match_max)
+static bool hold_first(const scheduler_t *s, kv_pool_t *pool, sequence_t *q, uint32_t match_max)
 {
     kv_t *kv = pool->kv;
     uint32_t matched = kv_match(kv, q->namespace_id, q->ids, match_max, q->blocks, &q->link);
-    uint32_t taken = kv_blocks_for(least(q->n_ids + 1, q->n_prompt + q->max_tokens)) - matched;
-    if (kv_blocks_free(kv) + matched < scheduler_blocks_to_start(q) + pool->n_running ||
+    q->n_blocks = q->n_published = matched;
+    q->n_computed = matched * KV_BLOCK_TOKENS;
+    scheduler_give_back(s, kv, q);
+    /* All its tokens and the next one, or as many behind what it gave back as it holds at once. */
+    uint32_t behind = q->n_behind * KV_BLOCK_TOKENS;
+    uint32_t tokens = least(q->n_ids + 1, q->n_prompt + q->max_tokens) - behind;
+    uint32_t held = matched - q->n_behind;
+    uint32_t wanted = kv_blocks_for(scheduler_tokens_held(s, tokens));
+    uint32_t taken = wanted > held ? wanted - held : 0;
+    if (kv_blocks_free(kv) + held < scheduler_blocks_to_start(s, q) + pool->n_running ||
         !kv_take(kv, taken, q->blocks + matched)) {
-        kv_release(kv, q->blocks, matched);
+        scheduler_let_go(kv, q);
         return false;
     }
     q->n_blocks = matched + taken;
-    q->n_published = matched;
-    q->n_computed = matched * KV_BLOCK_TOKENS;
     return true;
 }
 
@@ -133,7 +167,7 @@ bool scheduler_choose_pool(scheduler_t *s, sequence_t *q, uint32_t match_max)
     uint32_t pools[PLAN_TP_MAX];
     rank_pools(s, q, match_max, pools);
     for (uint32_t i = 0; i < s->config.pools; i++)
-        if (hold_first(&s->pools[pools[i]], q, match_max)) {
+        if (hold_first(s, &s->pools[pools[i]], q, match_max)) {
             q->pool = pools[i];
             return true;
         }

@@ -149,9 +149,9 @@ static status_t check_admission(const scheduler_t *s, const admission_t *a, cons
         return fail(STATUS_INVALID,
                     "the prompt has %u tokens and max_tokens is %u; together at most %u",
                     a->n_prompt, a->max_tokens, c->context_max);
-    if (kv_blocks_for(tokens) > c->n_blocks)
+    if (kv_blocks_for(scheduler_tokens_held(s, tokens)) > c->n_blocks)
         return fail(STATUS_INVALID, "prompt and answer need %llu KV tokens; the replica has %llu",
-                    (unsigned long long)tokens,
+                    (unsigned long long)scheduler_tokens_held(s, tokens),
                     (unsigned long long)c->n_blocks * KV_BLOCK_TOKENS);
     *code_out = "overloaded";
     if (s->n_waiting + s->n_running >= c->sequences_max)
@@ -385,5 +385,11 @@ uint64_t scheduler_credit(const scheduler_t *s, uint32_t stream)
     uint64_t total = s->load.kv_tokens_total;
     uint64_t free_tokens = total > s->tokens_committed ? total - s->tokens_committed : 0;
     uint32_t n = s->n_streams ? s->n_streams : 1;
-    return s->streams[stream].committed_tokens + free_tokens / n;
+    uint64_t share = free_tokens / n;
+    /* Behind a window a sequence may be longer than what it holds at once, and than all there is:
+     * where one has room, its length is no matter. */
+    if (s->config.window > 0 && share < s->config.context_max &&
+        free_tokens >= scheduler_tokens_held(s, s->config.context_max))
+        share = s->config.context_max;
+    return s->streams[stream].committed_tokens + share;
 }

@@ -112,12 +112,14 @@ status_t stage_open_caches(stage_t *stage)
         n = wanted;
     if (n > KV_BLOCKS_MAX)
         n = KV_BLOCKS_MAX;
-    if (n < kv_blocks_for(stage->config.context_max))
+    uint64_t least = plan_kv_tokens_held(plan_kv_window(stage->shape), stage->rows_max,
+                                         stage->config.context_max);
+    if (n < kv_blocks_for(least))
         return fail(
             STATUS_REFUSED,
-            "room for %llu KV tokens; one sequence of context_max needs %u: give the rank more "
+            "room for %llu KV tokens; one sequence of context_max needs %llu: give the rank more "
             "memory or lower context_max",
-            (unsigned long long)n * KV_BLOCK_TOKENS, stage->config.context_max);
+            (unsigned long long)n * KV_BLOCK_TOKENS, (unsigned long long)least);
     stage->n_blocks = (uint32_t)n;
     for (uint32_t i = 0; i < caches.n; i++) {
         caches.caches[i].shape.n_blocks = stage->n_blocks;

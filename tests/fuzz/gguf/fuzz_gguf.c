@@ -78,7 +78,7 @@ static void plan(const model_t *model)
     plan_shape_t shape = {.tp = 3, .stages = 1, .context_max = 1};
     uint64_t memory[3] = {1ull << 40, 1ull << 40, 1ull << 40}, tokens;
     if (plan_fit(&sizes, &shape, memory, &tokens) == STATUS_OK)
-        CHECK(tokens >= plan_kv_tokens_needed(&shape));
+        CHECK(tokens >= plan_kv_tokens_needed(&sizes.config, &shape));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)

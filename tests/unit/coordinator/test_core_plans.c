@@ -204,7 +204,8 @@ static void deploy_deep(rig_t *rig, uint32_t stages, unsigned n, const plan_size
     assert_int_equal(plan_needs(sizes, &shape, needs, layers), STATUS_OK);
     uint64_t memory = 0;
     for (size_t i = 0; i < (size_t)stages * 2; i++) {
-        uint64_t need = needs[i].fixed + needs[i].kv_per_token * plan_kv_tokens_needed(&shape);
+        uint64_t tokens = plan_kv_tokens_needed(&sizes->config, &shape);
+        uint64_t need = needs[i].fixed + needs[i].kv_per_token * tokens;
         memory = need > memory ? need : memory;
     }
     rig_start(rig, 0);

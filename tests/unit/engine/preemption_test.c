@@ -1,14 +1,21 @@
 /* Preemption in the real engine: where blocks are short, the youngest sequence gives its up and
  * comes back later, and every text is the one that it has with room for all. One model for each
  * layout of the cache: keys and values, windows, latent, latent with an indexer's keys, compressed
- * entries with what is kept of their open windows. */
+ * entries with what is kept of their open windows. And a model whose every layer has a window in less
+ * room than one of its sequences is long. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "rank_rig.h"
 
-enum { N_SEQUENCES = 5, N_PROMPT = 40, N_IDS = 56, CONTEXT = 112 };
+enum { N_SEQUENCES = 5 };
+
+typedef struct {
+    uint32_t n_prompt, n_ids, context;
+} shape_t;
+
+static const shape_t SHORT = {40, 56, 112}, LONG = {200, 240, 448};
 
 static const char *const models[] = {
     "llama-gqa-bf16", "gemma3-text", "gpt-oss-bf16", "deepseek-v3", "deepseek-v32-dsa",
@@ -17,14 +24,15 @@ static const char *const models[] = {
 enum { N_MODELS = sizeof models / sizeof *models };
 
 /* All sequences at once on a rank with that many tokens of cache; how often one was preempted. */
-static uint64_t run_all(const char *path, uint64_t kv_tokens, text_t texts[N_SEQUENCES])
+static uint64_t run_all(const char *path, const shape_t *shape, uint64_t kv_tokens,
+                        text_t texts[N_SEQUENCES])
 {
     rank_config_t config = {.model_path = path,
                             .tp = 1,
                             .stages = 1,
                             .layer_count = 3,
                             .threads = 1,
-                            .context_max = CONTEXT,
+                            .context_max = shape->context,
                             .kv_tokens_max = kv_tokens,
                             .prefill_tokens_max = 24,
                             .batch_max = N_SEQUENCES};
@@ -45,7 +53,7 @@ static uint64_t run_all(const char *path, uint64_t kv_tokens, text_t texts[N_SEQ
         admission_t admission;
         char session[8];
         snprintf(session, sizeof session, "%u", i);
-        rig_request(&admission, session, i + 1, N_PROMPT, N_IDS, prompts[i]);
+        rig_request(&admission, session, i + 1, shape->n_prompt, shape->n_ids, prompts[i]);
         leader_admit(epoch.leader, client.stream, &admission);
     }
     for (uint32_t n_ended = 0; n_ended < N_SEQUENCES;) {
@@ -70,24 +78,48 @@ static void check_model(void **state)
     snprintf(path, sizeof path, "%s/%s/", SHOAL_TEST_DATA, (const char *)*state);
     memset(roomy, 0, sizeof roomy);
     memset(narrow, 0, sizeof narrow);
-    assert_int_equal(run_all(path, (uint64_t)N_SEQUENCES * CONTEXT * 2, roomy), 0);
-    uint64_t preemptions = run_all(path, CONTEXT, narrow);
+    assert_int_equal(run_all(path, &SHORT, (uint64_t)N_SEQUENCES * SHORT.context * 2, roomy), 0);
+    uint64_t preemptions = run_all(path, &SHORT, SHORT.context, narrow);
     print_message("%s: %u preemptions\n", (const char *)*state, (unsigned)preemptions);
     assert_true(preemptions >= 1);
     for (uint32_t i = 0; i < N_SEQUENCES; i++) {
-        assert_int_equal(roomy[i].n, N_IDS);
+        assert_int_equal(roomy[i].n, SHORT.n_ids);
         assert_int_equal(roomy[i].end, END_FINISHED);
         assert_memory_equal(&roomy[i], &narrow[i], sizeof roomy[i]);
     }
     assert_memory_not_equal(roomy[0].ids, roomy[1].ids, sizeof roomy[0].ids);
 }
 
+/* With room for all no block is ever taken twice, so what was given back is still what it was; with
+ * room for two windows it holds other rows long before a sequence has passed its window 20 times. */
+static void check_window(void **state)
+{
+    (void)state;
+    static text_t roomy[N_SEQUENCES], narrow[N_SEQUENCES], least[N_SEQUENCES];
+    char path[512];
+    snprintf(path, sizeof path, "%s/mistral-swa/", SHOAL_TEST_DATA);
+    run_all(path, &LONG, (uint64_t)N_SEQUENCES * LONG.context * 2, roomy);
+    run_all(path, &LONG, 320, narrow);
+    uint64_t preemptions = run_all(path, &LONG, 144, least);
+    print_message("mistral-swa in 144 tokens: %u preemptions\n", (unsigned)preemptions);
+    for (uint32_t i = 0; i < N_SEQUENCES; i++) {
+        assert_int_equal(roomy[i].n, LONG.n_ids);
+        assert_int_equal(roomy[i].end, END_FINISHED);
+        assert_memory_equal(&roomy[i], &narrow[i], sizeof roomy[i]);
+        assert_memory_equal(&roomy[i], &least[i], sizeof roomy[i]);
+    }
+    assert_memory_not_equal(roomy[0].ids, roomy[1].ids, sizeof roomy[0].ids);
+}
+
 int main(void)
 {
-    struct CMUnitTest tests[N_MODELS];
+    struct CMUnitTest tests[N_MODELS + 1];
+    tests[N_MODELS] = (struct CMUnitTest){.name = "long behind a window",
+                                          .test_func = check_window};
     for (size_t i = 0; i < N_MODELS; i++)
         tests[i] = (struct CMUnitTest){.name = models[i],
                                        .test_func = check_model,
                                        .initial_state = (void *)(uintptr_t)models[i]};
-    return _cmocka_run_group_tests("texts after preemption", tests, N_MODELS, NULL, NULL);
+    return _cmocka_run_group_tests("texts after preemption", tests, N_MODELS + 1, NULL,
+                                   NULL);
 }

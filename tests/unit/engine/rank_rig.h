@@ -14,7 +14,7 @@
 
 #include "worker/engine/rank.h"
 
-enum { RIG_PROMPT_MAX = 64, RIG_IDS_MAX = 64 };
+enum { RIG_PROMPT_MAX = 256, RIG_IDS_MAX = 256 };
 
 typedef struct {
     rank_t *rank;

@@ -141,13 +141,17 @@ static uint32_t check_and_draw(rig_t *rig, const step_entry_t *entry, step_drawn
     uint64_t hash = 0;
     uint32_t first = entry->position + entry->n_tokens - 1 - entry->n_draft, n_drawn = 0;
     uint32_t *n_ids = &rig->slots[entry->slot].n_ids;
+    uint32_t window = rig->config.window, seen = 0;
+    if (window > 0 && entry->position + 1 > window)
+        seen = (entry->position + 1 - window) / 64 * 64;
     bool draws = entry->sample;
     if (draws)
         assert_int_equal(*n_ids, first + 1);
     for (uint32_t i = 0; i < entry->position + entry->n_tokens; i++) {
         uint32_t id = id_of(rig, entry, i);
         hash = chain(hash, id);
-        assert_true(*kv_of(rig, entry, i) == hash);
+        if (i >= seen) /* attention reads whole tiles of 64 */
+            assert_true(*kv_of(rig, entry, i) == hash);
         if (i < first || !draws)
             continue;
         uint32_t next = next_id(hash, id);

@@ -281,7 +281,8 @@ static void test_replicas_of_attention_have_room_for_their_own_sequences(void **
         once = replicas == 1 ? tokens : once;
         assert_int_equal(tokens, replicas * once);
         assert_int_equal(plan_kv_bytes(&need, tokens), once * need.kv_per_token);
-        assert_int_equal(plan_kv_tokens_needed(&shape), (replicas > 2 ? replicas : 2) * 64);
+        assert_int_equal(plan_kv_tokens_needed(&sizes.config, &shape),
+                         (replicas > 2 ? replicas : 2) * 64);
         for (uint32_t s = 0; s < 4; s++)
             memory[s] = need.fixed + (replicas > 1 ? 64 : 128) * need.kv_per_token - 1;
         assert_int_equal(plan_fit(&sizes, &shape, memory, &tokens), STATUS_REFUSED);
@@ -327,7 +328,7 @@ static uint64_t largest_rank(const plan_sizes_t *sizes, uint32_t groups)
     for (uint32_t s = 0; s < 3; s++) {
         plan_need_t need;
         assert_int_equal(plan_need(sizes, &shape, 0, s, &need), STATUS_OK);
-        uint64_t bytes = need.fixed + plan_kv_tokens_needed(&shape) * need.kv_per_token;
+        uint64_t bytes = need.fixed + plan_kv_tokens_needed(&sizes->config, &shape) * need.kv_per_token;
         most = bytes > most ? bytes : most;
     }
     return most;

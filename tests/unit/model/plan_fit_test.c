@@ -116,6 +116,28 @@ static void test_kv_tokens_are_what_the_tightest_rank_holds_in_whole_tiles(void 
     assert_int_equal(tokens, 2048); /* 32 whole tiles */
 }
 
+/* A window of 1,000, a step of 512 rows and what is around them, in whole tiles: of 8,192 tokens, of
+ * which a sequence sees no more, 1,600 are held. One layer that sees all keeps all. */
+static void test_a_window_bounds_what_a_sequence_needs(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    plan_shape_t shape = shape_of(1, 1, 8192);
+    uint64_t memory = 1ull << 40, tokens = 0;
+    for (uint32_t i = 0; i < sizes.config.n_layers; i++)
+        sizes.config.layers[i].window = i % 2 ? 1000 : 900;
+    assert_int_equal(plan_kv_window(&sizes.config), 1000);
+    assert_int_equal(plan_kv_tokens_needed(&sizes.config, &shape), 2 * 1600);
+    assert_int_equal(plan_fit(&sizes, &shape, &memory, &tokens), STATUS_OK);
+    assert_int_equal(tokens, PLAN_KV_SEQUENCES * 1600);
+    shape.context_max = 700;
+    assert_int_equal(plan_kv_tokens_needed(&sizes.config, &shape), 2 * 704);
+    shape.context_max = 8192;
+    sizes.config.layers[7].window = 0;
+    assert_int_equal(plan_kv_window(&sizes.config), 0);
+    assert_int_equal(plan_kv_tokens_needed(&sizes.config, &shape), 2 * 8192);
+}
+
 static void test_too_little_memory_for_two_sequences_is_refused_with_the_numbers(void **state)
 {
     (void)state;
@@ -190,6 +212,7 @@ int main(void)
         cmocka_unit_test(test_more_stages_than_layers_are_refused),
         cmocka_unit_test(test_a_rank_needs_its_part_of_the_file_and_an_eighth),
         cmocka_unit_test(test_kv_tokens_are_what_the_tightest_rank_holds_in_whole_tiles),
+        cmocka_unit_test(test_a_window_bounds_what_a_sequence_needs),
         cmocka_unit_test(test_too_little_memory_for_two_sequences_is_refused_with_the_numbers),
         cmocka_unit_test(test_shapes_that_no_memory_would_make_right_are_invalid),
         cmocka_unit_test(test_sizes_of_an_opened_model_are_those_of_its_tensors),
