@@ -96,7 +96,7 @@ static uint64_t cache_bytes(const model_config_t *config, const model_layer_t *l
 {
     uint64_t dim = config->head_dim, index = layer->indexed ? config->index.head_dim : 0;
     switch ((model_attention_kind_t)layer->attention) {
-    case MODEL_ATTENTION_GROUPED: return 2ull * config->n_kv_heads * dim * 2;
+    case MODEL_ATTENTION_GROUPED: return config->n_kv_heads * plan_head_values(dim) * 2;
     case MODEL_ATTENTION_LATENT:
         return ((uint64_t)config->latent.kv_rank + config->latent.rope_dim + index) * 2;
     case MODEL_ATTENTION_COMPRESSED: break;
@@ -105,9 +105,9 @@ static uint64_t cache_bytes(const model_config_t *config, const model_layer_t *l
         return dim * 2;
     /* The position's own key, what its entry will be made from in F32 (twice as wide where entries
      * overlap; values and gates), and its part of the entry. */
-    uint64_t width = layer->indexed ? 2 : 1;
+    uint64_t width = layer->indexed ? 2 : 1, positions = plan_entry_positions(layer->rate);
     return dim * 2 + 2 * width * (dim + index) * sizeof(float) +
-           ((dim + index) * 2 + layer->rate - 1) / layer->rate;
+           ((dim + index) * 2 + positions - 1) / positions;
 }
 
 static void add_cache(const model_config_t *config, const model_layer_t *layer, footprint_t *out)

@@ -247,6 +247,19 @@ status_t plan_cuts(const model_config_t *config, const plan_shape_t *shape,
  * back while the sequence goes on. */
 uint32_t plan_kv_window(const model_config_t *config);
 
+/* What a token leaves for a KV head: its key, and its value in whole 16s. */
+static inline uint64_t plan_head_values(uint64_t dim)
+{
+    return dim + (dim + 15) / 16 * 16;
+}
+
+/* Positions that share the room of one compressed entry: a block of 16 has room for those of whole
+ * windows, or for one. */
+static inline uint64_t plan_entry_positions(uint32_t rate)
+{
+    return rate < 16 ? 16 / (16 / rate) : 16;
+}
+
 /* KV tokens that a sequence of `tokens` holds at most at once, when it comes in steps of `rows`: the
  * window, the step's own rows, and what lies in their blocks and in the window's first tile. */
 static inline uint64_t plan_kv_tokens_held(uint32_t window, uint64_t rows, uint64_t tokens)

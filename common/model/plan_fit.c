@@ -311,7 +311,8 @@ static uint64_t ffn_bytes(const plan_sizes_t *sizes, const plan_shape_t *shape,
 }
 
 /* What a token leaves in the caches of one layer. `element` is the size of an ordinary value; what is
- * kept of each position until its entry is made is F32, and an entry counts by the token. */
+ * kept of each position until its entry is made is F32, and an entry counts by the token: by those
+ * of a block where it stands for more, as each block has room for one. */
 static uint64_t kv_bytes(const model_config_t *config, const plan_slice_t *slice, uint32_t layer,
                          uint64_t element)
 {
@@ -320,16 +321,17 @@ static uint64_t kv_bytes(const model_config_t *config, const plan_slice_t *slice
     if (slice->heads.count == 0)
         return 0;
     switch ((model_attention_kind_t)kind->attention) {
-    case MODEL_ATTENTION_GROUPED: return 2ull * slice->kv_heads.count * dim * element;
+    case MODEL_ATTENTION_GROUPED:
+        return slice->kv_heads.count * plan_head_values(dim) * element;
     case MODEL_ATTENTION_LATENT:
         return ((uint64_t)config->latent.kv_rank + config->latent.rope_dim + index) * element;
     case MODEL_ATTENTION_COMPRESSED: break;
     }
     if (kind->rate == 0)
         return dim * element;
-    uint64_t width = kind->indexed ? 2 : 1;
+    uint64_t width = kind->indexed ? 2 : 1, positions = plan_entry_positions(kind->rate);
     return dim * element + 2 * width * (dim + index) * sizeof(float) +
-           ((dim + index) * element + kind->rate - 1) / kind->rate;
+           ((dim + index) * element + positions - 1) / positions;
 }
 
 static void need_of(const plan_sizes_t *sizes, const plan_shape_t *shape, const plan_run_t *layers,

@@ -7,7 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/model/model.h"
+#include "common/model/plan.h"
 #include "rank_rig.h"
+#include "worker/engine/kv.h"
 
 enum { N_SEQUENCES = 5 };
 
@@ -23,6 +26,12 @@ static const char *const models[] = {
 };
 enum { N_MODELS = sizeof models / sizeof *models };
 
+static uint32_t layers_of(const char *path)
+{
+    return strstr(path, "gemma3") || strstr(path, "deepseek-v3/") ||
+           strstr(path, "deepseek-v4/") ? 4 : 3;
+}
+
 /* All sequences at once on a rank with that many tokens of cache; how often one was preempted. */
 static uint64_t run_all(const char *path, const shape_t *shape, uint64_t kv_tokens,
                         text_t texts[N_SEQUENCES])
@@ -30,7 +39,7 @@ static uint64_t run_all(const char *path, const shape_t *shape, uint64_t kv_toke
     rank_config_t config = {.model_path = path,
                             .tp = 1,
                             .stages = 1,
-                            .layer_count = 3,
+                            .layer_count = layers_of(path),
                             .threads = 1,
                             .context_max = shape->context,
                             .kv_tokens_max = kv_tokens,
@@ -43,8 +52,6 @@ static uint64_t run_all(const char *path, const shape_t *shape, uint64_t kv_toke
     scheduler_load_t load;
     sequence_output_t out;
     sampled_t drawn[SCHEDULER_OUTPUT_IDS_MAX];
-    if (strstr(path, "gemma3") || strstr(path, "deepseek-v3/") || strstr(path, "deepseek-v4/"))
-        config.layer_count = 4;
     if (rank_open(&config, &rank) != STATUS_OK)
         fail_msg("%s", status_text());
     epoch_begin(&epoch, rank);
@@ -71,6 +78,32 @@ static uint64_t run_all(const char *path, const shape_t *shape, uint64_t kv_toke
     return load.preemptions;
 }
 
+/* So many tokens as the planner counts into some bytes are there when a rank has those. */
+static void check_bytes(const char *path, uint32_t n_layers)
+{
+    const uint64_t wanted = 20 * KV_BLOCK_TOKENS;
+    plan_shape_t shape = {.tp = 1, .stages = 1, .context_max = SHORT.context};
+    plan_need_t need;
+    static plan_sizes_t sizes;
+    model_t *model;
+    rank_t *rank;
+    assert_int_equal(model_open(path, &model), STATUS_OK);
+    plan_sizes(model, &sizes);
+    assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_OK);
+    model_close(model);
+    rank_config_t config = {.model_path = path,
+                            .tp = 1,
+                            .stages = 1,
+                            .layer_count = n_layers,
+                            .threads = 1,
+                            .context_max = SHORT.context,
+                            .kv_bytes_max = wanted * need.kv_per_token};
+    assert_int_equal(rank_open(&config, &rank), STATUS_OK);
+    print_message("%s: %llu KV tokens\n", path, (unsigned long long)rank_kv_tokens(rank));
+    assert_int_equal(rank_kv_tokens(rank), wanted);
+    rank_close(rank);
+}
+
 static void check_model(void **state)
 {
     static text_t roomy[N_SEQUENCES], narrow[N_SEQUENCES];
@@ -78,6 +111,7 @@ static void check_model(void **state)
     snprintf(path, sizeof path, "%s/%s/", SHOAL_TEST_DATA, (const char *)*state);
     memset(roomy, 0, sizeof roomy);
     memset(narrow, 0, sizeof narrow);
+    check_bytes(path, layers_of(path));
     assert_int_equal(run_all(path, &SHORT, (uint64_t)N_SEQUENCES * SHORT.context * 2, roomy), 0);
     uint64_t preemptions = run_all(path, &SHORT, SHORT.context, narrow);
     print_message("%s: %u preemptions\n", (const char *)*state, (unsigned)preemptions);
