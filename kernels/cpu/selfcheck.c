@@ -81,9 +81,13 @@ static void tame(check_t *check, uint32_t qtype, uint64_t place, uint8_t *block)
     case QTYPE_MXFP4:
         block[0] = (uint8_t)(place == 5 ? 2 : 110 + block[0] % 20);
         return;
+    case QTYPE_Q6_K:
+        block[209] &= 0xab;
+        return;
     default:
         block[1] &= qtype == QTYPE_BF16 ? 0xbf : 0xab;
-        if (qtype == QTYPE_Q4_1 || qtype == QTYPE_Q5_1 || qtype == QTYPE_Q4_K)
+        if (qtype == QTYPE_Q4_1 || qtype == QTYPE_Q5_1 || qtype == QTYPE_Q4_K ||
+            qtype == QTYPE_Q5_K)
             block[3] &= 0xab;
         if (qtype_is_z4(qtype))
             block[2] = qtype < QTYPE_S4 ? block[2] % (QTYPE_Z4_ZERO_MAX + 1) : 8;
@@ -312,7 +316,8 @@ const char *selfcheck(const klevel_t *level)
         {QTYPE_Q8_0, 7, 352}, {QTYPE_Q4_0, 7, 352},   {QTYPE_Q4_1, 7, 352},
         {QTYPE_BF16, 7, 352}, {QTYPE_F16, 7, 352},    {QTYPE_F32, 7, 352},
         {QTYPE_F8S, 3, 160},  {QTYPE_F8S, 9, 160},    {QTYPE_I8S, 7, 160},
-        {QTYPE_Q5_1, 7, 160}, {QTYPE_Q4_K, 7, 256},   {QTYPE_IQ4_NL, 7, 160},
+        {QTYPE_Q5_0, 7, 160}, {QTYPE_Q5_1, 7, 160},   {QTYPE_Q5_K, 7, 256},
+        {QTYPE_Q6_K, 7, 256}, {QTYPE_Q4_K, 7, 256},   {QTYPE_IQ4_NL, 7, 160},
         {QTYPE_S4, 7, 160},   {QTYPE_Z4_64, 7, 160},  {QTYPE_IQ4_XS, 7, 256},
         {QTYPE_MXFP4, 7, 160},
     };
