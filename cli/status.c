@@ -45,6 +45,16 @@ static json_t *place_json(const Shoal__V1__Replica *replica, const Shoal__V1__Ra
                      slice, "host", place->host, "pid", (json_int_t)place->pid);
 }
 
+/* As the ranks take them: of a deployment that says nothing 0 stands here for the default. */
+static json_t *steps_json(const Shoal__V1__StepSettings *steps)
+{
+    uint32_t chunk = steps->rows_max ? steps->rows_max : COMMAND_CHUNK;
+    uint32_t speculate = steps->speculate_max ? steps->speculate_max : COMMAND_SPECULATE;
+    return json_pack("{s:I,s:I,s:b,s:b}", "chunk", (json_int_t)chunk, "speculate",
+                     (json_int_t)(steps->speculate_off ? 0 : speculate), "prefix_cache",
+                     !steps->prefix_cache_off, "whole_prompts", steps->whole_prompts);
+}
+
 static json_t *replica_json(const Shoal__V1__Replica *replica)
 {
     char shape[48];
@@ -69,11 +79,8 @@ static json_t *replica_json(const Shoal__V1__Replica *replica)
                              (json_int_t)replica->tokens_produced, "message", replica->message, "ranks", ranks);
     json_object_update(object, more);
     json_decref(more);
-    const Shoal__V1__StepSettings *steps = replica->step_settings;
-    if (steps != NULL)
-        json_object_set_new(object, "step_settings", json_pack("{s:I,s:I,s:b,s:b}", "chunk", (json_int_t)steps->rows_max,
-            "speculate", (json_int_t)(steps->speculate_off ? 0 : steps->speculate_max), "prefix_cache",
-            !steps->prefix_cache_off, "whole_prompts", steps->whole_prompts));
+    if (replica->step_settings != NULL)
+        json_object_set_new(object, "step_settings", steps_json(replica->step_settings));
     if (replica->loading)
         json_object_set_new(object, "loaded_percent", json_integer(replica->loaded_percent));
     return object;

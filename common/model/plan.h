@@ -227,7 +227,7 @@ static inline uint64_t plan_kv_tokens(const plan_need_t *need, uint64_t bytes)
 }
 
 /* STATUS_INVALID names a shape that no memory would make right: tp or stages out of range,
- * context_max above the model's trained context, kv_tokens_max below two sequences. */
+ * context_max above the model's trained context, kv_tokens_max below plan_kv_tokens_needed(). */
 status_t plan_need(const plan_sizes_t *sizes, const plan_shape_t *shape, uint32_t stage,
                    uint32_t slice, plan_need_t *out) MUST_USE;
 
@@ -276,9 +276,8 @@ uint64_t plan_kv_tokens_wanted(const model_config_t *config, const plan_shape_t 
 
 /* KV tokens that every rank can hold when each rank may use memory_bytes[rank] (rank = stage * tp +
  * slice; n = tp * stages), capped at the shape's maximum, in whole PLAN_KV_BLOCKs of each replica of
- * attention.
- * STATUS_REFUSED, with the numbers of the tightest rank, when two sequences of context_max do not
- * fit. */
+ * attention. STATUS_REFUSED, with the numbers of the tightest rank, when plan_kv_tokens_needed() do
+ * not fit. */
 status_t plan_fit(const plan_sizes_t *sizes, const plan_shape_t *shape,
                   const uint64_t *memory_bytes, uint64_t *kv_tokens_out) MUST_USE;
 

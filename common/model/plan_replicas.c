@@ -29,7 +29,7 @@ typedef struct {
     const plan_request_t *request;
     plan_need_t needs[PLAN_RANKS_MAX];
     plan_run_t layers[PLAN_STAGES_MAX];
-    uint64_t least[PLAN_RANKS_MAX]; /* bytes of a rank with two sequences of context_max */
+    uint64_t least[PLAN_RANKS_MAX]; /* bytes of a rank with plan_kv_tokens_needed() */
     uint32_t n_ranks;
     seat_t *seats; /* in order of preference; the usable ones come first */
     size_t n_usable;

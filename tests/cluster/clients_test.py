@@ -14,7 +14,7 @@ python_client.reexecute()
 import grpc  # noqa: E402
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase  # noqa: E402
-from shoal.v1 import common_pb2, inference_pb2, inference_pb2_grpc, jobs_pb2, jobs_pb2_grpc  # noqa: E402
+from shoal.v1 import admin_pb2, admin_pb2_grpc, common_pb2, inference_pb2, inference_pb2_grpc, jobs_pb2, jobs_pb2_grpc  # noqa: E402
 
 from harness import BIN, MODEL, Cluster, alive, wait_for  # noqa: E402
 
@@ -62,6 +62,22 @@ class Clients(unittest.TestCase):
         self.assertEqual(len(rid), 32)
         self.assertEqual((len(ids), ended.usage.completion_tokens, ended.usage.prompt_tokens), (8, 8, 5))
         self.assertIn("Paris", text)
+
+    def test_a_deployment_that_says_nothing_of_steps_is_shown_with_what_its_ranks_do(self):
+        stub = admin_pb2_grpc.AdminStub(self.channel)
+        before, = stub.ListDeployments(admin_pb2.ListDeploymentsRequest(), timeout=20).deployments
+        before.version = 0  # whatever stands there
+        silent = admin_pb2.Deployment()
+        silent.CopyFrom(before)
+        silent.ClearField("steps")
+        epoch = self.cluster.replicas()[0]["epoch"]
+        stub.Deploy(admin_pb2.DeployRequest(deployment=silent), timeout=20)
+        wait_for(lambda: self.cluster.active() and self.cluster.replicas()[0]["epoch"] > epoch, 30, "the change")
+        shown, = self.cluster.replicas()
+        self.assertEqual(shown["step_settings"],
+                         {"chunk": 512, "speculate": 8, "prefix_cache": True, "whole_prompts": False})
+        stub.Deploy(admin_pb2.DeployRequest(deployment=before), timeout=20)
+        wait_for(lambda: self.cluster.active() and self.cluster.replicas()[0]["epoch"] > shown["epoch"], 30, "it back")
 
     def test_choices_differ_and_each_is_reproducible(self):
         def run():
