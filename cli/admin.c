@@ -58,6 +58,7 @@ static bool is_reached(const Shoal__V1__Deployment *wanted, const Shoal__V1__Lis
         bool current = strcmp(replica->model_digest, wanted->model_digest) == 0 &&
                        strcmp(replica->activations, wanted->activations) == 0 &&
                        strcmp(replica->quantize, wanted->quantize) == 0 &&
+                       strcmp(replica->kv, wanted->kv) == 0 &&
                        replica->context_max == wanted->context_max &&
                        replica->kv_tokens_wanted == wanted->kv_tokens_max &&
                        same_steps(replica->step_settings, wanted->steps);
@@ -189,7 +190,7 @@ static status_t send_deploy(client_t *client, const Shoal__V1__DeployRequest *re
 status_t command_deploy(int argc, char **argv)
 {
     cluster_options_t where = {0};
-    const char *model, *activations, *quantize, *shapes, *format, *words[1] = {NULL};
+    const char *model, *activations, *kv, *quantize, *shapes, *format, *words[1] = {NULL};
     int64_t replicas, tp, stages, groups, holders, copies;
     int64_t context_max, kv_tokens, chunk, speculate, timeout_ms;
     bool wait = false, json = false, done = false, no_prefix_cache = false, whole_prompts = false;
@@ -206,6 +207,7 @@ status_t command_deploy(int argc, char **argv)
         {"kv-tokens-max", OPTION_INTEGER, &kv_tokens, "0", "N", "KV capacity of a replica; 0 takes what fits", 0, 1e12},
         COMMAND_STEP_OPTIONS(&chunk, &speculate, &no_prefix_cache, &whole_prompts),
         {"activations", OPTION_TEXT, &activations, "native", "native|f32", "how activations are kept"},
+        {"kv", OPTION_TEXT, &kv, "bf16", "bf16|int8|fp8", "how keys and values are kept"},
         {"quantize", OPTION_TEXT, &quantize, "", "q8|q4|fp8", "quantize F32, F16 and BF16 weights as they are loaded [as stored]"},
         {"wait", OPTION_FLAG, &wait, NULL, NULL, "return when all replicas are active"},
         {"timeout", OPTION_DURATION_MS, &timeout_ms, "120s", "TIME", "how long --wait waits"},
@@ -226,7 +228,7 @@ status_t command_deploy(int argc, char **argv)
     TRY(client_open(&where, &client));
     char *name = words[0] ? mem_strdup(words[0]) : model_files_name(model);
     char *model_text = NULL, *activations_text = mem_strdup(activations);
-    char *quantize_text = mem_strdup(quantize);
+    char *quantize_text = mem_strdup(quantize), *kv_text = mem_strdup(kv);
     Shoal__V1__Deployment deployment = SHOAL__V1__DEPLOYMENT__INIT;
     deployment.name = name;
     deployment.replicas = (uint32_t)replicas;
@@ -246,6 +248,7 @@ status_t command_deploy(int argc, char **argv)
     deployment.steps = &steps;
     deployment.activations = activations_text;
     deployment.quantize = quantize_text;
+    deployment.kv = kv_text;
     Shoal__V1__DeployRequest request = SHOAL__V1__DEPLOY_REQUEST__INIT;
     request.deployment = &deployment;
     Shoal__V1__Shape shape_values[SHAPES_MAX], *shape_list[SHAPES_MAX];
@@ -266,6 +269,7 @@ status_t command_deploy(int argc, char **argv)
     free(model_text);
     free(activations_text);
     free(quantize_text);
+    free(kv_text);
     client_close(client);
     return status;
 }

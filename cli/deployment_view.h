@@ -6,7 +6,7 @@
 
 #include "shoal/v1/admin.pb-c.h"
 
-/* {name, model, digest, replicas, tp, stages, context_max, activations, quantize, version, message}. */
+/* {name, model, digest, replicas, tp, stages, context_max, activations, quantize, kv, version, message}. */
 json_t *deployment_json(const Shoal__V1__Deployment *deployment);
 
 #endif

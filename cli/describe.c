@@ -130,6 +130,8 @@ void describe_footprint(json_t *report, const footprint_t *footprint)
         set_integer(report, "kv_bytes_per_token", footprint->kv_bytes_per_token);
     if (footprint->kv_window > 0)
         set_integer(report, "kv_window", footprint->kv_window);
+    if (footprint->kv_code_bytes_per_token > 0)
+        set_integer(report, "kv_code_bytes_per_token", footprint->kv_code_bytes_per_token);
     json_object_set_new(report, "types", types_of(footprint));
     if (footprint->n_caches > 0)
         json_object_set_new(report, "caches", caches_of(footprint));
@@ -212,4 +214,7 @@ void describe_print(const json_t *report)
                       integer(report, "kv_bytes_per_token"),
                       json_object_get(report, "kv_window") != NULL
                           ? "; what lies behind every layer's window is given back" : "");
+    if (json_object_get(report, "kv_code_bytes_per_token") != NULL)
+        describe_line("", "%lld with --kv int8 or fp8",
+                      integer(report, "kv_code_bytes_per_token"));
 }

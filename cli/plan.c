@@ -11,6 +11,7 @@
 #include "cli/plan_report.h"
 #include "common/base/memory.h"
 #include "common/model/footprint.h"
+#include "common/model/kv_type.h"
 #include "common/model/model_outline.h"
 
 static const char note[] =
@@ -18,7 +19,7 @@ static const char note[] =
     "GPUs are planned with, not yet computed on";
 
 typedef struct {
-    const char *model_path, *hosts_path, *quantize, *activations, *prefer;
+    const char *model_path, *hosts_path, *quantize, *activations, *kv, *prefer;
     int64_t tp, stages, expert_groups, attention_slices, attention_replicas;
     int64_t context, prompt, batch;
 } work_t;
@@ -77,6 +78,7 @@ static void ask(const work_t *work, const model_t *model, const plan_sizes_t *si
         .prompt = smaller(work->prompt, context),
         .batch_max = (uint32_t)work->batch,
         .activations_f32 = strcmp(work->activations, "f32") == 0,
+        .kv_codes = kv_type_is_codes(work->kv),
         .latency = strcmp(work->prefer, "latency") == 0,
     };
 }
@@ -124,8 +126,10 @@ static status_t plan_model(const work_t *work, const model_t *model, const hosts
     forecast_t *forecast = MEM_NEW(forecast_t);
     forecast_question_t question;
     plan_sizes(model, sizes);
+    status_t status = kv_type_check_model(work->kv, &sizes->config);
     ask(work, model, sizes, &question);
-    status_t status = forecast_make(&question, hosts, forecast);
+    if (status == STATUS_OK)
+        status = forecast_make(&question, hosts, forecast);
     if (status == STATUS_OK) {
         json_object_set_new(report, "model", describe_model(model));
         if (work->quantize != NULL)
@@ -157,6 +161,7 @@ static status_t plan(const work_t *work, bool json)
     if (strcmp(work->activations, "native") != 0 && strcmp(work->activations, "f32") != 0)
         return fail(STATUS_INVALID, "--activations: \"%s\" is neither native nor f32",
                     work->activations);
+    TRY(kv_type_check(work->kv, strcmp(work->activations, "f32") == 0));
     if (work->tp == 0 && (work->expert_groups != 0 || work->attention_slices != 0 ||
                           work->attention_replicas > 1))
         return fail(STATUS_INVALID, "--expert-groups, --attention-slices and --attention-replicas "
@@ -218,6 +223,7 @@ status_t command_plan(int argc, char **argv)
          "quantize the matrices of layers at load"},
         {"activations", OPTION_TEXT, &work.activations, "native", "native|f32",
          "f32 keeps weights and cache in F32"},
+        {"kv", OPTION_TEXT, &work.kv, "bf16", "bf16|int8|fp8", "how keys and values are kept"},
         {"prefer", OPTION_TEXT, &work.prefer, "throughput", "throughput|latency",
          "most tokens on all devices together, or one sequence fastest"},
         OUTPUT_OPTION(&format),

@@ -28,7 +28,7 @@ enum { PORTS_MAX = 12, COORDINATORS_MAX = 8, STOP_GRACE_MS = 15000,
        WAITING_GRACE_MS = 300, LINE_MAX_BYTES = 512 };
 
 typedef struct {
-    const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *quantize, *shapes, *format;
+    const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *kv, *quantize, *shapes, *format;
     int64_t replicas, tp, stages, expert_groups, attention_slices, attention_replicas;
     int64_t coordinators, context_max, threads, wait_ms, chunk, speculate;
     bool detach, json, no_prefix_cache, whole_prompts;
@@ -215,6 +215,7 @@ static void add_deploy(up_t *up, supervisor_t *supervisor)
     if (up->whole_prompts)
         child_arg(child, "--whole-prompts");
     child_arg(child, "--quantize=%s", up->quantize);
+    child_arg(child, "--kv=%s", up->kv);
     if (up->shapes != NULL)
         child_arg(child, "--shapes=%s", up->shapes);
     child_arg(child, "--wait");
@@ -446,6 +447,7 @@ status_t command_up(int argc, char **argv)
         {"context-max", OPTION_INTEGER, &up.context_max, "2048", "N", "tokens of prompt and answer", 16, 1048576},
         COMMAND_STEP_OPTIONS(&up.chunk, &up.speculate, &up.no_prefix_cache, &up.whole_prompts),
         {"activations", OPTION_TEXT, &up.activations, "native", "native|f32", "how activations are kept"},
+        {"kv", OPTION_TEXT, &up.kv, "bf16", "bf16|int8|fp8", "how keys and values are kept"},
         {"quantize", OPTION_TEXT, &up.quantize, "", "q8|q4|fp8", "quantize F32, F16 and BF16 weights as they are loaded [as stored]"},
         {"coordinators", OPTION_INTEGER, &up.coordinators, "2", "N", "how many", 1, COORDINATORS_MAX},
         {"threads", OPTION_INTEGER, &up.threads, "0", "N", "cores that the host offers; 0 is all", 0, 1024},

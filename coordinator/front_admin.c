@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/model/kv_type.h"
 #include "common/model/model.h"
 #include "common/model/model_files.h"
 #include "coordinator/front_state.h"
@@ -207,6 +208,7 @@ static status_t check_deployment(const Shoal__V1__Deployment *d)
     if (d->activations[0] && strcmp(d->activations, "native") && strcmp(d->activations, "f32"))
         return fail(STATUS_INVALID, "activations: \"%.20s\" is neither \"native\" nor \"f32\"",
                     d->activations);
+    TRY(kv_type_check(d->kv, strcmp(d->activations, "f32") == 0));
     TRY(model_check_quantize(d->quantize));
     TRY(check_steps(d->steps));
     if (d->n_shapes > SHAPES_MAX)
@@ -315,6 +317,7 @@ static status_t change_deploy(edit_t *edit, record_t *record, bool exists)
     record->attention_replicas = d->attention_replicas;
     record->activations = copy_text(&edit->arena, d->activations[0] ? d->activations : "native");
     record->quantize = copy_text(&edit->arena, d->quantize);
+    record->kv = copy_text(&edit->arena, kv_type_is_codes(d->kv) ? d->kv : "");
     record->kv_tokens_max = d->kv_tokens_max;
     if (d->steps) {
         record->prefill_tokens_max = d->steps->rows_max;
@@ -348,6 +351,8 @@ static void find_model(shell_t *shell, void *take_data)
         status = models_entry(shell, path, d->model_digest, d->quantize, &entry);
     if (status == STATUS_OK)
         status = check_cuts(&entry->sizes, d);
+    if (status == STATUS_OK)
+        status = kv_type_check_model(d->kv, &entry->sizes.config);
     free(path);
     if (status != STATUS_OK) {
         edit_fail(edit, status);

@@ -28,6 +28,7 @@ Shoal__V1__Deployment *front_deployment(arena_t *arena, const record_t *record, 
     out->context_max = record->context_max;
     out->activations = copy_text(arena, record->activations);
     out->quantize = copy_text(arena, record->quantize);
+    out->kv = copy_text(arena, record->kv);
     out->kv_tokens_max = record->kv_tokens_max;
     out->steps = ARENA_NEW_ARRAY(arena, Shoal__V1__StepSettings, 1);
     shoal__v1__step_settings__init(out->steps);

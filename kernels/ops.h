@@ -102,6 +102,10 @@ enum {
     KCOMPRESS_RATE_MAX = 128,
 };
 
+/* How keys and values lie in a cache of native mode: as BF16, or as codes of a byte under an F32
+ * scale for each head of a token (docs/numerics.md, "Caches of codes"). */
+typedef enum { KKV_BF16, KKV_INT8, KKV_FP8 } kkv_type_t;
+
 /* What a position leaves in the cache: n_kv_heads keys and values. Ordinarily both have head_dim
  * dimensions. With key_dim set (head_dim is ignored then) the key has key_dim and the value
  * value_dim; value_dim 0: keys alone. values_in_keys: nothing is stored beside the key, the value
@@ -118,6 +122,8 @@ typedef struct {
     uint32_t rate;
     /* F32 in native mode too: what compress keeps of each position (KCOMPRESS inputs). */
     bool exact;
+    /* Codes need native mode, values of their own and an entry for each position. */
+    kkv_type_t type;
 } kkv_shape_t;
 
 /* How dimensions of a head turn together: (2i, 2i+1) as llama's GGUF files store q and k, or

@@ -152,6 +152,9 @@ static status_t check_plan(const agent_core_t *core, const agent_plan_t *plan)
     if (strcmp(plan->activations, "native") != 0 && strcmp(plan->activations, "f32") != 0)
         return fail(STATUS_INVALID, "plan of %s/%u: activations \"%s\"; native or f32 is right",
                     plan->deployment, plan->ordinal, plan->activations);
+    if (plan->kv[0] != 0 && strcmp(plan->kv, "int8") != 0 && strcmp(plan->kv, "fp8") != 0)
+        return fail(STATUS_INVALID, "plan of %s/%u: kv \"%s\"; int8, fp8 or nothing is right",
+                    plan->deployment, plan->ordinal, plan->kv);
     bool here = false;
     for (uint32_t i = 0; i < plan->n_ranks; i++) {
         const agent_plan_rank_t *rank = &plan->ranks[i];

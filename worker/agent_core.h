@@ -51,6 +51,7 @@ typedef struct {
     uint32_t expert_groups, attention_slices; /* as rank_start_t */
     uint32_t attention_replicas;
     char activations[8];
+    char kv[8];       /* the cache's type (common/model/kv_type.h) */
     char quantize[8]; /* "" | "q8" | "q4" | "fp8" */
     uint64_t kv_tokens_max, prefill_tokens_max;
     uint32_t speculate_max; /* 0: the default, unless speculate_off */

@@ -20,6 +20,7 @@ static void fill_start(const agent_core_t *core, const agent_plan_t *plan, uint3
     snprintf(out->model_path, sizeof out->model_path, "%s", plan->model_path);
     snprintf(out->model_digest, sizeof out->model_digest, "%s", plan->model_digest);
     snprintf(out->activations, sizeof out->activations, "%s", plan->activations);
+    snprintf(out->kv, sizeof out->kv, "%s", plan->kv);
     snprintf(out->quantize, sizeof out->quantize, "%s", plan->quantize);
     snprintf(out->host, sizeof out->host, "%s", config->host);
     snprintf(out->address, sizeof out->address, "%s", config->address);

@@ -182,11 +182,13 @@ static bool take_plan(const agent_store_t *store, const heard_t *heard, agent_pl
     bool good = strlen(from->deployment) < sizeof to->deployment &&
                 strlen(from->model_digest) < sizeof to->model_digest &&
                 strlen(from->activations) < sizeof to->activations &&
-                strlen(from->quantize) < sizeof to->quantize && take_plan_ranks(from, to);
+                strlen(from->quantize) < sizeof to->quantize &&
+                strlen(from->kv) < sizeof to->kv && take_plan_ranks(from, to);
     if (good) {
         snprintf(to->deployment, sizeof to->deployment, "%s", from->deployment);
         snprintf(to->model_digest, sizeof to->model_digest, "%s", from->model_digest);
         snprintf(to->activations, sizeof to->activations, "%s", from->activations);
+        snprintf(to->kv, sizeof to->kv, "%s", from->kv);
         snprintf(to->quantize, sizeof to->quantize, "%s", from->quantize);
         snprintf(to->model_path, sizeof to->model_path, "%s",
                  agent_host_model_path(store->host, from->model_digest));

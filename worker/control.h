@@ -45,6 +45,7 @@ typedef struct {
     char model_path[1024];   /* on this host */
     char model_digest[80];   /* "sha256:…"; "" when it is to be computed */
     char activations[8];     /* "native" | "f32" */
+    char kv[8];              /* the cache's type (common/model/kv_type.h) */
     char quantize[8];        /* "" | "q8" | "q4" | "fp8" */
     char host[FABRIC_HOST_BYTES_MAX];
     char address[64];        /* IP address that the endpoint and the leader's service listen on */

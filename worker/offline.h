@@ -21,6 +21,7 @@ typedef struct {
     int64_t expert_groups, attention_slices; /* as plan_cut(); 0: chosen */
     int64_t attention_replicas;
     const char *activations;     /* "native" | "f32" */
+    const char *kv;              /* the cache's type (common/model/kv_type.h) */
     const char *quantize;        /* as model_open_quantized; "" is as stored */
     const char *pack_cache;      /* directory for packed weights; NULL: they are not kept */
     int64_t pack_cache_bytes;    /* that they may take there */

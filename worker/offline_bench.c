@@ -250,6 +250,8 @@ int offline_bench(int argc, char **argv)
          "percent of each prompt that the prefix cache has; -1 is without the cache", -1, 100, NULL},
         {"activations", OPTION_TEXT, &r->activations, "native", "MODE", "native or f32", 0, 0,
          NULL},
+        {"kv", OPTION_TEXT, &r->kv, "bf16", "bf16|int8|fp8", "how keys and values are kept", 0, 0,
+         NULL},
         {"quantize", OPTION_TEXT, &r->quantize, "", "q8|q4|fp8",
          "quantize F32, F16 and BF16 weights as they are loaded", 0, 0, NULL},
         {"o", OPTION_TEXT, &bench.output, "table", "table|json", "how to print", 0, 0, NULL},

@@ -395,6 +395,8 @@ int offline_eval(int argc, char **argv)
          NULL},
         {"activations", OPTION_TEXT, &r->activations, "native", "MODE", "native or f32", 0, 0,
          NULL},
+        {"kv", OPTION_TEXT, &r->kv, "bf16", "bf16|int8|fp8", "how keys and values are kept", 0, 0,
+         NULL},
         {"quantize", OPTION_TEXT, &r->quantize, "", "q8|q4|fp8",
          "quantize F32, F16 and BF16 weights as they are loaded; reports what it costs", 0, 0, NULL},
         {"pack-cache", OPTION_TEXT, &r->pack_cache, NULL, "DIR",

@@ -7,6 +7,7 @@
 
 #include "common/base/memory.h"
 #include "common/base/pool.h"
+#include "common/model/kv_type.h"
 #include "common/model/model.h"
 #include "common/model/model_files.h"
 #include "common/model/plan.h"
@@ -160,6 +161,7 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
     copy_text(start->model_digest, sizeof start->model_digest, digest);
     copy_text(start->activations, sizeof start->activations, replica->activations);
     copy_text(start->quantize, sizeof start->quantize, replica->quantize);
+    copy_text(start->kv, sizeof start->kv, replica->kv ? replica->kv : "");
     if (replica->pack_cache) {
         copy_text(start->data_dir, sizeof start->data_dir, replica->pack_cache);
         start->pack_cache_bytes = (uint64_t)replica->pack_cache_bytes;
@@ -211,6 +213,7 @@ static void own_config(const offline_replica_t *replica, const rank_start_t *sta
     *out = (rank_config_t){
         .model_path = start->model_path,
         .quantize = start->quantize,
+        .kv = start->kv,
         .model_digest = start->model_digest,
         .cache_dir = replica->pack_cache,
         .pack_cache_bytes = start->pack_cache_bytes,
@@ -301,6 +304,7 @@ status_t offline_run(const offline_replica_t *replica, const offline_work_t *wor
     if (strcmp(replica->activations, "native") != 0 && strcmp(replica->activations, "f32") != 0)
         return fail(STATUS_INVALID, "--activations is \"%s\"; it must be native or f32",
                     replica->activations);
+    TRY(kv_type_check(replica->kv, strcmp(replica->activations, "f32") == 0));
     TRY(plan_all(replica, &cut, layers));
     TRY(model_digest(replica->model_path, replica->pack_cache, digest));
     uint32_t n = (uint32_t)(replica->tp * replica->stages);

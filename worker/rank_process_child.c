@@ -363,7 +363,7 @@ static status_t open_rank(child_t *child, rank_t **own_out)
     const rank_start_t *start = &child->start;
     const rank_config_t config = {
         .model_path = start->model_path,
-        .quantize = start->quantize,
+        .quantize = start->quantize, .kv = start->kv,
         .model_digest = start->model_digest[0] ? start->model_digest : NULL,
         .cache_dir = start->data_dir[0] ? start->data_dir : NULL,
         .pack_cache_bytes = start->pack_cache_bytes,

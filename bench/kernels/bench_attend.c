@@ -1,7 +1,7 @@
 /* kernels-bench-attend: attention over the cache of a model shaped like SmolLM2-135M.
  *
  *   kernels-bench-attend [--isa LEVEL] [--threads T] [--rounds R] [--layers L]
- *                        [--only decode|prompt]
+ *                        [--only decode|prompt] [--kv bf16|int8|fp8] [--context C]
  *
  * Decoding: one row for each of some streams, over all 30 (or L) layers in turn, so that what a
  * step reads comes from where it would come from in a model. Prompts: the last 512 rows of one
@@ -24,14 +24,14 @@ enum {
     DIM = 64,
     QKV = (HEADS + 2 * KV_HEADS) * DIM,
     ROWS_MAX = 512,
-    TOKEN_BYTES = 2 * KV_HEADS * DIM * 2, /* of one layer */
     MULTIPLY_ADDS = 2 * HEADS * DIM,      /* of one row with one key */
     ROUND_NS = 20000000,
 };
 
 typedef struct {
     const char *isa;
-    uint32_t threads, n_rounds, n_layers;
+    uint32_t threads, n_rounds, n_layers, context; /* 0: all contexts */
+    kkv_type_t type;
     const kernel_ops_t *ops;
     kdevice_t *device;
     kqueue_t *queue;
@@ -107,7 +107,8 @@ static void bench_case(bench_t *b, uint32_t n_layers, uint32_t n_streams, uint32
     kkv_shape_t shape = {.n_layers = n_layers,
                          .n_kv_heads = KV_HEADS,
                          .head_dim = DIM,
-                         .n_blocks = n_streams * ((context + 15) / 16)};
+                         .n_blocks = n_streams * ((context + 15) / 16),
+                         .type = b->type};
     must(b->ops->kv_open(b->device, &shape, &b->kv));
     fill_cache(b, n_layers, n_streams, context);
     set_rows(b, n_streams, (context + 15) / 16, context - rows, rows);
@@ -125,7 +126,8 @@ static void bench_case(bench_t *b, uint32_t n_layers, uint32_t n_streams, uint32
     double keys = (double)rows * (context - (rows - 1) / 2.0) * n_streams * n_layers;
     double rate = 2.0 * MULTIPLY_ADDS * keys / (double)best;
     double peak = b->threads * ceiling_peak(&b->probes, b->isa, QTYPE_BF16);
-    double bytes = (double)n_streams * context * TOKEN_BYTES * n_layers;
+    double bytes = (double)b->ops->kv_block_bytes(KMODE_NATIVE, &shape) / KKV_BLOCK_TOKENS *
+                   n_streams * context;
     double read = probe_read_rate((size_t)bytes, b->n_rounds);
     printf("%-6s threads %u  streams %2u  rows %3u  context %4u  layers %2u  %9.1f us  "
            "%6.1f GFLOP/s (%4.1f %% of the probe)",
@@ -144,19 +146,22 @@ static void bench_level(bench_t *b, const char *only)
     size_t bytes = (size_t)ROWS_MAX * QKV * sizeof(float);
     must(b->ops->device_open(&options, &b->device));
     must(b->ops->queue_open(b->device, KQUEUE_NOW, &b->queue));
-    must(b->ops->batch_new(b->device, ROWS_MAX, 4096, &b->batch));
+    must(b->ops->batch_new(b->device, ROWS_MAX, 8192, &b->batch));
     must(b->ops->buffer_new(b->device, bytes, &b->x.buffer));
     must(b->ops->buffer_new(b->device, bytes, &b->out.buffer));
     float *x = b->ops->buffer_host(b->x.buffer);
     for (size_t i = 0; i < (size_t)ROWS_MAX * QKV; i++)
         x[i] = (float)(i * 2654435761u % 2001) / 1000.0f - 1.0f;
-    static const uint32_t decode[][2] = {{1, 512}, {8, 128}, {8, 512}, {32, 512}, {1, 4096}};
+    static const uint32_t decode[][2] = {{1, 512}, {8, 128}, {8, 512}, {32, 512}, {1, 4096},
+                                         {1, 2048}, {1, 8192}, {8, 2048}, {8, 8192}};
     static const uint32_t prompt[] = {512, 2048, 4096};
     for (size_t i = 0; i < sizeof decode / sizeof decode[0]; i++)
-        if (only == NULL || strcmp(only, "decode") == 0)
+        if ((only == NULL || strcmp(only, "decode") == 0) &&
+            (b->context == 0 || b->context == decode[i][1]))
             bench_case(b, b->n_layers, decode[i][0], decode[i][1], 1);
     for (size_t i = 0; i < sizeof prompt / sizeof prompt[0]; i++)
-        if (only == NULL || strcmp(only, "prompt") == 0)
+        if ((only == NULL || strcmp(only, "prompt") == 0) &&
+            (b->context == 0 || b->context == prompt[i]))
             bench_case(b, 1, 1, prompt[i], ROWS_MAX);
     b->ops->buffer_release(b->x.buffer);
     b->ops->buffer_release(b->out.buffer);
@@ -179,6 +184,14 @@ int main(int argc, char **argv)
             b.threads = (uint32_t)atoi(value);
         else if (strcmp(argv[i], "--layers") == 0 && atoi(value) > 0)
             b.n_layers = (uint32_t)atoi(value);
+        else if (strcmp(argv[i], "--context") == 0 && atoi(value) > 0)
+            b.context = (uint32_t)atoi(value);
+        else if (strcmp(argv[i], "--kv") == 0 && strcmp(value, "int8") == 0)
+            b.type = KKV_INT8;
+        else if (strcmp(argv[i], "--kv") == 0 && strcmp(value, "fp8") == 0)
+            b.type = KKV_FP8;
+        else if (strcmp(argv[i], "--kv") == 0 && strcmp(value, "bf16") == 0)
+            b.type = KKV_BF16;
         else if (strcmp(argv[i], "--rounds") == 0 && atoi(value) > 0)
             b.n_rounds = (uint32_t)atoi(value);
         else {

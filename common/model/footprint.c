@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/model/kv_type.h"
 #include "common/model/plan.h"
 
 /* Types beyond the table's end go into its last row: a file of more kinds than there are is told in
@@ -132,6 +133,15 @@ static void add_cache(const model_config_t *config, const model_layer_t *layer, 
     out->kv_bytes_per_token += cache.bytes_per_token;
 }
 
+/* Of caches of codes, with their scales. */
+static uint64_t code_bytes(const model_config_t *config)
+{
+    if (!kv_type_may_be_codes(config))
+        return 0;
+    return (uint64_t)config->n_layers * config->n_kv_heads *
+           (plan_head_values(config->head_dim) + 2 * KV_TYPE_SCALE_BYTES);
+}
+
 void footprint_of_model(const model_t *model, footprint_t *out)
 {
     const model_config_t *config = model_config(model);
@@ -146,6 +156,7 @@ void footprint_of_model(const model_t *model, footprint_t *out)
         add_cache(config, &config->layers[layer], out);
     }
     out->kv_window = plan_kv_window(config);
+    out->kv_code_bytes_per_token = code_bytes(config);
     if (outline)
         sort_types(out);
     else

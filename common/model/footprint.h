@@ -40,6 +40,7 @@ typedef struct {
     footprint_cache_t caches[FOOTPRINT_CACHES_MAX];
     uint32_t kv_window; /* all layers', behind which a sequence keeps nothing; 0: it keeps all */
     uint64_t kv_bytes_per_token; /* of all layers, BF16, on one rank that holds all heads */
+    uint64_t kv_code_bytes_per_token; /* the same as 8-bit codes; 0 where it cannot be */
 } footprint_t;
 
 void footprint_of_model(const model_t *model, footprint_t *out);

@@ -321,6 +321,7 @@ static status_t try_shape(const forecast_question_t *question, const hosts_file_
                   .stages = stages,
                   .context_max = question->context,
                   .activations_f32 = question->activations_f32,
+                  .kv_codes = question->kv_codes,
                   .expert_groups = question->expert_groups,
                   .attention_slices = question->attention_slices,
                   .attention_replicas = question->attention_replicas,
@@ -372,7 +373,8 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
 static uint64_t ranks_least(const forecast_question_t *question, const hosts_file_t *hosts)
 {
     plan_shape_t shape = {.tp = 1, .stages = 1, .context_max = question->context,
-                          .activations_f32 = question->activations_f32};
+                          .activations_f32 = question->activations_f32,
+                          .kv_codes = question->kv_codes};
     plan_need_t whole;
     uint64_t largest = 1;
     if (plan_need(question->sizes, &shape, 0, 0, &whole) != STATUS_OK)

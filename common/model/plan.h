@@ -191,6 +191,7 @@ typedef struct {
     uint32_t stages;
     uint32_t context_max;
     bool activations_f32;        /* weights as F32, KV as F32 */
+    bool kv_codes;               /* KV as codes of a byte (kv_type.h) */
     uint64_t kv_tokens_max;      /* at most so many; 0 takes what plan_kv_tokens_wanted() says */
     uint32_t prefill_tokens_max; /* rows of a step; 0 takes PLAN_STEP_ROWS */
     uint32_t expert_groups, attention_slices; /* as plan_cut(); 0 leaves them open */

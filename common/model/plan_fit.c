@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "common/model/kv_type.h"
 #include "common/model/plan.h"
 
 /* Code, stacks, the allocator's slack, the fabric's rings and the program's libraries. */
@@ -314,15 +315,17 @@ static uint64_t ffn_bytes(const plan_sizes_t *sizes, const plan_shape_t *shape,
  * kept of each position until its entry is made is F32, and an entry counts by the token: by those
  * of a block where it stands for more, as each block has room for one. */
 static uint64_t kv_bytes(const model_config_t *config, const plan_slice_t *slice, uint32_t layer,
-                         uint64_t element)
+                         const plan_shape_t *shape)
 {
+    uint64_t element = shape->activations_f32 ? 4 : shape->kv_codes ? 1 : 2;
+    uint64_t scale = element == 1 ? KV_TYPE_SCALE_BYTES : 0;
     const model_layer_t *kind = &config->layers[layer];
     uint64_t dim = config->head_dim, index = kind->indexed ? config->index.head_dim : 0;
     if (slice->heads.count == 0)
         return 0;
     switch ((model_attention_kind_t)kind->attention) {
     case MODEL_ATTENTION_GROUPED:
-        return slice->kv_heads.count * plan_head_values(dim) * element;
+        return slice->kv_heads.count * (plan_head_values(dim) * element + 2 * scale);
     case MODEL_ATTENTION_LATENT:
         return ((uint64_t)config->latent.kv_rank + config->latent.rope_dim + index) * element;
     case MODEL_ATTENTION_COMPRESSED: break;
@@ -361,9 +364,8 @@ static void need_of(const plan_sizes_t *sizes, const plan_shape_t *shape, const 
                                config->vocab);
     need.scratch = scratch_bytes(sizes, shape, slice, last);
     need.fixed = need.weights + need.scratch + need.process;
-    uint64_t element = shape->activations_f32 ? 4 : 2;
     for (uint32_t i = 0; i < layers[stage].count; i++)
-        need.kv_per_token += kv_bytes(config, slice, layers[stage].first + i, element);
+        need.kv_per_token += kv_bytes(config, slice, layers[stage].first + i, shape);
     *out = need;
 }
 

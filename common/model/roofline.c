@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#include "common/model/kv_type.h"
+
 double roofline_experts_touched(uint32_t n, uint32_t used, uint32_t rows)
 {
     if (n == 0)
@@ -109,7 +111,8 @@ void roofline_work(const plan_sizes_t *sizes, const plan_shape_t *shape, const p
                    roofline_work_t *out)
 {
     const model_config_t *config = &sizes->config;
-    uint32_t element = shape->activations_f32 ? 4 : 2;
+    uint32_t element = shape->activations_f32 ? 4 : shape->kv_codes ? 1 : 2;
+    double scales = shape->kv_codes ? 1 + KV_TYPE_SCALE_BYTES / (double)config->head_dim : 1;
     double rows = step->rows, heads = slice->heads.count, n_heads = config->n_heads;
     double own = roofline_rows_of_replica(shape, step, step->rows); /* with attention here */
     double sequences = roofline_rows_of_replica(shape, step, step->sequences);
@@ -132,8 +135,8 @@ void roofline_work(const plan_sizes_t *sizes, const plan_shape_t *shape, const p
         else
             add_experts(sizes, slice, rows, &work);
         work.flops += own * roofline_attention_flops(config, slice, layer, step->context);
-        work.kv_bytes += sequences * roofline_kv_read_bytes(config, slice, layer, step->context,
-                                                            element);
+        work.kv_bytes += scales * sequences *
+                         roofline_kv_read_bytes(config, slice, layer, step->context, element);
     }
     if (stage == 0)
         work.weight_bytes += rows * (double)sizes->embedding_bytes / config->vocab;

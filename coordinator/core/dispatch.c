@@ -24,7 +24,7 @@ bool dispatch_takes_new(const core_t *core, const slot_t *slot)
     const Shoal__Cluster__V1__ReplicaPlan *is = slot->plan;
     return want && is && slot->active && !leaders_waiting(core, slot) &&
            slot->ordinal < want->replicas && strcmp(is->model_digest, want->model_digest) == 0 &&
-           strcmp(is->activations, want->activations) == 0 &&
+           strcmp(is->activations, want->activations) == 0 && strcmp(is->kv, want->kv) == 0 &&
            strcmp(is->quantize, want->quantize) == 0;
 }
 

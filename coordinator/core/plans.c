@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "common/base/log.h"
+#include "common/model/kv_type.h"
 #include "coordinator/core/rollout.h"
 
 enum {
@@ -55,6 +56,7 @@ bool plans_same_text(const slot_t *slot)
     const Shoal__Cluster__V1__DeploymentRecord *want = slot->deployment->record;
     return strcmp(slot->plan->model_digest, want->model_digest) == 0 &&
            strcmp(slot->plan->activations, want->activations) == 0 &&
+           strcmp(slot->plan->kv, want->kv) == 0 &&
            strcmp(slot->plan->quantize, want->quantize) == 0;
 }
 
@@ -117,6 +119,7 @@ static plan_shape_t shape_of(const Shoal__Cluster__V1__DeploymentRecord *r, want
         .attention_replicas = shape.attention_replicas,
         .context_max = r->context_max,
         .activations_f32 = strcmp(r->activations, "f32") == 0,
+        .kv_codes = kv_type_is_codes(r->kv),
         .kv_tokens_max = r->kv_tokens_max,
         .prefill_tokens_max = (uint32_t)r->prefill_tokens_max,
     };
@@ -134,6 +137,7 @@ static uint64_t rank_memory(const slot_t *slot, const Shoal__Cluster__V1__RankPl
     /* What stands is as it was planned, whatever the deployment wants by now. */
     shape.context_max = (uint32_t)is->context_max;
     shape.activations_f32 = strcmp(is->activations, "f32") == 0;
+    shape.kv_codes = kv_type_is_codes(is->kv);
     shape.prefill_tokens_max = (uint32_t)is->prefill_tokens_max;
     shape.kv_tokens_max = 0;
     plan_need_t need;
@@ -361,6 +365,7 @@ static void fill_plan(core_t *core, const slot_t *slot, const plan_placement_t *
     plan->context_max = d->record->context_max;
     plan->activations = d->record->activations;
     plan->quantize = d->record->quantize;
+    plan->kv = d->record->kv;
     plan->kv_tokens_max = placed->kv_tokens;
     plan->kv_tokens_wanted = d->record->kv_tokens_max;
     plan->prefill_tokens_max = d->record->prefill_tokens_max;

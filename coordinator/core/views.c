@@ -123,6 +123,7 @@ static Shoal__V1__Replica *describe(const slot_t *slot, arena_t *arena)
     r->model_digest = copy(arena, slot->plan->model_digest);
     r->activations = copy(arena, slot->plan->activations);
     r->quantize = copy(arena, slot->plan->quantize);
+    r->kv = copy(arena, slot->plan->kv);
     r->context_max = slot->plan->context_max;
     r->kv_tokens_wanted = slot->plan->kv_tokens_wanted;
     r->step_settings = ARENA_NEW_ARRAY(arena, Shoal__V1__StepSettings, 1);

@@ -9,6 +9,8 @@
  * at the chunk's end does.
  */
 
+#include "kernels/cpu/pages.h"
+
 /* Up to ATTEND_ROWS pairs of a call, from pair `at` on. Numbers of a row of which all rows' are
  * computed at once stand in 16 lanes, that of row r in all lanes that are r modulo ATTEND_ROWS. */
 typedef struct {
@@ -27,6 +29,7 @@ typedef struct {
     float m[LINE], shrink[LINE]; /* what the tile's maximum multiplies l and O by */
     vf_t l[ATTEND_ROWS];
     float o[ATTEND_ROWS][KHEAD_DIM_MAX]; /* of the chunk */
+    const float *v_scales; /* of the tile's keys, where the cache has codes, or NULL */
     float m_all[LINE], l_all[ATTEND_ROWS];
     float o_all[ATTEND_ROWS][KHEAD_DIM_MAX];
 } attend_t;
@@ -35,6 +38,8 @@ _Static_assert((int)LINE % (int)ATTEND_ROWS == 0 && (int)ATTEND_ROWS == 4, "as v
 /* Where the pages of a tile are, in the cache or in scratch. */
 typedef struct {
     const uint8_t *k[KEYS_TILE / KKV_BLOCK_TOKENS], *v[KEYS_TILE / KKV_BLOCK_TOKENS];
+    bool coded; /* then these are the keys' scales */
+    float k_scales[KEYS_TILE], v_scales[KEYS_TILE];
 } tile_pages_t;
 
 #include ATTEND_CORE
@@ -122,6 +127,10 @@ row_probabilities(attend_t *a, uint32_t r, vf_t scale, sees_t sees, uint32_t lo,
             vf_store(a->s[r] + i, x);
             vf_store(a->s[r] + i + 16, y);
         } else {
+            if (a->v_scales != NULL) {
+                x = vf_mul(x, vf_load(a->v_scales + i));
+                y = vf_mul(y, vf_load(a->v_scales + i + 16));
+            }
             keep_probabilities(a, r, i, x, y);
         }
     }
@@ -195,6 +204,7 @@ static void attend_pages(const attend_t *a, const kpass_t *pass, uint32_t tile, 
     uint8_t *k_scratch = a->job->scratch;
     uint8_t *v_scratch = k_scratch + ATTEND_TILE_BYTES / 2;
     uint32_t n_pages = (n_keys + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS;
+    out->coded = pages->type != KKV_BF16;
     for (uint32_t b = 0; b < KEYS_TILE / KKV_BLOCK_TOKENS; b++) {
         /* Scores of pages past the last one are computed from the first and then not looked at. */
         uint32_t at = b < n_pages ? b : 0;
@@ -212,13 +222,16 @@ static void attend_pages(const attend_t *a, const kpass_t *pass, uint32_t tile, 
         stage_values(pass, tile, n_keys, v_scratch);
 }
 
+#include "kernels/cpu/attend_codes.inc.h"
+
 /* The tile that is read after `pages`, where tiles are read where they lie: of this call, or what
  * the caller says comes behind it. Fetching lines again that are there costs next to nothing. */
 static void attend_next(const attend_t *a, const kpass_t *pass, uint32_t tile, uint32_t n_keys,
                         const tile_pages_t *pages, tile_pages_t *out)
 {
     const kpages_t *of = pass->pages;
-    *out = *pages;
+    memcpy(out->k, pages->k, sizeof out->k);
+    memcpy(out->v, pages->v, sizeof out->v);
     if (pass->list != NULL || of->rows)
         return;
     const uint8_t *base = a->job->after.base;
@@ -262,6 +275,9 @@ static void attend_tile(attend_t *groups, uint32_t n_groups, const kpass_t *pass
             scores_f32(a, pages->k, (n_keys + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS);
         else if (a->sees)
             scores_bf16(a, pages->k, g == 0 ? next->k : pages->k);
+        a->v_scales = pages->coded ? pages->v_scales : NULL;
+        if (a->sees && pages->coded)
+            scale_scores(a, pages->k_scales);
     }
     for (uint32_t g = 0; g < n_groups; g++)
         if (groups[g].sees)
@@ -341,6 +357,8 @@ static void attend_pass(attend_t *groups, uint32_t n_groups, const kpass_t *pass
             tile_pages_t pages, next;
             attend_pages(groups, pass, tile, n, &pages);
             attend_next(groups, pass, tile + KEYS_TILE, n_keys, &pages, &next);
+            if (pages.coded)
+                decode_tile(groups, pass, n, &pages, &next);
             attend_tile(groups, n_groups, pass, tile, n, &pages, &next);
         }
         for (uint32_t g = 0; g < n_groups; g++)

@@ -5,6 +5,8 @@
 #ifndef SHOAL_KERNELS_CPU_ATTEND_CORE_AVX2_H
 #define SHOAL_KERNELS_CPU_ATTEND_CORE_AVX2_H
 
+#include "kernels/cpu/e4_avx2.h"
+
 /* F32 that are BF16. */
 static inline vf_t rounded_lanes(vf_t v)
 {
@@ -43,6 +45,34 @@ static inline __m256 even_halves(__m256i pairs)
 static inline void fetch_ahead(const uint8_t *at)
 {
     _mm_prefetch((const char *)at, _MM_HINT_T0);
+}
+
+static inline __m256i int8_bf16(const uint8_t *codes)
+{
+    __m128i eight[2] = {_mm_loadl_epi64((const __m128i *)(const void *)codes),
+                        _mm_loadl_epi64((const __m128i *)(const void *)(codes + 8))};
+    __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight[0]));
+    __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight[1]));
+    __m256i both = _mm256_packus_epi32(_mm256_srli_epi32(_mm256_castps_si256(low), 16),
+                                       _mm256_srli_epi32(_mm256_castps_si256(high), 16));
+    return _mm256_permute4x64_epi64(both, 0xd8);
+}
+
+/* n codes, a multiple of 32, as BF16; what is read at `ahead` for the next tile is fetched. */
+static inline void decode_codes(kkv_type_t type, const uint8_t *codes, size_t n,
+                                const uint8_t *ahead, uint8_t *to)
+{
+    for (size_t i = 0; i < n; i += 16) {
+        if (i % 64 == 0)
+            fetch_ahead(ahead + i);
+        __m256i value;
+        if (type == KKV_INT8)
+            value = int8_bf16(codes + i);
+        else
+            value = e4_bf16(_mm256_cvtepu8_epi16(
+                _mm_loadu_si128((const __m128i *)(const void *)(codes + i))));
+        _mm256_storeu_si256((__m256i *)(void *)(to + 2 * i), value);
+    }
 }
 
 #define ROWS2_1(X) X(0)

@@ -26,6 +26,29 @@ static inline void fetch_ahead(const uint8_t *at)
     _mm_prefetch((const char *)at, _MM_HINT_T0);
 }
 
+/* n codes, a multiple of 32, as BF16; what is read at `ahead` for the next tile is fetched. */
+static inline void decode_codes(kkv_type_t type, const uint8_t *codes, size_t n,
+                                const uint8_t *ahead, uint8_t *to)
+{
+    for (size_t i = 0; i < n; i += 32) {
+        __m512i value;
+        if (i % 64 == 0)
+            fetch_ahead(ahead + i);
+        if (type == KKV_INT8) {
+            const __m128i *from = (const __m128i *)(const void *)(codes + i);
+            __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from)));
+            __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from + 1)));
+            value = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+        } else {
+            __m512i at = _mm512_cvtepu8_epi16(
+                _mm256_loadu_si256((const __m256i *)(const void *)(codes + i)));
+            value = e4_bf16(at, _mm512_test_epi16_mask(at, _mm512_set1_epi16(0x40)),
+                            _mm512_slli_epi16(at, 8));
+        }
+        _mm512_storeu_si512(to + 2 * i, value);
+    }
+}
+
 #define DOT(acc, lines, pair) acc = _mm512_dpbf16_ps(acc, (__m512bh)(lines), (__m512bh)(pair))
 
 #define SCORES_ROW_OPEN(r) \

@@ -199,9 +199,12 @@ typedef struct {
 /* Pages of one KV head of one block: K [dim/2][16 tokens][2] BF16, then V [8 token pairs][dim16][2]
  * BF16; in f32 mode K [dim][16 tokens] and V [16 tokens][dim16] F32. dim16 is value_dim rounded up
  * to 16; the rest is 0. No V where values lie in the keys or there are none. Caches of more than
- * one position an entry, and exact ones, have rows instead: [slots][key_dim]. */
+ * one position an entry, and exact ones, have rows instead: [slots][key_dim]. Caches of codes have
+ * a byte in the place of each BF16, and behind K and behind V a line with the scales of the 16
+ * tokens. */
 typedef struct {
     kmode_t mode; /* KMODE_F32 where F32 is stored, in exact caches too */
+    kkv_type_t type;
     bool rows, values_in_keys;
     uint32_t key_dim, value_dim, dim16, n_kv_heads, n_blocks, n_layers;
     uint32_t rate, slots; /* positions of an entry, entries of a block */

@@ -22,13 +22,18 @@ static kpages_t pages_of(kmode_t mode, const kkv_shape_t *shape)
                       .n_kv_heads = shape->n_kv_heads,
                       .n_blocks = shape->n_blocks,
                       .n_layers = shape->n_layers};
+    if (pages.mode == KMODE_NATIVE)
+        pages.type = shape->type;
     pages.dim16 = (pages.value_dim + 15) / 16 * 16;
-    size_t value_bytes = pages.mode == KMODE_F32 ? 4 : 2;
+    size_t value_bytes = key_bytes(&pages), scales_bytes = 0;
+    if (pages.type != KKV_BF16)
+        scales_bytes = KKV_BLOCK_TOKENS * sizeof(float);
     pages.k_bytes = (size_t)pages.key_dim * pages.slots * value_bytes;
-    if (pages.rows) /* pages start at whole lines */
+    if (pages.rows || scales_bytes > 0) /* pages and scales start at whole lines */
         pages.k_bytes = (pages.k_bytes + 63) / 64 * 64;
+    pages.k_bytes += scales_bytes;
     if (!pages.values_in_keys)
-        pages.v_bytes = (size_t)pages.dim16 * KKV_BLOCK_TOKENS * value_bytes;
+        pages.v_bytes = (size_t)pages.dim16 * KKV_BLOCK_TOKENS * value_bytes + scales_bytes;
     return pages;
 }
 
@@ -38,8 +43,13 @@ size_t kv_block_bytes(kmode_t mode, const kkv_shape_t *shape)
     return (pages.k_bytes + pages.v_bytes) * shape->n_kv_heads * shape->n_layers;
 }
 
-static status_t check_shape(const kkv_shape_t *shape)
+static status_t check_shape(kmode_t mode, const kkv_shape_t *shape)
 {
+    bool apart = shape->key_dim > 0;
+    if (shape->type != KKV_BF16 && (mode == KMODE_F32 || shape->exact || shape->rate > 1 ||
+                                    (apart && (shape->values_in_keys || !shape->value_dim))))
+        return fail(STATUS_UNSUPPORTED, "a KV cache of 8-bit codes is one of native activations, "
+                                        "with an ordinary key and value for each position");
     kpages_t pages = pages_of(KMODE_F32, shape);
     uint32_t most = shape->exact ? KEXACT_DIM_MAX : KHEAD_DIM_MAX;
     if (pages.key_dim < 2 || pages.key_dim > most || pages.key_dim % 2 != 0)
@@ -74,7 +84,7 @@ static void touch_first_blocks(const kpages_t *pages)
 
 status_t kv_open(kdevice_t *device, const kkv_shape_t *shape, kkv_t **own_out)
 {
-    TRY(check_shape(shape));
+    TRY(check_shape(device->mode, shape));
     kpages_t pages = pages_of(device->mode, shape);
     if (pages.value_dim == 0 && !shape->exact) /* index keys: a score an entry and thread */
         TRY(device_scratch_reserve(device, (size_t)pool_threads(device->pool) * pages.n_blocks *
@@ -144,6 +154,43 @@ static void put_lanes(const kpages_t *pages, uint8_t *page, uint32_t slot, const
         memcpy(values + (size_t)d * 4, halves + d, sizeof halves[0]);
 }
 
+/* The codes of one head, and their scale. Below 2^-100 all is zero, as in inputs of weights. Adding
+ * 1.5 * 2^23 rounds to an integer, half to even, which is then the lowest byte. */
+static float put_codes(const kpages_t *pages, const float *x, uint32_t n, uint8_t *codes)
+{
+    float largest = pages->type == KKV_INT8 ? 127.0f : 448.0f;
+    uint32_t most = 0;
+    for (uint32_t d = 0; d < n; d++) {
+        uint32_t size = float_bits(x[d]) & 0x7fffffffu;
+        most = size > most ? size : most;
+    }
+    if (bits_float(most) < 0x1p-100f) {
+        memset(codes, 0, n);
+        return 0.0f;
+    }
+    float id = largest / bits_float(most);
+    for (uint32_t d = 0; d < n && pages->type == KKV_INT8; d++)
+        codes[d] = (uint8_t)(float_bits(x[d] * id + 0x1.8p23f) & 0xffu);
+    for (uint32_t d = 0; d < n && pages->type == KKV_FP8; d++)
+        codes[d] = qtype_f32_to_e4m3(x[d] * id);
+    return bits_float(most) / largest;
+}
+
+static void put_coded(const kpages_t *pages, uint8_t *page, uint32_t slot, const float *k,
+                      const float *v)
+{
+    uint8_t codes[KHEAD_DIM_MAX];
+    float scale = put_codes(pages, k, pages->key_dim, codes);
+    memcpy(page + key_scales_at(pages) + slot * sizeof scale, &scale, sizeof scale);
+    for (uint32_t d = 0; d < pages->key_dim; d += 2)
+        memcpy(page + key_at(pages, slot, d), codes + d, 2);
+    scale = put_codes(pages, v, pages->value_dim, codes);
+    memcpy(page + value_scales_at(pages) + slot * sizeof scale, &scale, sizeof scale);
+    uint8_t *values = page + pages->k_bytes + value_at(pages, slot, 0);
+    for (uint32_t d = 0; d < pages->value_dim; d++)
+        values[2 * d] = codes[d];
+}
+
 bool kv_put(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head, uint32_t slot,
             const float *k, const float *v)
 {
@@ -155,6 +202,10 @@ bool kv_put(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head
                (pages->v_bytes > 0 && !values_are_finite(v, pages->value_dim));
     if (bad)
         k = v = zeros;
+    if (pages->type != KKV_BF16) {
+        put_coded(pages, page, slot, k, v);
+        return bad;
+    }
     if (!pages->rows && pages->mode == KMODE_NATIVE) {
         put_lanes(pages, page, slot, k, v);
         return bad;

@@ -280,6 +280,8 @@ static status_t check_attention(const kbatch_t *batch, const kkv_t *kv, const ka
                     "attention: layer %u of %u, %u heads of %u in a cache of %u with values of %u",
                     what->layer, pages->n_layers, what->n_heads, what->head_dim, pages->key_dim,
                     pages->value_dim);
+    if (pages->type != KKV_BF16 && (what->more != NULL || what->selected.buffer != NULL))
+        return fail(STATUS_INVALID, "attention: lists and second caches are not for 8-bit codes");
     if (!(what->softcap >= 0.0f) || pages->key_dim > KHEAD_DIM_MAX)
         return fail(STATUS_INVALID, "attention: softcap %g, keys of %u", (double)what->softcap,
                     pages->key_dim);

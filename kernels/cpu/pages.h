@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "common/base/qtype.h"
 #include "kernels/cpu/internal.h"
 #include "kernels/cpu/numbers.h"
 
@@ -28,7 +29,9 @@ static inline uint32_t entries_visible(const kpages_t *pages, uint32_t position)
 
 static inline size_t key_bytes(const kpages_t *pages)
 {
-    return pages->mode == KMODE_F32 ? sizeof(float) : sizeof(uint16_t);
+    if (pages->mode == KMODE_F32)
+        return sizeof(float);
+    return pages->type == KKV_BF16 ? sizeof(uint16_t) : sizeof(uint8_t);
 }
 
 /* Byte offset of dimension d of a key in its page, and of a value in its V page. */
@@ -38,16 +41,35 @@ static inline size_t key_at(const kpages_t *pages, uint32_t slot, uint32_t d)
         return ((size_t)slot * pages->key_dim + d) * key_bytes(pages);
     if (pages->mode == KMODE_F32)
         return ((size_t)d * KKV_BLOCK_TOKENS + slot) * sizeof(float);
-    return ((size_t)(d / 2) * KKV_BLOCK_TOKENS + slot) * 4 + d % 2 * 2;
+    return (((size_t)(d / 2) * KKV_BLOCK_TOKENS + slot) * 2 + d % 2) * key_bytes(pages);
 }
 
 static inline size_t value_at(const kpages_t *pages, uint32_t slot, uint32_t d)
 {
     if (pages->mode == KMODE_F32)
         return ((size_t)slot * pages->dim16 + d) * sizeof(float);
-    return ((size_t)(slot / 2) * pages->dim16 + d) * 4 + slot % 2 * 2;
+    return (((size_t)(slot / 2) * pages->dim16 + d) * 2 + slot % 2) * key_bytes(pages);
 }
 
+/* Byte offsets of the scales of a page's tokens, in caches of codes. */
+static inline size_t key_scales_at(const kpages_t *pages)
+{
+    return pages->k_bytes - KKV_BLOCK_TOKENS * sizeof(float);
+}
+
+static inline size_t value_scales_at(const kpages_t *pages)
+{
+    return pages->k_bytes + pages->v_bytes - KKV_BLOCK_TOKENS * sizeof(float);
+}
+
+static inline float stored_scale(const uint8_t *scales, uint32_t slot)
+{
+    float scale;
+    memcpy(&scale, scales + slot * sizeof scale, sizeof scale);
+    return scale;
+}
+
+/* In caches of codes a code's own value, without the scale. */
 static inline float stored_float(const kpages_t *pages, const uint8_t *at)
 {
     uint16_t half;
@@ -56,6 +78,10 @@ static inline float stored_float(const kpages_t *pages, const uint8_t *at)
         memcpy(&value, at, sizeof value);
         return value;
     }
+    if (pages->type == KKV_INT8)
+        return (float)(int8_t)*at;
+    if (pages->type == KKV_FP8)
+        return qtype_e4m3_to_f32(*at);
     memcpy(&half, at, sizeof half);
     return bf16_value(half);
 }

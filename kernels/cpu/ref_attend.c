@@ -47,6 +47,8 @@ static float dot_of(const kpass_t *pass, const float *q, uint32_t key)
         sum = fmaf(odd, bf16_value(bf16_round(q[d + 1])), sum);
         sum = fmaf(even, bf16_value(bf16_round(q[d])), sum);
     }
+    if (pages->type != KKV_BF16)
+        return sum * stored_scale(entry.page + key_scales_at(pages), entry.slot);
     return sum;
 }
 
@@ -58,15 +60,18 @@ static float logit_of(const kattend_t *job, float dot)
 }
 
 /* o += p v over the tile's keys; the odd key of a pair first with BF16. A key outside [lo, hi) has
- * p = v = +0. */
-static void add_values(const kpass_t *pass, uint32_t tile, uint32_t lo, uint32_t hi, const float *p,
+ * p = v = +0. Of codes p takes the scale. */
+static void add_values(const kpass_t *pass, uint32_t tile, uint32_t lo, uint32_t hi, float *p,
                        float *o)
 {
     const kpages_t *pages = pass->pages;
     bool f32 = pages->mode == KMODE_F32;
     entry_t entries[KEYS_TILE];
-    for (uint32_t i = lo; i < hi; i++)
+    for (uint32_t i = lo; i < hi; i++) {
         entries[i] = entry_of(pass, tile + i);
+        if (pages->type != KKV_BF16)
+            p[i] *= stored_scale(entries[i].page + value_scales_at(pages), entries[i].slot);
+    }
     for (uint32_t d = 0; d < pages->value_dim; d++) {
         float sum = o[d];
         for (uint32_t i = 0; i < KEYS_TILE; i++) {

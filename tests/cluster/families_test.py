@@ -184,20 +184,25 @@ class Families(unittest.TestCase):
 
     def test_a_quantized_deployment_is_another_text_and_the_stored_one_comes_back(self):
         prompts = [(ids, greedy * 2) for ids, greedy in recorded("qwen2-f16")]
-        seen = {}
-        for quantize in ("", "q8", "q4", "fp8", ""):
-            self.deploy("quantized", model_of("qwen2-f16"), "--quantize", quantize)
+        seen, coded = {}, set()
+        ways = [("", "bf16"), ("q8", "bf16"), ("q4", "bf16"), ("fp8", "bf16"), ("", "int8"), ("", "fp8"), ("", "bf16")]
+        for quantize, kv in ways:
+            more = () if kv == "bf16" else ("--activations", "native")  # codes go with native ones
+            self.deploy("quantized", model_of("qwen2-f16"), "--quantize", quantize, "--kv", kv, *more)
             results = self.answers("quantized", prompts)
             seen.setdefault(results[0]["text_identity"], []).append([r["ids"] for r in results])
-        self.assertEqual(len(seen), 4)
+            if kv != "bf16":
+                coded.add(results[0]["text_identity"])
+        self.assertEqual((len(seen), len(coded)), (len(ways) - 1, 2))
         stored = [texts for texts in seen.values() if len(texts) == 2][0]
         self.assertEqual(stored[0], stored[1])
         self.assertEqual([ids[:32] for ids in stored[0]], [greedy[:32] for _, greedy in prompts])
         for one in seen.values():
             self.assertEqual(len(one[0]), len(prompts))
-        self.assertNotIn(stored[0], [one[0] for one in seen.values() if one is not stored])
+        # Codes of keys and values change too little to be sure of other ids.
+        self.assertNotIn(stored[0], [one[0] for way, one in seen.items() if one is not stored and way not in coded])
         shown = [d for d in self.cluster.json("status")["deployments"] if d["name"] == "quantized"][0]
-        self.assertEqual(shown["quantize"], "")
+        self.assertEqual((shown["quantize"], shown["kv"]), ("", "bf16"))
 
     def test_a_directory_that_is_put_there_is_offered_when_it_is_whole(self):
         folder = os.path.join(self.cluster.dir, "models", "coming")
@@ -242,6 +247,8 @@ class Families(unittest.TestCase):
         self.assertIn("Q4_0", done.stderr)
         done = self.cluster.shoal("deploy", "wrong", "--model", model_of("qwen3-moe"), "--quantize", "q5", check=False)
         self.assertEqual((done.returncode, "q8, q4 and fp8" in done.stderr), (2, True), done.stderr)
+        done = self.cluster.shoal("deploy", "wrong", "--model", model_of("deepseek-v3"), "--kv", "int8", check=False)
+        self.assertEqual((done.returncode, "latent" in done.stderr), (4, True), done.stderr)
         self.assertNotIn("wrong", [d["name"] for d in self.cluster.json("status")["deployments"]])
 
 

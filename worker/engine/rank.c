@@ -8,6 +8,7 @@
 #include "common/base/clock.h"
 #include "common/base/failpoint.h"
 #include "common/base/memory.h"
+#include "common/model/kv_type.h"
 #include "kernels/numerics.h"
 #include "worker/engine/head.h"
 #include "worker/engine/kv.h"
@@ -29,8 +30,7 @@ struct rank {
     model_t *model;
     stage_t *stage;
     head_t *head; /* last stage */
-    char identity[DIGEST_HEX_SIZE];
-    char digest[MODEL_DIGEST_SIZE];
+    char identity[DIGEST_HEX_SIZE], digest[MODEL_DIGEST_SIZE];
 
     /* One epoch. */
     fabric_t *fabric;
@@ -96,7 +96,7 @@ static status_t make_identity(rank_t *rank)
     model_identity_t identity = {
         .model_digest = c->model_digest,
         .activations = c->activations_f32 ? "f32" : "native",
-        .kv_type = c->activations_f32 ? "f32" : "bf16",
+        .kv_type = kv_type_name(c->kv, c->activations_f32),
         .numerics_version = NUMERICS_VERSION,
         .backend = "cpu",
         .adapter = "",

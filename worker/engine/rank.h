@@ -48,6 +48,7 @@ typedef struct {
     uint32_t layer_first, layer_count;
     uint32_t threads;            /* compute threads, this one included; 0 takes all allowed cores */
     bool activations_f32;        /* "f32" mode; false is "native" */
+    const char *kv;              /* the cache's type (kv_type.h); NULL is "" */
     uint32_t context_max;        /* 0 takes the model's */
     uint64_t kv_tokens_max;      /* KV capacity of the replica, of all its replicas of attention; 0
                                     takes what kv_bytes_max holds on each */

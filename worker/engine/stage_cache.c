@@ -1,5 +1,8 @@
 /* The caches of a stage: what a position leaves behind, kind of attention by kind. All of them share
  * one numbering of blocks, so that a block holds the same positions in each. */
+#include <string.h>
+
+#include "common/model/kv_type.h"
 #include "worker/engine/kv.h"
 #include "worker/engine/stage.h"
 
@@ -68,6 +71,13 @@ static void describe_compressed(stage_t *stage, caches_t *caches)
                 &stride->inputs, &stride->entries);
 }
 
+static kkv_type_t type_of(const char *kv)
+{
+    if (!kv_type_is_codes(kv))
+        return KKV_BF16;
+    return strcmp(kv, "int8") == 0 ? KKV_INT8 : KKV_FP8;
+}
+
 static void describe(stage_t *stage, caches_t *caches)
 {
     const model_config_t *shape = stage->shape;
@@ -82,6 +92,7 @@ static void describe(stage_t *stage, caches_t *caches)
         .n_layers = stage->config.layer_count,
         .n_kv_heads = n_kv_heads,
         .head_dim = shape->head_dim,
+        .type = type_of(stage->config.kv),
     };
     if (stage->has_latent) {
         kv.key_dim = shape->latent.kv_rank + shape->latent.rope_dim;
@@ -102,6 +113,8 @@ status_t stage_open_caches(stage_t *stage)
     caches_t caches = {0};
     kmode_t mode = stage->config.activations_f32 ? KMODE_F32 : KMODE_NATIVE;
     uint64_t n = KV_BLOCKS_MAX, block = 0;
+    TRY(kv_type_check(stage->config.kv, stage->config.activations_f32));
+    TRY(kv_type_check_model(stage->config.kv, stage->shape));
     describe(stage, &caches);
     for (uint32_t i = 0; i < caches.n; i++)
         block += stage->ops->kv_block_bytes(mode, &caches.caches[i].shape);

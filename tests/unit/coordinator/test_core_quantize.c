@@ -20,7 +20,7 @@ static const plan_sizes_t sizes = {
 static void deploy(rig_t *rig, char *quantize)
 {
     Shoal__Cluster__V1__DeploymentRecord d = SHOAL__CLUSTER__V1__DEPLOYMENT_RECORD__INIT;
-    char name[] = "toy", digest[] = "sha256:toy", activations[] = "native";
+    char name[] = "toy", digest[] = "sha256:toy", activations[] = "native", kv[] = "int8";
     uint8_t bytes[256];
     d.name = d.model_name = name;
     d.model_digest = digest;
@@ -28,6 +28,8 @@ static void deploy(rig_t *rig, char *quantize)
     d.context_max = 128;
     d.activations = activations;
     d.quantize = quantize;
+    if (quantize[0] != 0)
+        d.kv = kv;
     rig_put(rig, "deployments/toy", bytes, shoal__cluster__v1__deployment_record__pack(&d, bytes));
 }
 
@@ -79,6 +81,7 @@ static void test_a_change_of_quantization_loads_the_model_again_and_is_in_the_ne
     Shoal__Cluster__V1__ReplicaPlan *plan = written_plan(&rig);
     assert_non_null(plan);
     assert_string_equal(plan->quantize, "q8");
+    assert_string_equal(plan->kv, "int8");
     shoal__cluster__v1__replica_plan__free_unpacked(plan, NULL);
     rig_stop(&rig);
 }

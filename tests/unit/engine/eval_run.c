@@ -201,6 +201,8 @@ static void build_words(words_t *words, const eval_args_t *args, const char *dir
         add(words, text("--temperature=%g", args->temperature));
     if (args->quantize)
         add(words, text("--quantize=%s", args->quantize));
+    if (args->kv)
+        add(words, text("--kv=%s", args->kv));
     if (args->pack_cache)
         add(words, text("--pack-cache=%s", args->pack_cache));
     if (args->f32)

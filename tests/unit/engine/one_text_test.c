@@ -171,6 +171,7 @@ typedef struct {
     const char *model;
     json_t *ids;
     uint32_t greedy;
+    const char *kv;
 } text_t;
 
 static void run_case(const text_t *text, const case_t *c, const char *name, one_text_log_t *log)
@@ -180,6 +181,7 @@ static void run_case(const text_t *text, const case_t *c, const char *name, one_
         .model = text->model,
         .ids = text->ids,
         .isa = isa_names[c->at[ISA]],
+        .kv = text->kv,
         .tp = values[TP][c->at[TP]],
         .stages = values[STAGES][c->at[STAGES]],
         .threads = values[THREADS][c->at[THREADS]],
@@ -241,11 +243,28 @@ static void test_a_small_model_gives_the_same_bytes_in_every_pair_of_ways(void *
     if (left_out("small"))
         skip();
     char *model = eval_golden("gguf-llama-q4_0/model.gguf");
-    text_t text = {model, make_prompts(18, 320, 100), 12};
+    text_t text = {model, make_prompts(18, 320, 100), 12, NULL};
     uint32_t n = wants("full") ? all_cases(cases) : cover(cases, false);
     assert_true(n >= 9);
     check_cases(&text, cases, n);
     json_decref(text.ids);
+    free(model);
+}
+
+/* The number of greedy ids tells the texts apart in a log. */
+static void test_caches_of_codes_give_the_same_bytes_in_every_pair_of_ways(void **state)
+{
+    (void)state;
+    static case_t cases[CASES_MAX];
+    static const char *const types[] = {"int8", "fp8"};
+    if (left_out("small"))
+        skip();
+    char *model = eval_golden("gguf-llama-q4_0/model.gguf");
+    for (uint32_t i = 0; i < 2; i++) {
+        text_t text = {model, make_prompts(18, 320, 100), 13 + i, types[i]};
+        check_cases(&text, cases, cover(cases, false));
+        json_decref(text.ids);
+    }
     free(model);
 }
 
@@ -259,7 +278,7 @@ static void test_the_real_model_gives_the_same_bytes_in_every_pair_of_ways(void 
     char *model = left_out("real") ? NULL : eval_real_model();
     if (!model)
         skip();
-    text_t text = {model, make_prompts(17, 49152, 80), 4};
+    text_t text = {model, make_prompts(17, 49152, 80), 4, NULL};
     if (n_levels > 1) {
         isa_names[0] = isa_names[n_levels - 1];
         n_values[ISA] = n_levels - 1;
@@ -282,7 +301,7 @@ static void test_ref_gives_the_real_models_bytes_in_every_way(void **state)
     char *model = eval_real_model();
     if (!model)
         skip();
-    text_t text = {model, make_prompts(17, 49152, 19), 2};
+    text_t text = {model, make_prompts(17, 49152, 19), 2, NULL};
     n_values[ISA] = 1; /* level 0 is ref */
     uint32_t n = all_cases(cases + 1) + 1;
     cases[0] = cases[1];
@@ -297,6 +316,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_small_model_gives_the_same_bytes_in_every_pair_of_ways),
+        cmocka_unit_test(test_caches_of_codes_give_the_same_bytes_in_every_pair_of_ways),
         cmocka_unit_test(test_the_real_model_gives_the_same_bytes_in_every_pair_of_ways),
         cmocka_unit_test(test_ref_gives_the_real_models_bytes_in_every_way),
     };

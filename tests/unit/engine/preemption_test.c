@@ -1,8 +1,8 @@
 /* Preemption in the real engine: where blocks are short, the youngest sequence gives its up and
  * comes back later, and every text is the one that it has with room for all. One model for each
- * layout of the cache: keys and values, windows, latent, latent with an indexer's keys, compressed
- * entries with what is kept of their open windows. And a model whose every layer has a window in less
- * room than one of its sequences is long. */
+ * layout of the cache: keys and values, also as codes, windows, latent, latent with an indexer's
+ * keys, compressed entries with what is kept of their open windows. And a model whose every layer
+ * has a window in less room than one of its sequences is long. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +22,7 @@ static const shape_t SHORT = {40, 56, 112}, LONG = {200, 240, 448};
 
 static const char *const models[] = {
     "llama-gqa-bf16", "gemma3-text", "gpt-oss-bf16", "deepseek-v3", "deepseek-v32-dsa",
-    "deepseek-v4",
+    "deepseek-v4",  "gpt-oss-bf16 int8", "gemma2 fp8",
 };
 enum { N_MODELS = sizeof models / sizeof *models };
 
@@ -33,10 +33,11 @@ static uint32_t layers_of(const char *path)
 }
 
 /* All sequences at once on a rank with that many tokens of cache; how often one was preempted. */
-static uint64_t run_all(const char *path, const shape_t *shape, uint64_t kv_tokens,
+static uint64_t run_all(const char *path, const char *kv, const shape_t *shape, uint64_t kv_tokens,
                         text_t texts[N_SEQUENCES])
 {
     rank_config_t config = {.model_path = path,
+                            .kv = kv,
                             .tp = 1,
                             .stages = 1,
                             .layer_count = layers_of(path),
@@ -79,10 +80,11 @@ static uint64_t run_all(const char *path, const shape_t *shape, uint64_t kv_toke
 }
 
 /* So many tokens as the planner counts into some bytes are there when a rank has those. */
-static void check_bytes(const char *path, uint32_t n_layers)
+static void check_bytes(const char *path, const char *kv, uint32_t n_layers)
 {
     const uint64_t wanted = 20 * KV_BLOCK_TOKENS;
-    plan_shape_t shape = {.tp = 1, .stages = 1, .context_max = SHORT.context};
+    plan_shape_t shape = {.tp = 1, .stages = 1, .context_max = SHORT.context,
+                          .kv_codes = kv != NULL};
     plan_need_t need;
     static plan_sizes_t sizes;
     model_t *model;
@@ -92,6 +94,7 @@ static void check_bytes(const char *path, uint32_t n_layers)
     assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_OK);
     model_close(model);
     rank_config_t config = {.model_path = path,
+                            .kv = kv,
                             .tp = 1,
                             .stages = 1,
                             .layer_count = n_layers,
@@ -108,12 +111,15 @@ static void check_model(void **state)
 {
     static text_t roomy[N_SEQUENCES], narrow[N_SEQUENCES];
     char path[512];
-    snprintf(path, sizeof path, "%s/%s/", SHOAL_TEST_DATA, (const char *)*state);
+    const char *name = *state, *kv = strchr(name, ' ');
+    int n_name = kv ? (int)(kv++ - name) : (int)strlen(name);
+    snprintf(path, sizeof path, "%s/%.*s/", SHOAL_TEST_DATA, n_name, name);
     memset(roomy, 0, sizeof roomy);
     memset(narrow, 0, sizeof narrow);
-    check_bytes(path, layers_of(path));
-    assert_int_equal(run_all(path, &SHORT, (uint64_t)N_SEQUENCES * SHORT.context * 2, roomy), 0);
-    uint64_t preemptions = run_all(path, &SHORT, SHORT.context, narrow);
+    check_bytes(path, kv, layers_of(path));
+    uint64_t room = (uint64_t)N_SEQUENCES * SHORT.context * 2;
+    assert_int_equal(run_all(path, kv, &SHORT, room, roomy), 0);
+    uint64_t preemptions = run_all(path, kv, &SHORT, SHORT.context, narrow);
     print_message("%s: %u preemptions\n", (const char *)*state, (unsigned)preemptions);
     assert_true(preemptions >= 1);
     for (uint32_t i = 0; i < N_SEQUENCES; i++) {
@@ -132,9 +138,9 @@ static void check_window(void **state)
     static text_t roomy[N_SEQUENCES], narrow[N_SEQUENCES], least[N_SEQUENCES];
     char path[512];
     snprintf(path, sizeof path, "%s/mistral-swa/", SHOAL_TEST_DATA);
-    run_all(path, &LONG, (uint64_t)N_SEQUENCES * LONG.context * 2, roomy);
-    run_all(path, &LONG, 320, narrow);
-    uint64_t preemptions = run_all(path, &LONG, 144, least);
+    run_all(path, NULL, &LONG, (uint64_t)N_SEQUENCES * LONG.context * 2, roomy);
+    run_all(path, NULL, &LONG, 320, narrow);
+    uint64_t preemptions = run_all(path, NULL, &LONG, 144, least);
     print_message("mistral-swa in 144 tokens: %u preemptions\n", (unsigned)preemptions);
     for (uint32_t i = 0; i < N_SEQUENCES; i++) {
         assert_int_equal(roomy[i].n, LONG.n_ids);

@@ -121,6 +121,30 @@ static void test_native_mode_stays_within_the_noise_of_8_bit_activations(void **
     eval_release(&result);
 }
 
+/* Codes of a byte are less than BF16, but not much: the sum stays about as close as the row of 8-bit
+ * activations is. Which side it falls to is a draw. */
+static void test_a_cache_of_codes_costs_no_more_than_8_bit_activations(void **state)
+{
+    (void)state;
+    static const char *const types[] = {"int8", "fp8"};
+    const json_t *ppl = json_object_get(golden, "ppl");
+    double exact = json_number_value(json_object_get(ppl, "sum_logprob_fp32"));
+    double row = json_number_value(json_object_get(ppl, "sum_logprob_actq8"));
+    need_model();
+    json_t *all = json_array();
+    json_array_append(all, json_object_get(ppl, "input_ids"));
+    for (size_t i = 0; i < 2; i++) {
+        eval_result_t result;
+        eval_args_t args = {.model = model, .ids = all, .last = true, .kv = types[i]};
+        eval_run(&args, &result);
+        double sum = result.prompts[0].sum_logprob;
+        print_message("%s: sum %.2f; exact %.2f\n", types[i], sum, exact);
+        assert_true(fabs(sum - exact) <= (1.0 + 0.5 * (double)i) * fabs(row - exact));
+        eval_release(&result);
+    }
+    json_decref(all);
+}
+
 /* Each prompt followed by the reference's own 64 ids. To be released. */
 static json_t *continued(void)
 {
@@ -185,6 +209,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_f32_mode_gives_the_recorded_logits_text_and_sum),
         cmocka_unit_test(test_native_mode_stays_within_the_noise_of_8_bit_activations),
+        cmocka_unit_test(test_a_cache_of_codes_costs_no_more_than_8_bit_activations),
         cmocka_unit_test(test_native_mode_chooses_the_recorded_ids_where_the_margin_is_three_rows),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);

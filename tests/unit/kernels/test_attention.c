@@ -27,6 +27,8 @@ static sequence_t make_sequence(random_t *random, uint32_t n, uint32_t heads, ui
     return s;
 }
 
+static kkv_type_t cache_type; /* of caches that are opened */
+
 typedef struct {
     fixture_t f;
     kkv_t *kv;
@@ -40,7 +42,8 @@ static cache_t open_cache(const char *isa, uint32_t threads, kmode_t mode, kqueu
 {
     cache_t c = {.f = open_fixture(isa, threads, mode, kind), .shape = shape};
     kkv_shape_t kv = {
-        .n_layers = 2, .n_kv_heads = shape->kv_heads, .head_dim = shape->dim, .n_blocks = BLOCKS};
+        .n_layers = 2, .n_kv_heads = shape->kv_heads, .head_dim = shape->dim, .n_blocks = BLOCKS,
+        .type = cache_type};
     assert_ok(c.f.ops->kv_open(c.f.device, &kv, &c.kv));
     assert_ok(c.f.ops->batch_new(c.f.device, 2048, 2048, &c.batch));
     for (uint32_t h = 0; h < shape->heads; h++)
@@ -212,9 +215,8 @@ static void test_every_level_thread_count_and_chunk_gives_refs_bits(void **state
 
 /* The second sequence takes over blocks in which the first has left its values, NaN rows among
  * them. */
-static void test_neighbours_and_used_blocks_change_no_bit_of_a_row(void **state)
+static void neighbours_and_used_blocks(void)
 {
-    (void)state;
     const char *levels[3];
     uint32_t n_levels = kernels_cpu_levels(levels);
     random_t random = {13};
@@ -248,6 +250,14 @@ static void test_neighbours_and_used_blocks_change_no_bit_of_a_row(void **state)
     free(wanted);
     free(a.rows);
     free(b.rows);
+}
+
+static void test_neighbours_and_used_blocks_change_no_bit_of_a_row(void **state)
+{
+    (void)state;
+    for (cache_type = KKV_FP8; cache_type > KKV_BF16; cache_type--)
+        neighbours_and_used_blocks();
+    neighbours_and_used_blocks();
 }
 
 /* 9 heads on 2 ranks: 5 and 4, and the KV head that both need lies on both. */
@@ -291,9 +301,8 @@ static void test_heads_cut_over_ranks_give_the_bits_of_the_whole(void **state)
 }
 
 /* What is stored for such a row is zeros: its own output must tell. */
-static void test_a_key_or_a_value_that_is_not_finite_makes_its_row_an_error(void **state)
+static void keys_and_values_that_are_not_finite(void)
 {
-    (void)state;
     const char *levels[3];
     uint32_t n_levels = kernels_cpu_levels(levels);
     random_t random = {17};
@@ -323,6 +332,14 @@ static void test_a_key_or_a_value_that_is_not_finite_makes_its_row_an_error(void
         a.rows[at] = good;
     }
     free(a.rows);
+}
+
+static void test_a_key_or_a_value_that_is_not_finite_makes_its_row_an_error(void **state)
+{
+    (void)state;
+    for (cache_type = KKV_FP8; cache_type > KKV_BF16; cache_type--)
+        keys_and_values_that_are_not_finite();
+    keys_and_values_that_are_not_finite();
 }
 
 int main(void)

@@ -1,6 +1,6 @@
-/* Every kind of attention: windows, sinks, soft caps, latent keys that are values too, selected
- * keys. Ref against an F64 softmax over what the cache holds, also behind position 8,192; every
- * level, thread count and chunking against ref bit by bit. */
+/* Every kind of attention, over caches of BF16, F32 and codes: windows, sinks, soft caps, latent
+ * keys that are values too, selected keys. Ref against an F64 softmax over what the cache holds,
+ * also behind position 8,192; every level, thread count and chunking against ref bit by bit. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,8 +37,10 @@ enum { N_KINDS = sizeof KINDS / sizeof KINDS[0] };
 
 typedef struct {
     const kind_t *kind;
+    kkv_type_t type; /* of the cache in native mode */
     uint32_t n, width, k_at, v_at;
     float *rows;
+    double *kept; /* the same as a cache of codes keeps it; NULL without codes */
     float sinks[16];
 } sequence_t;
 
@@ -55,6 +57,44 @@ static sequence_t make_sequence(const kind_t *kind, uint32_t n, uint64_t seed)
     for (uint32_t i = 0; i < 16; i++)
         s.sinks[i] = random_normal(&random) * 2.0f;
     return s;
+}
+
+/* What is nearest to x, half to even: an integer, or an e4m3 value. */
+static double nearest_code(kkv_type_t type, double x)
+{
+    int exponent;
+    frexp(x, &exponent);
+    double step = type == KKV_INT8 ? 1.0 : ldexp(1.0, (exponent - 1 > -6 ? exponent - 1 : -6) - 3);
+    return rint(x / step) * step;
+}
+
+/* One head of a key or a value, by the definition: a scale from the largest size, and codes. */
+static void keep_head(kkv_type_t type, const float *x, uint32_t n, double *out)
+{
+    float most = 0, largest = type == KKV_INT8 ? 127.0f : 448.0f;
+    for (uint32_t d = 0; d < n; d++)
+        most = fmaxf(most, fabsf(x[d]));
+    for (uint32_t d = 0; d < n; d++)
+        out[d] = nearest_code(type, (double)(x[d] * (largest / most))) * (double)(most / largest);
+}
+
+static void keep_codes(sequence_t *s, kkv_type_t type)
+{
+    const kind_t *kind = s->kind;
+    s->type = type;
+    s->kept = MEM_NEW_ARRAY(double, (size_t)s->n * s->width);
+    for (uint32_t t = 0; t < s->n; t++)
+        for (uint32_t h = 0; h < kind->kv_heads; h++) {
+            size_t k = (size_t)t * s->width + s->k_at + h * kind->key_dim;
+            size_t v = (size_t)t * s->width + s->v_at + h * kind->value_dim;
+            keep_head(type, s->rows + k, kind->key_dim, s->kept + k);
+            keep_head(type, s->rows + v, kind->value_dim, s->kept + v);
+        }
+}
+
+static bool has_codes(const kind_t *kind)
+{
+    return !kind->values_in_keys && kind->selected == 0;
 }
 
 /* Whether key t is one of row p's: a window's, or a list's. */
@@ -94,6 +134,7 @@ static cache_t open_cache(const char *isa, uint32_t threads, kmode_t mode, const
                          .key_dim = kind->key_dim,
                          .value_dim = kind->value_dim,
                          .values_in_keys = kind->values_in_keys,
+                         .type = s->type,
                          .n_blocks = BLOCKS};
     assert_ok(c.f.ops->kv_open(c.f.device, &shape, &c.kv));
     assert_ok(c.f.ops->batch_new(c.f.device, 16384, BLOCKS, &c.batch));
@@ -191,6 +232,11 @@ static double stored(float x, kmode_t mode)
     return (double)x;
 }
 
+static double kept_at(const sequence_t *s, kmode_t mode, size_t at)
+{
+    return s->kept != NULL ? s->kept[at] : stored(s->rows[at], mode);
+}
+
 static void exact_row(const sequence_t *s, kmode_t mode, uint32_t row, uint32_t head, double *out)
 {
     const kind_t *kind = s->kind;
@@ -199,13 +245,13 @@ static void exact_row(const sequence_t *s, kmode_t mode, uint32_t row, uint32_t 
     double sink = kind->sinks ? (double)s->sinks[head] : -INFINITY;
     const float *q = s->rows + (size_t)row * s->width + head * kind->key_dim;
     for (uint32_t t = 0; t <= row; t++) {
-        const float *k = s->rows + (size_t)t * s->width + s->k_at + kv * kind->key_dim;
+        size_t k = (size_t)t * s->width + s->k_at + kv * kind->key_dim;
         double dot = 0;
         p[t] = -INFINITY;
         if (!is_seen(kind, row, t))
             continue;
         for (uint32_t d = 0; d < kind->key_dim; d++)
-            dot += stored(q[d], mode) * stored(k[d], mode);
+            dot += stored(q[d], mode) * kept_at(s, mode, k + d);
         p[t] = dot / sqrt(kind->key_dim);
         if (kind->softcap > 0)
             p[t] = (double)kind->softcap * tanh(p[t] / (double)kind->softcap);
@@ -218,10 +264,10 @@ static void exact_row(const sequence_t *s, kmode_t mode, uint32_t row, uint32_t 
     for (uint32_t d = 0; d < kind->value_dim; d++) {
         out[d] = 0;
         for (uint32_t t = 0; t <= row; t++) {
-            const float *v = s->rows + (size_t)t * s->width +
-                             (kind->values_in_keys ? s->k_at + kv * kind->key_dim
+            size_t v = (size_t)t * s->width + (kind->values_in_keys
+                                                   ? s->k_at + kv * kind->key_dim
                                                    : s->v_at + kv * kind->value_dim);
-            out[d] += p[t] > 0 ? p[t] / total * stored(v[d], mode) : 0;
+            out[d] += p[t] > 0 ? p[t] / total * kept_at(s, mode, v + d) : 0;
         }
     }
     free(p);
@@ -252,18 +298,22 @@ static void test_every_kind_is_its_softmax_and_has_one_set_of_bits(void **state)
     const char *levels[3];
     uint32_t n_levels = kernels_cpu_levels(levels);
     static const uint32_t chunks[] = {1000, 64, 7};
-    for (uint32_t i = 0; i < 2 * N_KINDS; i++) {
-        const kind_t *kind = &KINDS[i / 2];
-        kmode_t mode = i % 2 ? KMODE_F32 : KMODE_NATIVE;
+    for (uint32_t i = 0; i < 4 * N_KINDS; i++) {
+        const kind_t *kind = &KINDS[i / 4];
+        kmode_t mode = i % 4 == 1 ? KMODE_F32 : KMODE_NATIVE;
+        if (i % 4 > 1 && !has_codes(kind))
+            continue;
         /* The largest ones take their share of a second. */
         sequence_t s = make_sequence(kind, kind->key_dim > 500 ? 75 : 590, 100 + i);
+        if (i % 4 > 1)
+            keep_codes(&s, i % 4 == 2 ? KKV_INT8 : KKV_FP8);
         float *wanted = run("ref", 1, mode, &s, 0, 1000);
         assert_exact(&s, mode, 0, 59, wanted);
         for (uint32_t v = 0; v < n_levels * 2; v++) {
             char what[96];
             uint32_t chunk = chunks[(v + i) % 3];
-            snprintf(what, sizeof what, "%s on %s, mode %d, chunk %u", kind->name, levels[v / 2],
-                     (int)mode, chunk);
+            snprintf(what, sizeof what, "%s on %s, mode %d, type %d, chunk %u", kind->name,
+                     levels[v / 2], (int)mode, (int)s.type, chunk);
             if (v / 2 == 0 && v % 2 == 0)
                 continue; /* ref again would only take time */
             float *found = run(levels[v / 2], 1 + v % 3, mode, &s, 0, chunk);
@@ -272,6 +322,7 @@ static void test_every_kind_is_its_softmax_and_has_one_set_of_bits(void **state)
         }
         free(wanted);
         free(s.rows);
+        free(s.kept);
     }
 }
 
@@ -281,22 +332,27 @@ static void test_every_kind_is_its_softmax_beyond_position_8192(void **state)
     enum { N = 8300, FROM = N - 3 };
     const char *levels[3];
     uint32_t n_levels = kernels_cpu_levels(levels);
-    for (uint32_t i = 0; i < 2 * N_KINDS; i++) {
-        kind_t few = KINDS[i / 2];
+    for (uint32_t i = 0; i < 3 * N_KINDS; i++) {
+        kind_t few = KINDS[i / 3];
         const kind_t *kind = &few;
-        kmode_t mode = i % 2 ? KMODE_F32 : KMODE_NATIVE;
+        kmode_t mode = i % 3 == 1 ? KMODE_F32 : KMODE_NATIVE;
+        if (i % 3 == 2 && !has_codes(kind))
+            continue;
         if (few.key_dim > 500)
             few.heads = 2; /* so long a sequence of the largest heads takes its time to make */
         sequence_t s = make_sequence(kind, N, 200 + i);
+        if (i % 3 == 2)
+            keep_codes(&s, i / 3 % 2 ? KKV_FP8 : KKV_INT8);
         float *wanted = run("ref", 2, mode, &s, FROM, 1000);
         assert_exact(&s, mode, FROM, 1, wanted);
         /* Few rows over many chunks: threads share each row's keys. */
-        const char *level = levels[n_levels - 1 - (n_levels > 2 ? (i / 2 + i) % 2 : 0)];
+        const char *level = levels[n_levels - 1 - (n_levels > 2 ? (i / 3 + i) % 2 : 0)];
         float *found = run(level, 2 + i % 2, mode, &s, FROM, 1 + i % 2);
         assert_same_bits(found, wanted, 3u * kind->heads * kind->value_dim, kind->name);
         free(found);
         free(wanted);
         free(s.rows);
+        free(s.kept);
     }
 }
 

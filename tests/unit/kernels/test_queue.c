@@ -155,6 +155,9 @@ static void test_wrong_arguments_are_refused_at_the_call(void **state)
     kkv_t *kv = NULL;
     kkv_shape_t shape = {.n_layers = 1, .n_kv_heads = 1, .head_dim = 63, .n_blocks = 1};
     assert_int_equal(f.ops->kv_open(f.device, &shape, &kv), STATUS_UNSUPPORTED);
+    kkv_shape_t latent = {.n_layers = 1, .n_kv_heads = 1, .key_dim = 64, .value_dim = 32,
+                          .values_in_keys = true, .n_blocks = 1, .type = KKV_INT8};
+    assert_int_equal(f.ops->kv_open(f.device, &latent, &kv), STATUS_UNSUPPORTED);
     release_ref(&f, small);
     f.ops->batch_release(batch);
     close_fixture(&f);

@@ -68,6 +68,7 @@ static void test_a_directory_is_described(void **state)
     assert_int_equal(number(report, "active_parameters"),
                      2 * 113312 + 245760 + 3 * 98304 + 1028 + 81920 + 256);
     assert_int_equal(number(report, "kv_bytes_per_token"), 2 * (64 + 16) * 2);
+    assert_null(json_object_get(report, "kv_code_bytes_per_token")); /* latent */
     assert_string_equal(json_string_value(json_object_get(
                             json_array_get(json_object_get(report, "types"), 0), "type")),
                         "FP8 e4m3");

@@ -165,7 +165,7 @@ static void test_each_part_of_a_text_identity_changes_it(void **state)
 {
     (void)state;
     const model_identity_t base = {"sha256:aa", "native", "bf16", 1, "cpu", "", ""};
-    model_identity_t others[7] = {base, base, base, base, base, base, base};
+    model_identity_t others[8] = {base, base, base, base, base, base, base, base};
     others[0].model_digest = "sha256:ab";
     others[1].activations = "f32";
     others[2].kv_type = "f32";
@@ -173,12 +173,13 @@ static void test_each_part_of_a_text_identity_changes_it(void **state)
     others[4].backend = "cuda";
     others[5].adapter = "a";
     others[6].quantize = "q8";
+    others[7].kv_type = "int8";
     char hex[DIGEST_HEX_SIZE], again[DIGEST_HEX_SIZE], other[DIGEST_HEX_SIZE];
     model_text_identity(&base, hex);
     model_text_identity(&base, again);
     assert_string_equal(hex, again);
     assert_int_equal(strlen(hex), 64);
-    for (size_t i = 0; i < 7; i++) {
+    for (size_t i = 0; i < 8; i++) {
         model_text_identity(&others[i], other);
         assert_string_not_equal(hex, other);
     }

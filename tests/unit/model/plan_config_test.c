@@ -48,6 +48,10 @@ static void check_cache(const model_t *real, const footprint_t *footprint)
     plan_sizes(real, &sizes);
     assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_OK);
     assert_int_equal(need.kv_per_token, footprint->kv_bytes_per_token);
+    shape.kv_codes = true;
+    assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_OK);
+    if (footprint->kv_code_bytes_per_token > 0)
+        assert_int_equal(need.kv_per_token, footprint->kv_code_bytes_per_token);
 }
 
 /* The values of all tensors make up the parameters, a tied head counted once. Real files have more

@@ -86,6 +86,10 @@ static void test_a_rank_needs_its_part_of_the_file_and_an_eighth(void **state)
      * the embedding as it is stored. */
     assert_int_equal(need.weights, 19 * 1301184 + 30081024);
     assert_int_equal(need.kv_per_token, 2 * 19 * 2 * 64 * 2);
+    shape.kv_codes = true; /* a byte a value, and 4 a head and token of K and of V */
+    assert_int_equal(plan_need(&sizes, &shape, 0, 0, &need), STATUS_OK);
+    assert_int_equal(need.kv_per_token, 2 * 19 * 2 * (64 + 4));
+    shape.kv_codes = false;
     shape.activations_f32 = true;
     assert_int_equal(plan_need(&sizes, &shape, 1, 1, &need), STATUS_OK);
     assert_int_equal(need.kv_per_token, 2 * 5632);
