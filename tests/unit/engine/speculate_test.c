@@ -2,14 +2,13 @@
  * the same bytes with guesses and without, greedy and drawn, for every shape of replica and for
  * every kind of cache. In each case some guesses were right and some wrong, or it would show
  * nothing. */
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/model/model.h"
 #include "eval_run.h"
-#include "worker/engine/rank.h"
+#include "rank_rig.h"
 
 enum { N_TEXTS = 4, N_IDS = 60, N_PROMPT = 40 };
 
@@ -19,61 +18,11 @@ typedef struct {
     uint32_t n;
     uint32_t ids[N_IDS];
     sampled_t drawn[N_IDS];
-} text_t;
-
-typedef struct {
-    leader_t *leader;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    bool active, news;
-} epoch_t;
-
-static void tell(epoch_t *epoch, bool *what)
-{
-    pthread_mutex_lock(&epoch->lock);
-    *what = true;
-    pthread_cond_broadcast(&epoch->changed);
-    pthread_mutex_unlock(&epoch->lock);
-}
-
-static void on_active(void *context, const char *identity, uint64_t kv_tokens, uint32_t context_max)
-{
-    epoch_t *epoch = context;
-    (void)identity, (void)kv_tokens, (void)context_max;
-    tell(epoch, &epoch->active);
-}
-
-static void on_news(void *context)
-{
-    epoch_t *epoch = context;
-    tell(epoch, &epoch->news);
-}
-
-static void wait_for(epoch_t *epoch, bool *what)
-{
-    pthread_mutex_lock(&epoch->lock);
-    while (!*what)
-        pthread_cond_wait(&epoch->changed, &epoch->lock);
-    *what = false;
-    pthread_mutex_unlock(&epoch->lock);
-}
-
-typedef struct {
-    rank_t *rank;
-    epoch_t *epoch;
-} runner_t;
-
-static void *run(void *argument)
-{
-    runner_t *runner = argument;
-    rank_callbacks_t callbacks = {.context = runner->epoch, .active = on_active};
-    assert_int_equal(rank_run(runner->rank, NULL, runner->epoch->leader, &callbacks), STATUS_OK);
-    return NULL;
-}
+} drawn_text_t;
 
 /* A prompt that says the same thing over and over: a model that learnt goes on with it, more or
  * less. One that did not says anything, and is held to three ids by a bias. */
-static void admit(epoch_t *epoch, uint32_t stream, uint32_t number, uint32_t vocab)
+static void admit(client_t *client, uint32_t number, uint32_t vocab)
 {
     static const uint32_t words[] = {504, 3575, 282, 4649, 314, 7042, 30, 198, 1780, 260, 2240};
     static const sampling_bias_t bias[] = {{20, 90}, {30, 90}, {40, 90}};
@@ -94,19 +43,16 @@ static void admit(epoch_t *epoch, uint32_t stream, uint32_t number, uint32_t voc
     admission.sampling.seed = number;
     admission.sampling.want_logprobs = true;
     admission.sampling.n_top = 3;
-    leader_admit(epoch->leader, stream, &admission);
+    leader_admit(client->epoch->leader, client->stream, &admission);
 }
 
-static void follow(epoch_t *epoch, uint32_t stream, text_t *texts)
+static void follow(client_t *client, drawn_text_t *texts)
 {
     sequence_output_t out;
     sampled_t drawn[SCHEDULER_OUTPUT_IDS_MAX];
     for (uint32_t n_ended = 0; n_ended < N_TEXTS;) {
-        if (!leader_take(epoch->leader, stream, &out, drawn)) {
-            wait_for(epoch, &epoch->news);
-            continue;
-        }
-        text_t *text = &texts[strtoul(out.session, NULL, 10)];
+        rig_next_output(client, &out, drawn);
+        drawn_text_t *text = &texts[strtoul(out.session, NULL, 10)];
         assert_int_equal(out.first_position, text->n);
         for (uint32_t i = 0; i < out.n_ids; i++) {
             assert_int_equal(drawn[i].id, out.ids[i]);
@@ -118,7 +64,8 @@ static void follow(epoch_t *epoch, uint32_t stream, text_t *texts)
     }
 }
 
-static void run_texts(const char *path, uint32_t speculate, text_t *texts, scheduler_load_t *load)
+static void run_texts(const char *path, uint32_t speculate, drawn_text_t *texts,
+                      scheduler_load_t *load)
 {
     model_t *model;
     assert_int_equal(model_open(path, &model), STATUS_OK);
@@ -132,31 +79,25 @@ static void run_texts(const char *path, uint32_t speculate, text_t *texts, sched
                             .kv_tokens_max = 1024,
                             .speculate_max = speculate};
     model_close(model);
-    epoch_t epoch = {.leader = leader_new()};
-    runner_t runner = {.epoch = &epoch};
-    pthread_t thread;
-    pthread_mutex_init(&epoch.lock, NULL);
-    pthread_cond_init(&epoch.changed, NULL);
-    assert_int_equal(rank_open(&config, &runner.rank), STATUS_OK);
-    assert_int_equal(pthread_create(&thread, NULL, run, &runner), 0);
-    wait_for(&epoch, &epoch.active);
-    uint32_t stream = leader_stream_open(epoch.leader, on_news, &epoch);
+    rank_t *rank;
+    epoch_t epoch;
+    client_t client;
+    assert_int_equal(rank_open(&config, &rank), STATUS_OK);
+    epoch_begin(&epoch, rank);
+    client_open(&client, &epoch);
     for (uint32_t i = 0; i < N_TEXTS; i++)
-        admit(&epoch, stream, i, vocab);
-    follow(&epoch, stream, texts);
+        admit(&client, i, vocab);
+    follow(&client, texts);
     leader_load(epoch.leader, load);
-    leader_stream_close(epoch.leader, stream);
-    leader_stop(epoch.leader);
-    pthread_join(thread, NULL);
-    leader_free(epoch.leader);
-    rank_close(runner.rank);
-    pthread_mutex_destroy(&epoch.lock);
-    pthread_cond_destroy(&epoch.changed);
+    client_close(&client);
+    epoch_end(&epoch);
+    assert_int_equal(epoch.status, STATUS_OK);
+    rank_close(rank);
 }
 
 static void compare(const char *model, uint32_t speculate)
 {
-    static text_t without[N_TEXTS], with[N_TEXTS];
+    static drawn_text_t without[N_TEXTS], with[N_TEXTS];
     scheduler_load_t load, load_with;
     memset(without, 0, sizeof without);
     memset(with, 0, sizeof with);
