@@ -78,6 +78,7 @@ static void *run_proxy(void *context)
                 if (fds[1 + 2 * i + side].revents && proxy->pairs[i][0] >= 0 &&
                     !relay(proxy->pairs[i][side], proxy->pairs[i][1 - side], proxy->delay_ms))
                     close_pair(proxy->pairs[i]);
+        atomic_fetch_add(&proxy->rounds, 1);
     }
     for (size_t i = 0; i < PROXY_PAIRS_MAX; i++)
         if (proxy->pairs[i][0] >= 0)
@@ -104,7 +105,10 @@ void tcp_proxy_open(tcp_proxy_t *proxy, unsigned target)
 void tcp_proxy_cut(tcp_proxy_t *proxy)
 {
     atomic_store(&proxy->is_cut, true);
-    usleep(30000); /* a few rounds of the poll, in which the connections are closed */
+    /* The round that runs may still accept one, which the next closes before it ends. */
+    unsigned before = atomic_load(&proxy->rounds);
+    while (atomic_load(&proxy->rounds) - before < 2)
+        net_test_nap();
 }
 
 void tcp_proxy_join(tcp_proxy_t *proxy)
