@@ -1,7 +1,8 @@
 /* Guessed tokens on models that compute: the ids, the rows of logits and the log-probabilities are
  * the same bytes with guesses and without, greedy and drawn, for every shape of replica and for
  * every kind of cache. In each case some guesses were right and some wrong, or it would show
- * nothing. */
+ * nothing; of the model that learnt few are wrong, and its cases are looked at together, because how
+ * many there are depends on what steps cost here. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -95,7 +96,7 @@ static void run_texts(const char *path, uint32_t speculate, drawn_text_t *texts,
     rank_close(rank);
 }
 
-static void compare(const char *model, uint32_t speculate)
+static void compare(const char *model, uint32_t speculate, bool some_wrong)
 {
     static drawn_text_t without[N_TEXTS], with[N_TEXTS];
     scheduler_load_t load, load_with;
@@ -111,7 +112,7 @@ static void compare(const char *model, uint32_t speculate)
                   (unsigned long long)load_with.accepted_tokens);
     assert_int_equal(load.drafted_tokens, 0);
     assert_true(load_with.accepted_tokens > 0);
-    assert_true(load_with.drafted_tokens > load_with.accepted_tokens);
+    assert_true(!some_wrong || load_with.drafted_tokens > load_with.accepted_tokens);
 }
 
 static void test_ids_and_log_probabilities_are_those_without_guesses(void **state)
@@ -120,7 +121,7 @@ static void test_ids_and_log_probabilities_are_those_without_guesses(void **stat
     char *model = eval_real_model();
     if (!model)
         skip();
-    compare(model, 8);
+    compare(model, 8, false);
     free(model);
 }
 
@@ -134,7 +135,7 @@ static void test_every_kind_of_cache_gives_them_too(void **state)
         "deepseek-v2-lite",           "deepseek-v32-dsa", "deepseek-v4", "gemma2"};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         char *model = eval_golden(models[i]);
-        compare(model, 16);
+        compare(model, 16, true);
         free(model);
     }
 }
@@ -172,7 +173,7 @@ static void test_every_shape_of_the_real_model_gives_the_text_without_guesses(vo
     if (!model)
         skip();
     json_t *ids = repeating_prompts(3, 49152);
-    uint64_t all_wrong = 0; /* what is guessed depends on what steps cost here: few wrong ones */
+    uint64_t all_wrong = 0;
     for (int drawn = 0; drawn < 2; drawn++) {
         uint64_t right = 0, wrong = 0, none = 0;
         eval_args_t args = {.model = model,
