@@ -10,7 +10,6 @@
 #include "kernels/cpu/queue.h"
 
 enum {
-    INPUT_BLOCK_BYTES = 256 * 1024, /* as matmul's */
     TILE_ROWS = 96,                 /* whose gate and up lie in scratch: 24 KiB */
     STRIP_ROWS = 64, /* up to as many are few */
     PIECE_SEGS = PANEL / 8 + 1,

@@ -3,7 +3,6 @@
 #include "kernels/cpu/queue.h"
 
 enum {
-    INPUT_BLOCK_BYTES = 256 * 1024,
     SPREAD_BLOCKS = 2, /* as many make one where a panel is decoded for each */
     ROW_BLOCK_MIN = 16,
     COLUMNS_SHARED = 256, /* tree_add: columns of one unit of work */

@@ -21,6 +21,9 @@ struct kqueue {
     trace_t *trace;        /* NULL: none */
 };
 
+/* Input rows that a thread goes over at a time, beside which its second-level cache still has room
+ * for weights. */
+enum { INPUT_BLOCK_BYTES = 256 * 1024 };
 enum { WORK_ARRAYS_MAX = 4, WORK_INPUTS_MAX = 6 };
 
 struct kwork {
