@@ -38,6 +38,7 @@ struct rank {
     const rank_callbacks_t *callbacks;
     trace_t *trace; /* NULL: none */
     step_limits_t limits;
+    step_blocks_t blocks;
     uint64_t last_step;
     uint32_t sampling_rank;
     char flying[STEP_ENTRIES_MAX][SESSION_BYTES];
@@ -146,6 +147,7 @@ void rank_close(rank_t *rank)
     stage_close(rank->stage);
     model_close(rank->model);
     arena_release(&rank->arena);
+    step_blocks_release(&rank->blocks);
     buffer_release(&rank->plan_bytes);
     buffer_release(&rank->result_bytes);
     buffer_release(&rank->row_bytes);
@@ -265,7 +267,7 @@ static status_t run_step(rank_t *rank, const step_plan_t *plan, step_result_t *r
 static status_t read_plan(rank_t *rank, const void *bytes, size_t size, step_plan_t *out)
 {
     arena_reset(&rank->arena);
-    TRY(step_plan_read(bytes, size, &rank->limits, &rank->arena, out));
+    TRY(step_plan_read(bytes, size, &rank->limits, &rank->blocks, &rank->arena, out));
     if (out->step != rank->last_step + 1)
         return fail(STATUS_INVALID, "rank %u got the plan of step %llu after step %llu",
                     rank->config.rank, (unsigned long long)out->step,
@@ -423,15 +425,11 @@ static status_t install_leader(rank_t *rank, uint32_t n_blocks)
 {
     scheduler_config_t config = {
         .n_blocks = n_blocks, .pools = rank->limits.pools, .vocab = rank->limits.vocab,
-        .context_max = rank->config.context_max,
-        .window = plan_kv_window(rank->stage->shape),
-        .stages = rank->config.stages,
-        .batch_max = rank->config.batch_max,
+        .context_max = rank->config.context_max, .window = plan_kv_window(rank->stage->shape),
+        .stages = rank->config.stages, .batch_max = rank->config.batch_max,
         .step_tokens_max = rank->config.prefill_tokens_max,
-        .keep_prefixes = !rank->config.no_prefix_cache,
-        .speculate_max = rank->config.speculate_max,
-        .whole_prompts = rank->config.whole_prompts,
-        .text_identity = rank->identity,
+        .keep_prefixes = !rank->config.no_prefix_cache, .speculate_max = rank->config.speculate_max,
+        .whole_prompts = rank->config.whole_prompts, .text_identity = rank->identity,
     };
     TRY(leader_install(rank->leader, &config, rank->fabric ? ring_fabric : NULL, rank->fabric));
     uint64_t kv_tokens = (uint64_t)n_blocks * rank->limits.pools * KV_BLOCK_TOKENS;
@@ -450,7 +448,8 @@ static status_t form(rank_t *rank)
         /* Ranks that shared a stage in different ways would leave out or repeat parts of sums. */
         char agreed[FABRIC_IDENTITY_BYTES_MAX];
         const plan_cut_t *cut = &rank->stage->cut;
-        snprintf(agreed, sizeof agreed, "%s, %u groups of experts, attention on %u, %u of it",
+        snprintf(agreed, sizeof agreed,
+                 "%s, " STEP_PLAN_VERSION ", %u groups of experts, attention on %u, %u of it",
                  rank->identity, cut->expert_groups, cut->attention_slices,
                  cut->attention_replicas);
         stage_waiting(rank->stage, true);
@@ -484,6 +483,7 @@ status_t rank_run(rank_t *rank, fabric_t *fabric, leader_t *leader,
     rank->leader = leader;
     rank->callbacks = callbacks ? callbacks : &none;
     rank->last_step = 0;
+    step_blocks_clear(&rank->blocks);
     rank->stage->fabric = fabric;
     rank->stage->pulse = rank->callbacks->pulse;
     rank->stage->ops->queue_reset(rank->stage->queue);

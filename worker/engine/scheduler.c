@@ -203,6 +203,17 @@ void scheduler_leave_running(scheduler_t *s, sequence_t *q)
     s->pools[q->pool].n_running--;
 }
 
+void scheduler_preempt(scheduler_t *s, sequence_t *q)
+{
+    scheduler_leave_running(s, q);
+    q->state = SEQUENCE_WAITING;
+    s->n_waiting++;
+    s->waiting_rows += q->n_prompt;
+    s->load.preemptions++;
+    if (q->n_in_flight == 0)
+        scheduler_line_up(s, q);
+}
+
 void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t finish,
                    const char *code, const char *error)
 {

@@ -30,6 +30,7 @@ typedef struct sequence {
     uint32_t n_computed;  /* tokens whose KV planned steps have written */
     uint32_t n_blocks, n_published; /* of those, blocks offered to later prompts */
     uint32_t n_behind; /* of n_blocks the first ones, which were given back */
+    uint32_t n_told;      /* of its blocks, those that plans have named */
     uint32_t n_in_flight; /* 0 or 1, but pieces of its prompt may be in several flights */
     uint32_t slot;
     uint32_t pool;        /* of its blocks, while it runs; of the last ones otherwise */
@@ -227,6 +228,9 @@ void scheduler_add(scheduler_t *s, sequence_t *q);
 /* Frees a sequence that ended and that no step points to. */
 void scheduler_forget(scheduler_t *s, sequence_t *q);
 void scheduler_leave_running(scheduler_t *s, sequence_t *q);
+/* It waits again, without blocks. Its slot stays: the last stage knows its ids, and the sampler's state
+ * is a function of them. */
+void scheduler_preempt(scheduler_t *s, sequence_t *q);
 static inline uint32_t scheduler_known_max(const scheduler_t *s)
 {
     return s->config.sequences_max * 4; /* ended ones are kept, but not without a bound */

@@ -24,18 +24,6 @@ typedef struct {
 
 /* ---- blocks ---- */
 
-/* Its slot stays: the last stage knows its ids, and the sampler's state is a function of them. */
-static void preempt(scheduler_t *s, sequence_t *q)
-{
-    scheduler_leave_running(s, q);
-    q->state = SEQUENCE_WAITING;
-    s->n_waiting++;
-    s->waiting_rows += q->n_prompt;
-    s->load.preemptions++;
-    if (q->n_in_flight == 0)
-        scheduler_line_up(s, q);
-}
-
 /* The youngest of a pool that may be preempted; never the oldest there, nor one whose blocks this
  * plan uses. One that is in flight may be: plans run in order, so its blocks are read before anybody
  * else writes them. */
@@ -69,7 +57,7 @@ static bool hold_blocks(planning_t *p, sequence_t *q, uint32_t n_tokens)
         sequence_t *victim = youngest(p, q->pool);
         if (!victim)
             return false;
-        preempt(s, victim);
+        scheduler_preempt(s, victim);
         if (victim == q)
             return false;
     }
@@ -186,6 +174,8 @@ static bool add_entry(planning_t *p, sequence_t *q)
         .ids = q->ids + q->n_computed,
         .blocks = q->blocks,
     };
+    entry->n_told = least(q->n_told, entry->n_blocks);
+    q->n_told += entry->n_blocks - entry->n_told;
     ask_for_logits(q, entry);
     p->alone |= entry->want_logits || q->solo;
     p->flight->entries[p->flight->n++] =

@@ -129,7 +129,8 @@ void scheduler_let_go(kv_t *kv, sequence_t *q)
     kv_release(kv, q->blocks + q->n_behind, q->n_blocks - q->n_behind);
     if (q->n_behind > 0)
         kv_touch(kv, q->link);
-    q->n_blocks = q->n_behind = q->n_computed = q->n_published = 0;
+    q->n_blocks = q->n_behind = q->n_told = 0;
+    q->n_computed = q->n_published = 0;
 }
 
 uint32_t scheduler_blocks_to_start(const scheduler_t *s, const sequence_t *q)

@@ -2,11 +2,12 @@
  * count is held against its limit before memory is taken, and each field against what it means. */
 #include "worker/engine/step_plan.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "worker/engine/kv.h"
 
-#define PLAN_MAGIC 0x4e414c50u   /* "PLAN" */
+#define PLAN_MAGIC 0x324e4c50u   /* "PLN2" */
 #define RESULT_MAGIC 0x544c5352u /* "RSLT" */
 
 enum { ENTRY_SAMPLE = 1, ENTRY_WANT_LOGITS = 2, ENTRY_FLAGS = 3, ENTRY_POOL_SHIFT = 8 };
@@ -71,13 +72,15 @@ void step_plan_write(const step_plan_t *plan, buffer_t *out)
         put_u32(out, entry->position);
         put_u32(out, entry->n_tokens);
         put_u32(out, entry->n_blocks);
+        put_u32(out, entry->n_told);
         put_u32(out, entry->n_logits);
         put_u32(out, (entry->sample ? ENTRY_SAMPLE : 0u) |
                          (entry->want_logits ? ENTRY_WANT_LOGITS : 0u) |
                          entry->pool << ENTRY_POOL_SHIFT);
         put_u32(out, entry->n_draft);
         buffer_append(out, entry->ids, entry->n_tokens * sizeof *entry->ids);
-        buffer_append(out, entry->blocks, entry->n_blocks * sizeof *entry->blocks);
+        buffer_append(out, entry->blocks + entry->n_told,
+                      (entry->n_blocks - entry->n_told) * sizeof *entry->blocks);
     }
 }
 
@@ -210,13 +213,56 @@ static status_t read_open(reader_t *in, const step_limits_t *limits, arena_t *ar
     return bad ? cut_short("an open of a step plan") : STATUS_OK;
 }
 
-static status_t read_entry(reader_t *in, const step_limits_t *limits, arena_t *arena,
-                           step_entry_t *entry)
+void step_blocks_clear(step_blocks_t *blocks)
+{
+    for (uint32_t i = 0; i < STEP_SLOTS_MAX; i++)
+        blocks->slots[i].n = 0;
+}
+
+void step_blocks_release(step_blocks_t *blocks)
+{
+    for (uint32_t i = 0; i < STEP_SLOTS_MAX; i++)
+        free(blocks->slots[i].blocks);
+    *blocks = (step_blocks_t){0};
+}
+
+/* The numbers that are new, behind those of the slot that were told. False when one is none or more
+ * were told than the slot has. */
+static bool read_blocks(reader_t *in, const step_limits_t *limits, step_blocks_t *blocks,
+                        step_entry_t *entry)
+{
+    uint32_t n = entry->n_blocks, told = entry->n_told;
+    if (told > n || told > blocks->slots[entry->slot].n)
+        return false;
+    const uint8_t *bytes = get_bytes(in, (size_t)(n - told) * sizeof(uint32_t));
+    if (!bytes)
+        return false;
+    if (blocks->slots[entry->slot].capacity < n) {
+        uint32_t capacity = n < 32 ? 64 : n * 2;
+        blocks->slots[entry->slot].blocks =
+            mem_resize(blocks->slots[entry->slot].blocks, capacity, sizeof(uint32_t));
+        blocks->slots[entry->slot].capacity = capacity;
+    }
+    uint32_t *numbers = blocks->slots[entry->slot].blocks;
+    if (n > told) {
+        memcpy(numbers + told, bytes, (n - told) * sizeof *numbers);
+        blocks->slots[entry->slot].n = n;
+    }
+    for (uint32_t i = told; i < n; i++)
+        if (numbers[i] >= limits->n_blocks)
+            return false;
+    entry->blocks = numbers;
+    return true;
+}
+
+static status_t read_entry(reader_t *in, const step_limits_t *limits, step_blocks_t *blocks,
+                           arena_t *arena, step_entry_t *entry)
 {
     entry->slot = get_u32(in);
     entry->position = get_u32(in);
     entry->n_tokens = get_u32(in);
     entry->n_blocks = get_u32(in);
+    entry->n_told = get_u32(in);
     entry->n_logits = get_u32(in);
     uint32_t flags = get_u32(in);
     entry->n_draft = get_u32(in);
@@ -244,17 +290,17 @@ static status_t read_entry(reader_t *in, const step_limits_t *limits, arena_t *a
                     entry->n_draft, entry->n_logits);
     bool bad = false;
     entry->ids = get_numbers(in, entry->n_tokens, limits->vocab, arena, &bad);
-    entry->blocks = get_numbers(in, entry->n_blocks, limits->n_blocks, arena, &bad);
+    bad |= !read_blocks(in, limits, blocks, entry);
     return bad ? cut_short("an entry of a step plan") : STATUS_OK;
 }
 
-static status_t read_entries(reader_t *in, const step_limits_t *limits, arena_t *arena,
-                             step_plan_t *plan)
+static status_t read_entries(reader_t *in, const step_limits_t *limits, step_blocks_t *blocks,
+                             arena_t *arena, step_plan_t *plan)
 {
     bool used[STEP_SLOTS_MAX] = {false};
     for (uint32_t i = 0; i < plan->n_entries; i++) {
         step_entry_t *entry = &plan->entries[i];
-        TRY(read_entry(in, limits, arena, entry));
+        TRY(read_entry(in, limits, blocks, arena, entry));
         if (i > 0 && entry->pool < plan->entries[i - 1].pool)
             return fail(STATUS_INVALID, "a step plan has a sequence of pool %u behind one of %u",
                         entry->pool, plan->entries[i - 1].pool);
@@ -272,8 +318,8 @@ static status_t read_entries(reader_t *in, const step_limits_t *limits, arena_t 
     return STATUS_OK;
 }
 
-status_t step_plan_read(const void *bytes, size_t size, const step_limits_t *limits, arena_t *arena,
-                        step_plan_t *out)
+status_t step_plan_read(const void *bytes, size_t size, const step_limits_t *limits,
+                        step_blocks_t *blocks, arena_t *arena, step_plan_t *out)
 {
     reader_t in = {.at = bytes, .end = (const uint8_t *)bytes + size};
     step_plan_t plan = {0};
@@ -292,10 +338,12 @@ status_t step_plan_read(const void *bytes, size_t size, const step_limits_t *lim
     if (bad)
         return cut_short("a step plan");
     plan.opens = ARENA_NEW_ARRAY(arena, step_open_t, plan.n_opens + 1);
-    for (uint32_t i = 0; i < plan.n_opens; i++)
+    for (uint32_t i = 0; i < plan.n_opens; i++) {
         TRY(read_open(&in, limits, arena, &plan.opens[i]));
+        blocks->slots[plan.opens[i].slot].n = 0;
+    }
     plan.entries = ARENA_NEW_ARRAY(arena, step_entry_t, plan.n_entries + 1);
-    TRY(read_entries(&in, limits, arena, &plan));
+    TRY(read_entries(&in, limits, blocks, arena, &plan));
     if (in.at != in.end)
         return fail(STATUS_INVALID, "a step plan has %zu bytes too many", (size_t)(in.end - in.at));
     *out = plan;

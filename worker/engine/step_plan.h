@@ -1,9 +1,11 @@
 /* A step plan: what the leader tells every rank to do in one step. Ranks run plans strictly in the
- * order of `step` and keep no state of sequences but what plans gave them: the last stage keeps, by
- * slot, parameters and ids for the sampler, from an `open` to the `close` of that slot.
+ * order of `step` and keep no state of sequences but what plans gave them: by slot, all their block
+ * numbers, and the last stage parameters and ids for the sampler, from an `open` to the `close` of it.
  *
- * On the wire (lane PLAN) a plan is little-endian and self-contained; step_plan_read() checks every
- * count, index and length against the limits below before anything is used. */
+ * On the wire (lane PLAN) a plan is little-endian. A sequence's block numbers are named once: its bytes
+ * do not grow with the text, and who reads plans keeps, by slot, those that were named (step_blocks_t).
+ * step_plan_read() checks every count, index and length against the limits below before anything is
+ * used. */
 #ifndef SHOAL_WORKER_ENGINE_STEP_PLAN_H
 #define SHOAL_WORKER_ENGINE_STEP_PLAN_H
 
@@ -21,6 +23,8 @@
 #define STEP_TOKENS_MAX 8192u /* rows of one step */
 #define STEP_SAMPLES_MAX STEP_ENTRIES_MAX /* tokens that one step gives */
 #define STEP_PLAN_BYTES_MAX (64u << 20)
+/* Part of what ranks agree on when they form: those with other plans are of another version. */
+#define STEP_PLAN_VERSION "plans 2"
 
 typedef enum {
     STEP_RUN = 1,  /* compute the entries */
@@ -43,6 +47,7 @@ typedef struct {
     uint32_t position;
     uint32_t n_tokens;
     uint32_t n_blocks;   /* covers position + n_tokens tokens */
+    uint32_t n_told;     /* of these, the first that earlier plans named for this slot */
     uint32_t n_logits;   /* the last n_logits rows go through the head; at least `sample` */
     bool sample;         /* draw a token from the last row */
     uint32_t n_draft;    /* with `sample`: the last n_draft rows are guesses. Draws begin n_draft rows
@@ -73,12 +78,24 @@ typedef struct {
     uint32_t pools;    /* replicas of attention; 0 is 1 */
 } step_limits_t;
 
+/* Block numbers of the sequences in slots, as far as the plans of an epoch have named them. */
+typedef struct {
+    struct {
+        uint32_t n, capacity;
+        uint32_t *blocks;
+    } slots[STEP_SLOTS_MAX];
+} step_blocks_t;
+
+/* A new epoch: nothing was named. Memory is kept. */
+void step_blocks_clear(step_blocks_t *blocks);
+void step_blocks_release(step_blocks_t *blocks);
+
 /* Replaces the content of `out` with the plan's bytes. */
 void step_plan_write(const step_plan_t *plan, buffer_t *out);
-/* Reads bytes into *out, whose arrays live in `arena`; ids are copied. INVALID names what is wrong.
- */
-status_t step_plan_read(const void *bytes, size_t size, const step_limits_t *limits, arena_t *arena,
-                        step_plan_t *out) MUST_USE;
+/* Reads bytes into *out. Its arrays live in `arena`, ids are copied; block numbers live in `blocks` and
+ * stay until the next call. INVALID names what is wrong; `blocks` is then of no more use. */
+status_t step_plan_read(const void *bytes, size_t size, const step_limits_t *limits,
+                        step_blocks_t *blocks, arena_t *arena, step_plan_t *out) MUST_USE;
 
 /* What the sampling rank answers: for each entry with `sample` one token, and further ones as far as
  * its guesses were right, all with its slot. */

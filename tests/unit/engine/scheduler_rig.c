@@ -49,6 +49,9 @@ void rig_free(rig_t *rig)
     scheduler_free(rig->s);
     free(rig->kv);
     free(rig->slots);
+    step_blocks_release(&rig->blocks);
+    arena_release(&rig->arena);
+    buffer_release(&rig->bytes);
     free(rig);
 }
 
@@ -182,12 +185,32 @@ static void note_entry(rig_t *rig, const step_plan_t *plan, uint32_t i)
         q->first_step = plan->step;
 }
 
+/* What a rank reads has the same blocks, though each is named once. */
+static void pass_through_bytes(rig_t *rig, step_plan_t *plan)
+{
+    const step_limits_t limits = {.vocab = UINT32_MAX, .context_max = rig->config.context_max,
+                                  .n_blocks = rig->config.n_blocks, .pools = rig->config.pools};
+    step_plan_t read;
+    step_plan_write(plan, &rig->bytes);
+    arena_reset(&rig->arena);
+    status_t status = step_plan_read(rig->bytes.data, rig->bytes.size, &limits, &rig->blocks,
+                                     &rig->arena, &read);
+    if (status != STATUS_OK)
+        fail_msg("%s", status_text());
+    assert_int_equal(read.n_entries, plan->n_entries);
+    for (uint32_t i = 0; i < read.n_entries; i++)
+        assert_memory_equal(read.entries[i].blocks, plan->entries[i].blocks,
+                            read.entries[i].n_blocks * sizeof(uint32_t));
+    *plan = read;
+}
+
 bool rig_plan(rig_t *rig)
 {
     step_plan_t plan;
     rig->n_entries = 0;
     if (!scheduler_plan(rig->s, rig->now_ms, &plan))
         return false;
+    pass_through_bytes(rig, &plan);
     assert_true(plan.n_entries > 0 && plan.n_entries <= rig->config.batch_max);
     assert_true(plan.n_tokens <= rig->config.step_tokens_max);
     assert_true(rig->n_flights < rig->config.stages);

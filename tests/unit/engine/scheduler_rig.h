@@ -40,6 +40,9 @@ typedef struct {
     uint64_t now_ms;
     uint32_t stream;
     uint64_t *kv; /* [pool][block][16] */
+    step_blocks_t blocks; /* plans pass through their bytes */
+    arena_t arena;
+    buffer_t bytes;
     struct {
         bool open;
         uint32_t n_ids;

@@ -13,6 +13,15 @@
 static const step_limits_t limits = {.vocab = 100, .context_max = 64, .n_blocks = 8,
                                      .pools = 2};
 
+static step_blocks_t blocks_of_slots;
+
+/* As the first plan of an epoch. */
+static status_t read_plan(const buffer_t *bytes, arena_t *arena, step_plan_t *out)
+{
+    step_blocks_clear(&blocks_of_slots);
+    return step_plan_read(bytes->data, bytes->size, &limits, &blocks_of_slots, arena, out);
+}
+
 static void write_example(buffer_t *out)
 {
     static const uint32_t ids[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 99};
@@ -65,7 +74,7 @@ static void test_a_plan_is_read_as_it_was_written(void **state)
     arena_t arena = {0};
     step_plan_t plan;
     write_example(&bytes);
-    assert_int_equal(step_plan_read(bytes.data, bytes.size, &limits, &arena, &plan), STATUS_OK);
+    assert_int_equal(read_plan(&bytes, &arena, &plan), STATUS_OK);
     assert_int_equal(plan.step, 77);
     assert_int_equal(plan.n_tokens, 22);
     assert_int_equal(plan.n_blocks, 8);
@@ -86,6 +95,60 @@ static void test_a_plan_is_read_as_it_was_written(void **state)
     arena_release(&arena);
 }
 
+/* Reads a plan of one entry of slot 0 after those before it. */
+static status_t read_entry_of(uint32_t position, uint32_t n_told, const uint32_t *blocks,
+                              const step_open_t *open, size_t *size_out, step_entry_t *out)
+{
+    static const uint32_t ids[1] = {5};
+    static arena_t arena;
+    buffer_t bytes = {0};
+    step_entry_t entry = {.position = position, .n_tokens = 1, .n_blocks = position / 16 + 1,
+                          .n_told = n_told, .ids = ids, .blocks = blocks};
+    step_plan_t plan = {.kind = STEP_RUN, .step = 1, .n_entries = 1, .entries = &entry};
+    plan.n_opens = open != NULL;
+    plan.opens = (step_open_t *)(uintptr_t)open;
+    step_plan_write(&plan, &bytes);
+    arena_release(&arena);
+    status_t status = step_plan_read(bytes.data, bytes.size, &limits, &blocks_of_slots, &arena,
+                                     &plan);
+    *size_out = bytes.size;
+    if (status == STATUS_OK)
+        *out = plan.entries[0];
+    buffer_release(&bytes);
+    arena_release(&arena);
+    return status;
+}
+
+static void test_each_block_is_named_once(void **state)
+{
+    (void)state;
+    static const uint32_t ids[] = {1}, blocks[] = {7, 0, 3, 5}, others[] = {2, 4, 6, 1};
+    const step_open_t open = {.n_prompt = 1, .ids = ids, .sampling = sampling_default};
+    step_entry_t entry = {0};
+    size_t whole, next, grown;
+    step_blocks_clear(&blocks_of_slots);
+    assert_int_equal(read_entry_of(33, 0, blocks, NULL, &whole, &entry), STATUS_OK);
+    assert_memory_equal(entry.blocks, blocks, 3 * sizeof *blocks);
+    /* What was told is known, whatever stands there now. */
+    assert_int_equal(read_entry_of(34, 3, others, NULL, &next, &entry), STATUS_OK);
+    assert_memory_equal(entry.blocks, blocks, 3 * sizeof *blocks);
+    assert_int_equal(whole - next, 3 * sizeof *blocks);
+    assert_int_equal(read_entry_of(48, 3, blocks, NULL, &grown, &entry), STATUS_OK);
+    assert_memory_equal(entry.blocks, blocks, 4 * sizeof *blocks);
+    assert_int_equal(grown - next, sizeof *blocks);
+    /* It came back after a preemption with others. */
+    assert_int_equal(read_entry_of(20, 0, others, NULL, &next, &entry), STATUS_OK);
+    assert_memory_equal(entry.blocks, others, 2 * sizeof *blocks);
+    /* Beyond what was told there is nothing; nor for another sequence in the slot, nor in another
+     * epoch. */
+    assert_int_equal(read_entry_of(40, 3, blocks, NULL, &next, &entry), STATUS_INVALID);
+    assert_int_equal(read_entry_of(20, 2, blocks, &open, &next, &entry), STATUS_INVALID);
+    assert_int_equal(read_entry_of(20, 0, blocks, &open, &next, &entry), STATUS_OK);
+    step_blocks_clear(&blocks_of_slots);
+    assert_int_equal(read_entry_of(20, 2, blocks, NULL, &next, &entry), STATUS_INVALID);
+    step_blocks_release(&blocks_of_slots);
+}
+
 static void test_every_truncation_is_refused(void **state)
 {
     (void)state;
@@ -96,14 +159,14 @@ static void test_every_truncation_is_refused(void **state)
         step_plan_t plan;
         uint8_t *cut = malloc(n ? n : 1); /* of its own size, so that a read beyond it is seen */
         memcpy(cut, bytes.data, n);
-        assert_int_equal(step_plan_read(cut, n, &limits, &arena, &plan), STATUS_INVALID);
+        assert_int_equal(read_plan(&(buffer_t){.data = cut, .size = n}, &arena, &plan), STATUS_INVALID);
         free(cut);
         arena_release(&arena);
     }
     buffer_append(&bytes, "x", 1);
     arena_t arena = {0};
     step_plan_t plan;
-    assert_int_equal(step_plan_read(bytes.data, bytes.size, &limits, &arena, &plan),
+    assert_int_equal(read_plan(&bytes, &arena, &plan),
                      STATUS_INVALID);
     arena_release(&arena);
     buffer_release(&bytes);
@@ -124,7 +187,7 @@ static void test_a_changed_word_is_refused_or_harmless(void **state)
             uint32_t old;
             memcpy(&old, bytes.data + at, 4);
             memcpy(bytes.data + at, &values[v], 4);
-            if (step_plan_read(bytes.data, bytes.size, &limits, &arena, &plan) == STATUS_OK)
+            if (read_plan(&bytes, &arena, &plan) == STATUS_OK)
                 for (uint32_t e = 0; e < plan.n_entries; e++) {
                     const step_entry_t *entry = &plan.entries[e];
                     assert_true(entry->slot < STEP_SLOTS_MAX && entry->n_logits <= entry->n_tokens);
@@ -169,6 +232,7 @@ static void test_a_result_is_read_as_it_was_written_and_checked(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_each_block_is_named_once),
         cmocka_unit_test(test_a_plan_is_read_as_it_was_written),
         cmocka_unit_test(test_every_truncation_is_refused),
         cmocka_unit_test(test_a_changed_word_is_refused_or_harmless),
