@@ -123,7 +123,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    for (const char *key = "a\0b\0c\0d"; *key; key += 2) {
+    for (const char *key = "a\0b\0c\0d\0"; *key; key += 2) {
         char *name = mem_format("%s\n", key), *path = path_of(name);
         unlink(path);
         free(path);
