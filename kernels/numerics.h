@@ -5,11 +5,12 @@
 #ifndef SHOAL_KERNELS_NUMERICS_H
 #define SHOAL_KERNELS_NUMERICS_H
 
-#define NUMERICS_VERSION 1
+#define NUMERICS_VERSION 2
 
 enum {
     NUMERICS_LANES = 16,      /* row reductions and attention sums: lane = index mod 16 */
     NUMERICS_GROUP = 32,      /* activation groups end at multiples of this of absolute K */
+    NUMERICS_APART = 2,       /* values of an int8 row of one leaf that are multiplied apart */
     NUMERICS_LEAVES_MAX = 16, /* leaves of one matmul */
     NUMERICS_KEY_TILE = 64,   /* attention: keys per running-maximum step */
     NUMERICS_KEY_CHUNK = 512, /* attention: keys per independently started partial */

@@ -7,7 +7,7 @@
 #include "common/base/clock.h"
 #include "common/base/memory.h"
 #include "common/base/qtype.h"
-#include "kernels/ops.h"
+#include "kernels/fused.h"
 
 enum {
     HIDDEN = 576,
@@ -17,12 +17,11 @@ enum {
     DIM = 64,
     QKV = (HEADS + 2 * KV_HEADS) * DIM,
     ROWS_MAX = 512,
-    N_OPS = 13,
+    N_OPS = 8,
 };
 
-static const char *const OP_NAMES[N_OPS] = {"rmsnorm",   "quantize", "qkv", "rope",     "kv_append",
-                                            "attention", "quantize", "o",   "tree_add", "gate+up",
-                                            "silu_mul",  "quantize", "down"};
+static const char *const OP_NAMES[N_OPS] = {"norm+quantize", "qkv", "position", "attention",
+                                            "quantize",      "o",   "gate+up",  "down"};
 
 typedef struct {
     const kernel_ops_t *ops;
@@ -32,7 +31,7 @@ typedef struct {
     kkv_t *kv;
     krope_t *rope;
     kweight_t *qkv, *o, *up, *down;
-    kref_t x, norm, weight, input, wide, partials;
+    kref_t x, norm, weight, input, middle, wide, partials;
 } layer_t;
 
 static void must(status_t status)
@@ -43,7 +42,9 @@ static void must(status_t status)
     exit(1);
 }
 
-static kweight_t *make_weight(layer_t *l, uint32_t n, uint32_t k, uint32_t n_leaves)
+/* n_parts of n rows each. */
+static kweight_t *make_weight(layer_t *l, uint32_t n_parts, uint32_t n, uint32_t k,
+                              uint32_t n_leaves)
 {
     uint64_t row_bytes = 0;
     (void)qtype_row_bytes(QTYPE_Q4_1, k, &row_bytes);
@@ -54,9 +55,10 @@ static kweight_t *make_weight(layer_t *l, uint32_t n, uint32_t k, uint32_t n_lea
     for (uint32_t i = 0; i <= n_leaves; i++)
         edges[i] = k / n_leaves * i;
     kweight_part_t part = {.qtype = QTYPE_Q4_1, .rows = rows, .bytes = n * row_bytes, .n_rows = n};
+    kweight_part_t parts[] = {part, part};
     kweight_spec_t spec = {.name = "bench",
-                           .parts = &part,
-                           .n_parts = 1,
+                           .parts = parts,
+                           .n_parts = n_parts,
                            .k_total = k,
                            .leaf_edges = edges,
                            .n_leaves = n_leaves,
@@ -78,16 +80,16 @@ static layer_t open_layer(uint32_t threads)
     must(l.ops->kv_open(l.device, &shape, &l.kv));
     krope_spec_t rope = {.dim = DIM, .base = 1e5, .position_scale = 1, .positions = 1024};
     must(l.ops->rope_open(l.device, &rope, &l.rope));
-    l.qkv = make_weight(&l, QKV, HIDDEN, 1);
-    l.o = make_weight(&l, HIDDEN, HIDDEN, HEADS);
-    l.up = make_weight(&l, 2 * FFN, HIDDEN, 1);
-    l.down = make_weight(&l, HIDDEN, FFN, 12);
-    kref_t *refs[] = {&l.x, &l.norm, &l.weight, &l.input, &l.wide, &l.partials};
+    l.qkv = make_weight(&l, 1, QKV, HIDDEN, 1);
+    l.o = make_weight(&l, 1, HIDDEN, HIDDEN, HEADS);
+    l.up = make_weight(&l, 2, FFN, HIDDEN, 1);
+    l.down = make_weight(&l, 1, HIDDEN, FFN, 12);
+    kref_t *refs[] = {&l.x, &l.norm, &l.weight, &l.input, &l.middle, &l.wide, &l.partials};
     for (size_t i = 0; i < sizeof refs / sizeof refs[0]; i++)
         must(l.ops->buffer_new(l.device, (size_t)ROWS_MAX * 2 * FFN * 4, &refs[i]->buffer));
     float *x = l.ops->buffer_host(l.x.buffer), *weight = l.ops->buffer_host(l.weight.buffer);
     for (size_t i = 0; i < (size_t)ROWS_MAX * HIDDEN; i++)
-        x[i] = (float)(i * 2654435761u % 2001) / 1000.0f - 1.0f;
+        x[i] = ((float)(i * 2654435761u % 2001) / 1000.0f - 1.0f) * (i % HIDDEN % 190 == 7 ? 20 : 1);
     for (size_t i = 0; i < HIDDEN; i++)
         weight[i] = 1.0f;
     return l;
@@ -95,7 +97,7 @@ static layer_t open_layer(uint32_t threads)
 
 static void close_layer(layer_t *l)
 {
-    kref_t refs[] = {l->x, l->norm, l->weight, l->input, l->wide, l->partials};
+    kref_t refs[] = {l->x, l->norm, l->weight, l->input, l->middle, l->wide, l->partials};
     for (size_t i = 0; i < sizeof refs / sizeof refs[0]; i++)
         l->ops->buffer_release(refs[i].buffer);
     kweight_t *weights[] = {l->qkv, l->o, l->up, l->down};
@@ -111,54 +113,39 @@ static void close_layer(layer_t *l)
 static void run_op(layer_t *l, uint32_t op)
 {
     static const uint16_t map[HEADS] = {0, 0, 0, 1, 1, 1, 2, 2, 2};
-    static const tree_run_t whole = {0, HEADS};
     const kernel_ops_t *ops = l->ops;
     kqueue_t *q = l->queue;
-    kref_t k = l->wide, v = l->wide;
-    k.offset = HEADS * DIM * 4;
-    v.offset = (HEADS + KV_HEADS) * DIM * 4;
     kattention_t attention = {
         .n_heads = HEADS, .head_dim = DIM, .kv_head_of = map, .scale = 0.125f};
-    ktree_add_t add = {.n_leaves = HEADS, .runs = &whole, .partials = &l->partials, .n_ranks = 1};
+    kpositioned_t position = {.rope = l->rope, .kv = l->kv, .n_heads = HEADS,
+                              .n_kv_heads = KV_HEADS, .head_dim = DIM};
+    knormed_t norm = {.norm = l->weight, .eps = 1e-5f, .weight = l->qkv};
+    kgate_up_t gate_up = {
+        .gate_up = l->up, .down = l->down, .activate = {.kind = KACTIVATE_SILU}};
     switch (op) {
     case 0:
-        must(ops->rmsnorm(q, l->batch, HIDDEN, l->x, l->weight, 1e-5f, l->norm));
+        must(ops->fused->norm_quantize(q, l->batch, HIDDEN, l->x, &norm, l->input));
         return;
     case 1:
-        must(ops->quantize(q, l->batch, l->qkv, l->norm, HIDDEN, l->input));
-        return;
-    case 2:
         must(ops->matmul(q, l->batch, l->qkv, l->input, l->wide));
         return;
+    case 2:
+        must(ops->fused->position(q, l->batch, &position, l->wide, QKV));
+        return;
     case 3:
-        must(ops->rope(q, l->batch, l->rope, l->wide, QKV, HEADS + KV_HEADS, DIM));
-        return;
-    case 4:
-        must(ops->kv_append(q, l->batch, l->kv, 0, k, v, QKV));
-        return;
-    case 5:
         must(ops->attention(q, l->batch, l->kv, &attention, l->wide, QKV, l->norm));
         return;
-    case 6:
-        must(ops->quantize(q, l->batch, l->o, l->norm, HIDDEN, l->input));
+    case 4:
+        must(ops->quantize(q, l->batch, l->o, l->norm, HIDDEN, l->middle));
         return;
-    case 7:
-        must(ops->matmul(q, l->batch, l->o, l->input, l->partials));
+    case 5:
+        must(ops->matmul(q, l->batch, l->o, l->middle, l->partials));
         return;
-    case 8:
-        must(ops->tree_add(q, l->batch, HIDDEN, &add, l->x, l->norm));
-        return;
-    case 9:
-        must(ops->matmul(q, l->batch, l->up, l->input, l->wide));
-        return;
-    case 10:
-        must(ops->silu_mul(q, l->batch, FFN, l->wide, l->norm));
-        return;
-    case 11:
-        must(ops->quantize(q, l->batch, l->down, l->norm, FFN, l->input));
+    case 6: /* of the rows that q, k and v had: their layout is the same */
+        must(ops->fused->gate_up(q, l->batch, &gate_up, l->input, l->wide, l->middle));
         return;
     default:
-        must(ops->matmul(q, l->batch, l->down, l->input, l->partials));
+        must(ops->matmul(q, l->batch, l->down, l->middle, l->partials));
     }
 }
 

@@ -30,6 +30,13 @@ static inline __m512 load_floats(const uint8_t *from)
     return _mm512_load_ps((const float *)(const void *)from);
 }
 
+/* The scales or minimums of a line of columns. */
+static inline __m512 load_scales(kform_t form, const uint8_t *panel, uint32_t line)
+{
+    return FORM_IS_WIDE(form) ? load_floats(panel + (size_t)line * 64)
+                              : load_halves(panel + (size_t)line * 32);
+}
+
 static inline __m512i broadcast_k4(const int8_t *from)
 {
     int32_t four;

@@ -26,6 +26,7 @@ enum {
     KEYS_TILE = NUMERICS_KEY_TILE,
     KEYS_CHUNK = NUMERICS_KEY_CHUNK,
     ATTEND_ROWS = 4,   /* (row, query head) pairs that share the reading of a KV head */
+    APART_ROWS = 96,   /* whose values apart share decoded columns: whole tiles of 4 and 6 */
     ATTEND_PAIRS = 16, /* pairs of one call, which share a tile that has to be gathered or turned */
 };
 
@@ -111,6 +112,24 @@ typedef struct {
 } kinput_seg_t;
 _Static_assert(sizeof(kinput_seg_t) == 64, "a segment of an input row is one cache line");
 
+/* The values of an int8 row that are multiplied apart, ascending: in their groups they are 0. */
+typedef struct {
+    _Alignas(64) float value[NUMERICS_APART];
+    uint32_t k[NUMERICS_APART]; /* in this rank's input */
+    uint32_t n;
+    uint32_t zero[15 - 2 * NUMERICS_APART];
+} kapart_t;
+_Static_assert(sizeof(kapart_t) == 64, "a row's values apart are one cache line");
+
+/* Those of some rows, and the columns of weights that they need. */
+typedef struct {
+    uint32_t n; /* columns */
+    uint32_t k[APART_ROWS * NUMERICS_APART];
+    float value[APART_ROWS][NUMERICS_APART];
+    uint16_t column[APART_ROWS][NUMERICS_APART]; /* an index into k */
+    uint8_t n_values[APART_ROWS];
+} kapart_list_t;
+
 typedef struct {
     uint32_t k, len;     /* in this rank's input */
     uint32_t absolute;   /* k in the whole matrix */
@@ -136,7 +155,8 @@ static inline size_t wide_scale_bytes(const kleaf_t *leaf)
     return ((size_t)n * sizeof(float) + 63) / 64 * 64;
 }
 
-/* The layout of one input row: int8 rows are n_segs kinput_seg_t, the others k_padded values. */
+/* The layout of one input row: int8 rows are n_segs kinput_seg_t and, has_apart, a kapart_t; the
+ * others k_padded values. */
 typedef struct {
     kactivation_t kind; /* KACTIVATION_INT8_16 has shorter segments, else it is as INT8 */
     bool pair_order;    /* F32 kind in native mode: within a pair the odd k comes first */
@@ -146,6 +166,7 @@ typedef struct {
     kleaf_t *leaves;
     uint32_t n_segs;
     kseg_t *segs;
+    bool has_apart; /* int8 with one leaf: segments but the last are full */
     size_t row_bytes;
 } kinput_t;
 
@@ -194,6 +215,9 @@ typedef struct {
     /* Where single panels go elsewhere: floats from row to row of `out`, and the weight's column
      * that stands first in it. ld 0: all columns, n apart. */
     uint32_t ld, column;
+    /* Lists of the rows' values apart, APART_ROWS rows each, for the weight's first layout; NULL:
+     * matmul makes them. */
+    const kapart_list_t *apart;
 } kmatmul_t;
 
 /* Pages of one KV head of one block: K [dim/2][16 tokens][2] BF16, then V [8 token pairs][dim16][2]
@@ -369,6 +393,18 @@ const kpart_t *weight_part(const kweight_t *weight, uint32_t panel);
 /* One input row for a weight; true when the row is an error. */
 bool weight_quantize(const klevel_t *level, const kweight_t *weight, const float *x,
                      uint8_t *row_out);
+
+/* apart.c: lists for n rows of a layout that has values apart, row_bytes from one to the next. */
+void apart_lists(const kinput_t *layout, const uint8_t *input, size_t row_bytes, uint32_t n,
+                 kapart_list_t *out);
+static inline uint32_t apart_lists_of(uint32_t n_rows)
+{
+    return (n_rows + APART_ROWS - 1) / APART_ROWS;
+}
+static inline const kapart_t *apart_of(const kinput_t *layout, const uint8_t *row)
+{
+    return (const kapart_t *)(const void *)row + layout->n_segs;
+}
 
 /* weight_image.c */
 const char *weight_layout(const kdevice_t *device);

@@ -81,9 +81,11 @@ void input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_orde
         leaf->seg_end = input.n_segs;
         input.k_padded += leaf->len_padded;
     }
+    input.has_apart = integers && spec->n_leaves == 1 && input.n_segs > 0;
     size_t value_bytes = kind == KACTIVATION_BF16 ? 2 : 4;
-    input.row_bytes =
-        integers ? input.n_segs * sizeof(kinput_seg_t) : round_up(input.k_padded * value_bytes, 64);
+    input.row_bytes = integers ? input.n_segs * sizeof(kinput_seg_t) +
+                                     (input.has_apart ? sizeof(kapart_t) : 0)
+                               : round_up(input.k_padded * value_bytes, 64);
     *own_out = input;
 }
 

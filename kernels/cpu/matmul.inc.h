@@ -3,7 +3,10 @@
  * returns the panel's next byte. Rows are only ever computed side by side: n changes no element's
  * operations. A form has kernels for as many rows as its accumulators leave registers for. With
  * several tiles of rows, a panel of a form of SPREADS is decoded once for all of them, into the
- * thread's scratch, which stays in its second-level cache. */
+ * thread's scratch, which stays in its second-level cache.
+ *
+ * Of the values apart, the columns of weights that some rows need are decoded once for them; their
+ * products are added to the rows' sums before these are stored. */
 
 static void add_tiles(uint32_t n, float *to, const float *from)
 {
@@ -44,9 +47,106 @@ static fetch_t tile_fetch(const kpart_t *part, const uint8_t *panel, const tile_
     return (fetch_t){panel + part->panel_bytes + tile->index * share, 64 / n_tiles};
 }
 
-/* `spread` is the decoded panel, twice as large, or NULL. */
+enum { LISTED_ROWS = 4 * APART_ROWS };
+
+/* 16 weights of one k. */
+static inline __attribute__((always_inline)) vf_t decode_line(kform_t form, const kpart_t *part,
+                                                              const code_at_t *at,
+                                                              const tail_t *tail, uint32_t line)
+{
+    vi_t code = vi_and(vi_right(vi_load(at->lines + line * 64), at->shift),
+                       vi_set(FORM_HAS_BYTES(form) ? 255 : 15));
+    vf_t d = FORM_HAS_TAIL(form) ? tail_scales(form, part, tail, line)
+                                 : load_scales(form, at->scales, line);
+    if (FORM_UPPER_BITS(form) > 0) {
+        vi_t above = vi_right(vi_load(at->upper + line * 64), at->upper_shift);
+        above = vi_and(above, vi_set((1 << FORM_UPPER_BITS(form)) - 1));
+        code = vi_add(code, vi_left_4(above));
+    }
+    if (FORM_HAS_TABLE(form))
+        code = vi_named(code, codes_table(form));
+    if (form == FORM_Z4)
+        code = vi_sub(code, vi_load_bytes(tail->bytes + line * LINE));
+    else
+        code = vi_sub(code, vi_set(FORM_ZERO(form)));
+    if (!FORM_HAS_MINIMUMS(form))
+        return vf_mul(vi_convert(code), d);
+    const uint8_t *minimums = at->scales + (FORM_IS_WIDE(form) ? 128 : 64);
+    return vf_fma(vi_convert(code), d, load_scales(form, minimums, line));
+}
+
+static inline __attribute__((always_inline)) void
+decode_form(kform_t form, const kpart_t *part, const uint8_t *panel, const kapart_list_t *list,
+            float *to)
+{
+    for (uint32_t i = 0; i < list->n; i++, to += PANEL) {
+        code_at_t at = code_at(form, part, panel, list->k[i]);
+        tail_t tail = {0};
+        if (FORM_HAS_TAIL(form))
+            tail = tail_of_segment(part, at.segment, panel);
+        vf_store(to, decode_line(form, part, &at, &tail, 0));
+        vf_store(to + LINE, decode_line(form, part, &at, &tail, 1));
+    }
+}
+
+/* The columns of a list: [list->n][PANEL]. */
+static void decode_columns(const kpart_t *part, const uint8_t *panel, const kapart_list_t *list,
+                           float *to)
+{
+    switch (part->form) {
+    case FORM_Q4M: /* what most files have, without a question for each column */
+        decode_form(FORM_Q4M, part, panel, list, to);
+        return;
+    case FORM_Q4:
+        decode_form(FORM_Q4, part, panel, list, to);
+        return;
+    case FORM_Q8:
+        decode_form(FORM_Q8, part, panel, list, to);
+        return;
+    default:
+        decode_form(part->form, part, panel, list, to);
+    }
+}
+
+/* The list and the decoded columns of the rows that a tile belongs to, which begin with `row`. */
+typedef struct {
+    const kapart_list_t *list;
+    const float *columns;
+    uint32_t row;
+} apart_t;
+
+static inline void add_value(float x, const float *w, vf_t *low, vf_t *high)
+{
+    vf_t value = vf_set(x);
+    *low = vf_fma(value, vf_load(w), *low);
+    *high = vf_fma(value, vf_load(w + LINE), *high);
+}
+
+/* Adds the products of the values apart of a tile's rows to its sums. */
+static void add_apart(const apart_t *apart, const tile_t *tile, float *sums)
+{
+    const kapart_list_t *list = apart->list;
+    uint32_t row = tile->row - apart->row;
+    for (uint32_t end = row + tile->n; row < end; row++, sums += PANEL) {
+        const float *value = list->value[row];
+        const uint16_t *column = list->column[row];
+        vf_t low = vf_load(sums), high = vf_load(sums + LINE);
+        if (__builtin_expect(list->n_values[row] == NUMERICS_APART, 1)) {
+            for (uint32_t i = 0; i < NUMERICS_APART; i++)
+                add_value(value[i], apart->columns + column[i] * PANEL, &low, &high);
+        } else {
+            for (uint32_t i = 0; i < list->n_values[row]; i++)
+                add_value(value[i], apart->columns + column[i] * PANEL, &low, &high);
+        }
+        vf_store(sums, low);
+        vf_store(sums + LINE, high);
+    }
+}
+
+/* `spread` is the decoded panel, twice as large, or NULL; so is `apart`. */
 static void panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t index,
-                       const uint8_t *spread, const tile_t *tile, leaf_fn leaf_kernel)
+                       const uint8_t *spread, const apart_t *apart, const tile_t *tile,
+                       leaf_fn leaf_kernel)
 {
     const kweight_t *weight = job->weight;
     const uint8_t *packed = part->data + (size_t)index * part->panel_bytes;
@@ -74,6 +174,8 @@ static void panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t index
             depth--;
             add_tiles(n, stack[depth - 1], stack[depth]);
         } else {
+            if (apart != NULL)
+                add_apart(apart, tile, stack[depth - 1]);
             store_tile(n, n_columns, stack[--depth], out, ld);
             out += job->rows * ld;
         }
@@ -94,27 +196,76 @@ static size_t spread_bytes_vec(const kpart_t *part)
     return SPREADS[part->form].bytes != NULL ? SPREADS[part->form].bytes(part) : 0;
 }
 
+/* Rows [row_first, row_end), up to LISTED_ROWS where there are values apart. */
+static void matmul_panel(const kmatmul_t *job, const kpart_t *part, uint32_t index,
+                         uint32_t row_first, uint32_t row_end, const kapart_list_t *lists)
+{
+    _Alignas(64) float columns[APART_ROWS * NUMERICS_APART * PANEL];
+    const spread_t *spread = &SPREADS[part->form];
+    const leaf_fn *kernels = LEAF_KERNELS[part->form];
+    const uint8_t *panel = part->data + (size_t)index * part->panel_bytes;
+    uint32_t n_rows = row_end - row_first, most = MATMUL_ROWS;
+    while (kernels[most - 1] == NULL)
+        most--;
+    uint8_t *decoded = NULL;
+    if (n_rows > most && part->spread_bytes > 0 && job->scratch != NULL) {
+        decoded = job->scratch;
+        spread->spread(part, panel, decoded);
+        kernels = spread->kernels;
+    }
+    tile_t tile = {.row = row_first, .n_tiles = (n_rows + most - 1) / most};
+    apart_t apart = {.columns = columns};
+    uint32_t end = row_end;
+    for (; tile.row < row_end; tile.row += tile.n, tile.index++) {
+        if (lists != NULL && (tile.row - row_first) % APART_ROWS == 0) {
+            apart.list = lists++;
+            apart.row = tile.row;
+            decode_columns(part, panel, apart.list, columns);
+            end = row_end - tile.row < APART_ROWS ? row_end : tile.row + APART_ROWS;
+        }
+        tile.n = tile_rows(most, end - tile.row);
+        panel_tile(job, part, index, decoded, apart.list != NULL ? &apart : NULL, &tile,
+                   kernels[tile.n - 1]);
+    }
+}
+
+static void matmul_rows(const kmatmul_t *job, uint32_t panel_first, uint32_t panel_end,
+                        uint32_t row_first, uint32_t row_end)
+{
+    kapart_list_t own[LISTED_ROWS / APART_ROWS];
+    const kapart_list_t *lists = job->apart;
+    const kinput_t *listed = lists != NULL ? job->weight->inputs : NULL;
+    if (lists != NULL)
+        lists += row_first / APART_ROWS;
+    for (uint32_t p = panel_first; p < panel_end; p++) {
+        const kpart_t *part = weight_part(job->weight, p);
+        bool has_apart = part->input->has_apart;
+        if (has_apart && listed != part->input) {
+            size_t row_bytes = job->weight->row_bytes;
+            const uint8_t *input = job->input + row_first * row_bytes + part->input_offset;
+            apart_lists(part->input, input, row_bytes, row_end - row_first, own);
+            lists = own;
+            listed = part->input;
+        }
+        matmul_panel(job, part, p - part->panel_first, row_first, row_end,
+                     has_apart ? lists : NULL);
+    }
+}
+
+static bool has_apart(const kweight_t *weight)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < weight->n_inputs; i++)
+        any |= weight->inputs[i].has_apart;
+    return any;
+}
+
 static void matmul_vec(const kmatmul_t *job, uint32_t panel_first, uint32_t panel_end,
                        uint32_t row_first, uint32_t row_end)
 {
-    uint32_t n_rows = row_end - row_first;
-    for (uint32_t p = panel_first; p < panel_end; p++) {
-        const kpart_t *part = weight_part(job->weight, p);
-        const spread_t *spread = &SPREADS[part->form];
-        const leaf_fn *kernels = LEAF_KERNELS[part->form];
-        uint32_t index = p - part->panel_first, most = MATMUL_ROWS;
-        while (kernels[most - 1] == NULL)
-            most--;
-        uint8_t *decoded = NULL;
-        if (n_rows > most && part->spread_bytes > 0 && job->scratch != NULL) {
-            decoded = job->scratch;
-            spread->spread(part, part->data + (size_t)index * part->panel_bytes, decoded);
-            kernels = spread->kernels;
-        }
-        tile_t tile = {.row = row_first, .n_tiles = (n_rows + most - 1) / most};
-        for (; tile.row < row_end; tile.row += tile.n, tile.index++) {
-            tile.n = tile_rows(most, row_end - tile.row);
-            panel_tile(job, part, index, decoded, &tile, kernels[tile.n - 1]);
-        }
+    uint32_t most = has_apart(job->weight) ? LISTED_ROWS : row_end - row_first;
+    for (uint32_t row = row_first, end; row < row_end; row = end) {
+        end = row_end - row < most ? row_end : row + most;
+        matmul_rows(job, panel_first, panel_end, row, end);
     }
 }

@@ -11,6 +11,9 @@
 
 enum {
     TILE_ROWS = 96,                 /* whose gate and up lie in scratch: 24 KiB */
+    TILE_LISTS = (TILE_ROWS + APART_ROWS - 1) / APART_ROWS,
+    LISTS_BYTES = ATTEND_SCRATCH_BYTES - 2 * TILE_ROWS * PANEL * 4, /* of a block's tiles */
+    BLOCK_ROWS_MAX = LISTS_BYTES / sizeof(kapart_list_t) / TILE_LISTS * TILE_ROWS,
     STRIP_ROWS = 64, /* up to as many are few */
     PIECE_SEGS = PANEL / 8 + 1,
 };
@@ -33,6 +36,8 @@ static bool is_int8(const kinput_t *input)
 /* Whether each panel of columns fills bytes of its own. */
 static bool has_pieces(const kinput_t *input)
 {
+    if (input->has_apart) /* which only the whole row shows */
+        return false;
     for (uint32_t s = 0; is_int8(input) && s < input->n_segs; s++)
         if (input->segs[s].k / PANEL != (input->segs[s].k + input->segs[s].len - 1u) / PANEL)
             return false;
@@ -126,6 +131,7 @@ typedef struct {
     uint32_t first, end, row, n_rows, ld;
     float *gate, *up;
     uint8_t *decoded; /* the thread's device_panel */
+    const kapart_list_t *apart; /* of kmatmul_t */
 } tile_t;
 
 static void add_bias(const float *bias, const tile_t *tile, uint32_t column, float *x)
@@ -147,7 +153,8 @@ static void multiply(const job_t *job, const tile_t *tile, uint32_t panel, uint3
                         .out = out,
                         .ld = tile->ld,
                         .column = column,
-                        .scratch = tile->decoded};
+                        .scratch = tile->decoded,
+                        .apart = tile->apart};
     job->queue->device->level->matmul(&matmul, panel, end, 0, tile->n_rows);
     add_bias(floats(job->work->from[1], 0), tile, column, out);
 }
@@ -226,6 +233,18 @@ static void panel_tile(job_t *job, const tile_t *tile)
         quantize_tile(job, tile, &down->inputs[i], tile->first, tile->gate, to);
 }
 
+/* Once for all panels: the lists of each tile of rows [row, end). */
+static void list_tiles(const job_t *job, uint32_t row, uint32_t end, kapart_list_t *lists)
+{
+    const kweight_t *weight = job->what->gate_up;
+    const uint8_t *input = job->work->from[0];
+    for (; row < end; row += TILE_ROWS, lists += TILE_LISTS) {
+        uint32_t n = end - row < TILE_ROWS ? end - row : TILE_ROWS;
+        apart_lists(&weight->inputs[0], input + row * weight->row_bytes, weight->row_bytes, n,
+                    lists);
+    }
+}
+
 static void tiles_thread(void *arg, uint32_t thread, uint32_t n_threads)
 {
     job_t *job = arg;
@@ -233,23 +252,30 @@ static void tiles_thread(void *arg, uint32_t thread, uint32_t n_threads)
     uint32_t first, end, n_rows = job->work->batch->n_rows;
     pool_slice(weight->parts[0].n_panels, thread, n_threads, &first, &end);
     uint32_t block = (uint32_t)(INPUT_BLOCK_BYTES / weight->row_bytes) / TILE_ROWS * TILE_ROWS;
-    block = block < TILE_ROWS ? TILE_ROWS : block;
+    block = block < TILE_ROWS ? TILE_ROWS : block > BLOCK_ROWS_MAX ? BLOCK_ROWS_MAX : block;
     float *scratch =
         floats_to(job->queue->device->scratch + thread * ATTEND_SCRATCH_BYTES, 0);
+    kapart_list_t *lists = (kapart_list_t *)(void *)(scratch + 2 * (size_t)TILE_ROWS * PANEL);
     tile_t tile = {.ld = PANEL,
                    .gate = scratch,
                    .up = scratch + (size_t)TILE_ROWS * PANEL,
                    .decoded = device_panel(job->queue->device, thread)};
-    for (uint32_t row = 0; row < n_rows; row += block)
+    for (uint32_t row = 0; row < n_rows; row += block) {
+        uint32_t block_end = n_rows - row < block ? n_rows : row + block;
+        if (weight->inputs[0].has_apart)
+            list_tiles(job, row, block_end, lists);
         for (uint32_t p = first; p < end; p++)
-            for (tile.row = row; tile.row < n_rows && tile.row < row + block;
-                 tile.row += tile.n_rows) {
-                uint32_t left = n_rows - tile.row, columns = job->n - p * PANEL;
+            for (tile.row = row; tile.row < block_end; tile.row += tile.n_rows) {
+                uint32_t left = block_end - tile.row, columns = job->n - p * PANEL;
                 tile.n_rows = left < TILE_ROWS ? left : TILE_ROWS;
                 tile.first = p * PANEL;
                 tile.end = tile.first + (columns < PANEL ? columns : PANEL);
+                tile.apart = weight->inputs[0].has_apart
+                                 ? lists + (tile.row - row) / TILE_ROWS * TILE_LISTS
+                                 : NULL;
                 panel_tile(job, &tile);
             }
+    }
 }
 
 /* ---- the op ---- */

@@ -197,6 +197,34 @@ static const uint8_t *leaf_float(kform_t form, const kleaf_t *leaf, const uint8_
     return panel;
 }
 
+/* Adds the products of a row's values apart; `panel` is the first byte of the part's one leaf. */
+static void add_apart(const kpart_t *part, const kapart_t *apart, const uint8_t *panel,
+                      float sum[PANEL])
+{
+    kform_t form = part->form;
+    for (uint32_t i = 0; i < apart->n; i++) {
+        code_at_t at = code_at(form, part, panel, apart->k[i]);
+        tail_t tail = {0};
+        if (FORM_HAS_TAIL(form))
+            tail = tail_of_segment(part, at.segment, panel);
+        for (uint32_t c = 0; c < PANEL; c++) {
+            uint32_t stored = load_u32(at.lines + 4 * (size_t)c) >> at.shift;
+            uint32_t above = load_u32(at.upper + 4 * (size_t)c) >> at.upper_shift;
+            int32_t code = (int32_t)(stored & (FORM_HAS_BYTES(form) ? 255 : 15));
+            code = FORM_HAS_TABLE(form) ? codes_table(form)[code] : code;
+            code += (int32_t)(above & ((1u << FORM_UPPER_BITS(form)) - 1)) * 16;
+            code -= form == FORM_Z4 ? tail.bytes[c] : FORM_ZERO(form);
+            float d = FORM_HAS_TAIL(form) ? tail_scale(part, &tail, c)
+                                          : scale_of(form, at.scales, c);
+            const uint8_t *minimums = at.scales + (FORM_IS_WIDE(form) ? 128 : 64);
+            float weight = FORM_HAS_MINIMUMS(form)
+                               ? fmaf((float)code, d, scale_of(form, minimums, c))
+                               : (float)code * d;
+            sum[c] = fmaf(apart->value[i], weight, sum[c]);
+        }
+    }
+}
+
 static void panel_row(const kmatmul_t *job, const kpart_t *part, uint32_t index, uint32_t row)
 {
     const kweight_t *weight = job->weight;
@@ -222,6 +250,9 @@ static void panel_row(const kmatmul_t *job, const kpart_t *part, uint32_t index,
                 panel = leaf_e4(part, leaf, in, panel, stack[depth]);
             else
                 panel = leaf_float(part->form, leaf, in, panel, stack[depth]);
+            if (input->has_apart)
+                add_apart(part, apart_of(input, in),
+                          part->data + (size_t)index * part->panel_bytes, stack[depth]);
             leaf++;
             depth++;
         }

@@ -42,27 +42,73 @@ static uint32_t magnitude_bits(const float *x, uint32_t n)
     return most;
 }
 
+/* One group of n values. */
+static void quantize_group(const float *x, uint32_t n, kinput_seg_t *out)
+{
+    group_scale_t scale = group_scale(magnitude_bits(x, n));
+    int32_t sum = 0;
+    memset(out, 0, sizeof *out);
+    for (uint32_t i = 0; scale.id != 0.0f && i < n; i++) {
+        out->q[i] = (int8_t)lrintf(x[i] * scale.id);
+        sum += out->q[i];
+    }
+    out->da = scale.da;
+    out->offset = scale.offset;
+    out->sum = (float)sum * scale.da;
+    out->start_q4 = SUM_START - 8 * sum;
+    out->start_q8 = SUM_START - 128 * sum;
+}
+
+/* The group, of those not taken yet, with the largest magnitude; n_segs when none reaches 2^-100. */
+static uint32_t largest_group(const kinput_t *layout, const float *x, const uint32_t *taken,
+                              uint32_t n_taken)
+{
+    uint32_t largest = TINY_BITS - 1, at = layout->n_segs;
+    for (uint32_t s = 0; s < layout->n_segs; s++) {
+        bool is_taken = false;
+        for (uint32_t i = 0; i < n_taken; i++)
+            is_taken |= taken[i] == s;
+        uint32_t most = magnitude_bits(x + layout->segs[s].k, layout->segs[s].len);
+        if (!is_taken && most > largest) {
+            largest = most;
+            at = s;
+        }
+    }
+    return at;
+}
+
+/* Takes the largest value, the first of equals, out of a group. */
+static void take_apart(const kseg_t *seg, const float *x, kinput_seg_t *group, kapart_t *apart)
+{
+    float rest[SEGMENT_K];
+    uint32_t most = magnitude_bits(x + seg->k, seg->len), at = 0;
+    memcpy(rest, x + seg->k, seg->len * sizeof rest[0]);
+    while ((float_bits(rest[at]) & 0x7fffffffu) != most)
+        at++;
+    apart->value[apart->n] = rest[at];
+    apart->k[apart->n++] = seg->k + at;
+    rest[at] = 0;
+    quantize_group(rest, seg->len, group);
+}
+
 static bool quantize_int8(const kinput_t *layout, const float *x, uint8_t *row_out)
 {
     kinput_seg_t *out = (kinput_seg_t *)(void *)row_out;
-    bool bad = false;
-    for (uint32_t s = 0; s < layout->n_segs; s++, out++) {
-        const kseg_t *seg = &layout->segs[s];
-        uint32_t most = magnitude_bits(x + seg->k, seg->len);
-        group_scale_t scale = group_scale(most);
-        int32_t sum = 0;
-        memset(out, 0, sizeof *out);
-        for (uint32_t i = 0; scale.id != 0.0f && i < seg->len; i++) {
-            out->q[i] = (int8_t)lrintf(x[seg->k + i] * scale.id);
-            sum += out->q[i];
-        }
-        out->da = scale.da;
-        out->offset = scale.offset;
-        out->sum = (float)sum * scale.da;
-        out->start_q4 = SUM_START - 8 * sum;
-        out->start_q8 = SUM_START - 128 * sum;
-        bad |= most >= HUGE_BITS;
-    }
+    for (uint32_t s = 0; s < layout->n_segs; s++)
+        quantize_group(x + layout->segs[s].k, layout->segs[s].len, &out[s]);
+    bool bad = magnitude_bits(x, layout->k) >= HUGE_BITS;
+    if (!layout->has_apart)
+        return bad;
+    kapart_t *apart = (kapart_t *)(void *)(out + layout->n_segs);
+    memset(apart, 0, sizeof *apart);
+    uint32_t taken[NUMERICS_APART], n = 0;
+    while (!bad && n < NUMERICS_APART &&
+           (taken[n] = largest_group(layout, x, taken, n)) < layout->n_segs)
+        n++;
+    for (uint32_t s = 0; s < layout->n_segs; s++)
+        for (uint32_t i = 0; i < n; i++)
+            if (taken[i] == s)
+                take_apart(&layout->segs[s], x, &out[s], apart);
     return bad;
 }
 

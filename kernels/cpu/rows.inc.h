@@ -52,38 +52,108 @@ static uint32_t magnitude_vec(const float *x, uint32_t n)
     return (uint32_t)largest;
 }
 
+/* A group's values; what a short one lacks is 0. */
+typedef struct {
+    vf_t low, high;
+} group_t;
+
+static inline group_t load_group(const float *x, uint32_t n)
+{
+    if (n == SEGMENT_K)
+        return (group_t){vf_load(x), vf_load(x + 16)};
+    return (group_t){vf_load_n(x, n), vf_load_n(x + 16, n > 16 ? n - 16 : 0)};
+}
+
+/* Returns the group's magnitude. */
+static inline uint32_t quantize_group(group_t x, kinput_seg_t *out)
+{
+    vi_t magnitude = vi_set(0x7fffffff), q_low = vi_zero(), q_high = q_low;
+    uint32_t most = (uint32_t)vi_largest(
+        vi_max(vi_and(vf_bits(x.low), magnitude), vi_and(vf_bits(x.high), magnitude)));
+    group_scale_t scale = group_scale(most);
+    if (scale.id != 0.0f) {
+        vf_t id = vf_set(scale.id);
+        q_low = vf_round(vf_mul(x.low, id));
+        q_high = vf_round(vf_mul(x.high, id));
+    }
+    vi_store_bytes(out->q, q_low);
+    vi_store_bytes(out->q + 16, q_high);
+    int32_t sum = vi_sum(vi_add(q_low, q_high));
+    out->da = scale.da;
+    out->offset = scale.offset;
+    out->sum = (float)sum * scale.da;
+    out->start_q4 = SUM_START - 8 * sum;
+    out->start_q8 = SUM_START - 128 * sum;
+    memset(out->zero, 0, sizeof out->zero);
+    return most;
+}
+
+/* The groups of the largest magnitudes so far, descending, the earlier of equals first. */
+typedef struct {
+    uint32_t most[NUMERICS_APART], segment[NUMERICS_APART], n;
+} largest_t;
+
+static inline void keep_largest(largest_t *kept, uint32_t most, uint32_t segment)
+{
+    if (most < TINY_BITS || (kept->n == NUMERICS_APART && most <= kept->most[kept->n - 1]))
+        return;
+    uint32_t at = kept->n < NUMERICS_APART ? kept->n++ : kept->n - 1;
+    for (; at > 0 && kept->most[at - 1] < most; at--) {
+        kept->most[at] = kept->most[at - 1];
+        kept->segment[at] = kept->segment[at - 1];
+    }
+    kept->most[at] = most;
+    kept->segment[at] = segment;
+}
+
+/* Takes the largest value, the first of equals, out of a group. */
+static inline void take_apart(const kseg_t *seg, const float *x, uint32_t most,
+                              kinput_seg_t *group, kapart_t *apart)
+{
+    group_t values = load_group(x + seg->k, seg->len);
+    vi_t magnitude = vi_set(0x7fffffff), wanted = vi_set((int32_t)most);
+    uint32_t same = vi_equal(vi_and(vf_bits(values.low), magnitude), wanted) |
+                    vi_equal(vi_and(vf_bits(values.high), magnitude), wanted) << 16;
+    uint32_t at = (uint32_t)__builtin_ctz(same);
+    apart->value[apart->n] = x[seg->k + at];
+    apart->k[apart->n++] = seg->k + at;
+    values.low = vf_without(values.low, at);
+    values.high = vf_without(values.high, at - 16);
+    (void)quantize_group(values, group);
+}
+
+static void take_all_apart(const kinput_t *layout, const float *x, largest_t *kept,
+                           kinput_seg_t *out)
+{
+    kapart_t *apart = (kapart_t *)(void *)(out + layout->n_segs);
+    memset(apart, 0, sizeof *apart);
+    while (apart->n < kept->n) {
+        uint32_t next = apart->n;
+        for (uint32_t i = next + 1; i < kept->n; i++)
+            next = kept->segment[i] < kept->segment[next] ? i : next;
+        uint32_t segment = kept->segment[next], most = kept->most[next];
+        kept->segment[next] = kept->segment[apart->n];
+        kept->most[next] = kept->most[apart->n];
+        take_apart(&layout->segs[segment], x, most, &out[segment], apart);
+    }
+}
+
 static bool quantize_int8_vec(const kinput_t *layout, const float *x, uint8_t *row_out)
 {
     kinput_seg_t *out = (kinput_seg_t *)(void *)row_out;
-    vi_t magnitude = vi_set(0x7fffffff);
+    largest_t kept = {.n = 0};
     bool bad = false;
-    for (uint32_t s = 0; s < layout->n_segs; s++, out++) {
+    for (uint32_t s = 0; s < layout->n_segs; s++) {
         const kseg_t *seg = &layout->segs[s];
-        const float *from = x + seg->k;
-        bool whole = seg->len == SEGMENT_K;
-        vf_t a = whole ? vf_load(from) : vf_load_n(from, seg->len);
-        vf_t b =
-            whole ? vf_load(from + 16) : vf_load_n(from + 16, seg->len > 16 ? seg->len - 16 : 0);
-        uint32_t most = (uint32_t)vi_largest(
-            vi_max(vi_and(vf_bits(a), magnitude), vi_and(vf_bits(b), magnitude)));
-        group_scale_t scale = group_scale(most);
-        vi_t qa = vi_zero(), qb = qa;
-        if (scale.id != 0.0f) {
-            vf_t id = vf_set(scale.id);
-            qa = vf_round(vf_mul(a, id));
-            qb = vf_round(vf_mul(b, id));
-        }
-        vi_store_bytes(out->q, qa);
-        vi_store_bytes(out->q + 16, qb);
-        int32_t sum = vi_sum(vi_add(qa, qb));
-        out->da = scale.da;
-        out->offset = scale.offset;
-        out->sum = (float)sum * scale.da;
-        out->start_q4 = SUM_START - 8 * sum;
-        out->start_q8 = SUM_START - 128 * sum;
-        memset(out->zero, 0, sizeof out->zero);
+        uint32_t most = quantize_group(load_group(x + seg->k, seg->len), &out[s]);
         bad |= most >= HUGE_BITS;
+        if (layout->has_apart)
+            keep_largest(&kept, most, s);
     }
+    if (bad)
+        kept.n = 0;
+    if (layout->has_apart)
+        take_all_apart(layout, x, &kept, out);
     return bad;
 }
 

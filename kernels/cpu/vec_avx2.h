@@ -33,6 +33,7 @@ VF_PAIR(vf_min, _mm256_min_ps)
     }
 VI_PAIR(vi_and, _mm256_and_si256)
 VI_PAIR(vi_add, _mm256_add_epi32)
+VI_PAIR(vi_sub, _mm256_sub_epi32)
 VI_PAIR(vi_max, _mm256_max_epi32)
 
 /* All ones in the first n of 8 lanes. */
@@ -146,9 +147,62 @@ static inline vi_t vi_left_23(vi_t a)
 {
     return (vi_t){_mm256_slli_epi32(a.low, 23), _mm256_slli_epi32(a.high, 23)};
 }
+static inline vi_t vi_left_4(vi_t a)
+{
+    return (vi_t){_mm256_slli_epi32(a.low, 4), _mm256_slli_epi32(a.high, 4)};
+}
 static inline vi_t vi_right_16(vi_t a)
 {
     return (vi_t){_mm256_srli_epi32(a.low, 16), _mm256_srli_epi32(a.high, 16)};
+}
+/* The lanes that are equal, as bits. */
+static inline uint32_t vi_equal(vi_t a, vi_t b)
+{
+    __m256 low = _mm256_castsi256_ps(_mm256_cmpeq_epi32(a.low, b.low));
+    __m256 high = _mm256_castsi256_ps(_mm256_cmpeq_epi32(a.high, b.high));
+    return (uint32_t)_mm256_movemask_ps(low) | (uint32_t)_mm256_movemask_ps(high) << 8;
+}
+/* +0 in one lane; from 16 on in none. */
+static inline vf_t vf_without(vf_t v, uint32_t lane)
+{
+    __m256i at = _mm256_set1_epi32((int32_t)lane);
+    __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256i low = _mm256_cmpeq_epi32(lanes, at);
+    __m256i high = _mm256_cmpeq_epi32(_mm256_add_epi32(lanes, _mm256_set1_epi32(8)), at);
+    return (vf_t){_mm256_andnot_ps(_mm256_castsi256_ps(low), v.low),
+                  _mm256_andnot_ps(_mm256_castsi256_ps(high), v.high)};
+}
+static inline vi_t vi_load(const uint8_t *from)
+{
+    return (vi_t){_mm256_loadu_si256((const __m256i *)(const void *)from),
+                  _mm256_loadu_si256((const __m256i *)(const void *)(from + 32))};
+}
+static inline vi_t vi_load_bytes(const uint8_t *from)
+{
+    return (vi_t){
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)from)),
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(from + 8)))};
+}
+static inline vi_t vi_right(vi_t a, uint32_t n)
+{
+    __m128i count = _mm_cvtsi32_si128((int32_t)n);
+    return (vi_t){_mm256_srl_epi32(a.low, count), _mm256_srl_epi32(a.high, count)};
+}
+/* The bytes of a table of 16 that 8 lanes name. */
+static inline __m256i vi_named8(__m256i lanes, vi_t table)
+{
+    __m256i low = _mm256_permutevar8x32_epi32(table.low, lanes);
+    __m256i high = _mm256_permutevar8x32_epi32(table.high, lanes);
+    return _mm256_blendv_epi8(low, high, _mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(7)));
+}
+static inline vi_t vi_named(vi_t lanes, const uint8_t *table)
+{
+    vi_t bytes = vi_load_bytes(table);
+    return (vi_t){vi_named8(lanes.low, bytes), vi_named8(lanes.high, bytes)};
+}
+static inline vf_t vi_convert(vi_t a)
+{
+    return (vf_t){_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)};
 }
 static inline vi_t vf_round(vf_t v)
 {

@@ -136,6 +136,10 @@ static inline vi_t vi_add(vi_t a, vi_t b)
 {
     return _mm512_add_epi32(a, b);
 }
+static inline vi_t vi_sub(vi_t a, vi_t b)
+{
+    return _mm512_sub_epi32(a, b);
+}
 static inline vi_t vi_max(vi_t a, vi_t b)
 {
     return _mm512_max_epi32(a, b);
@@ -144,9 +148,45 @@ static inline vi_t vi_left_23(vi_t a)
 {
     return _mm512_slli_epi32(a, 23);
 }
+static inline vi_t vi_left_4(vi_t a)
+{
+    return _mm512_slli_epi32(a, 4);
+}
 static inline vi_t vi_right_16(vi_t a)
 {
     return _mm512_srli_epi32(a, 16);
+}
+/* The lanes that are equal, as bits. */
+static inline uint32_t vi_equal(vi_t a, vi_t b)
+{
+    return _mm512_cmpeq_epi32_mask(a, b);
+}
+/* +0 in one lane; from 16 on in none. */
+static inline vf_t vf_without(vf_t v, uint32_t lane)
+{
+    uint32_t bit = lane < 16 ? 1u << lane : 0;
+    return _mm512_maskz_mov_ps((__mmask16)~bit, v);
+}
+static inline vi_t vi_load(const uint8_t *from)
+{
+    return _mm512_loadu_si512(from);
+}
+static inline vi_t vi_load_bytes(const uint8_t *from)
+{
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)from));
+}
+static inline vi_t vi_right(vi_t a, uint32_t n)
+{
+    return _mm512_srl_epi32(a, _mm_cvtsi32_si128((int32_t)n));
+}
+/* The bytes of a table of 16 that the lanes name. */
+static inline vi_t vi_named(vi_t lanes, const uint8_t *table)
+{
+    return _mm512_permutexvar_epi32(lanes, vi_load_bytes(table));
+}
+static inline vf_t vi_convert(vi_t a)
+{
+    return _mm512_cvtepi32_ps(a);
 }
 static inline vi_t vf_round(vf_t v)
 {

@@ -87,13 +87,10 @@ static void test_f32_mode_gives_the_recorded_logits_text_and_sum(void **state)
     eval_release(&result);
 }
 
-/* The recorded rows quantize activations to 8 bits in blocks of 32, as Shoal does. Noise of that size
- * takes another way through the layers with every change of a last bit, and the largest of 49,152
- * errors is one draw of it: the same arithmetic added up in another order gives maxima 0.6 to 1.7
- * times these rows, with a mean of 0.76 to 0.84. So what is held is what many draws share: the mean
- * of the eight maxima is the rows' mean within a hundredth (0.758 and 0.756), and over 512 tokens
- * the sum of log-probabilities is three times closer to the exact one than its row is. Of single
- * maxima it is only held that none is far out: four are above their rows, by 1.37 at most. */
+/* The recorded rows quantize activations to 8 bits in blocks of 32. Shoal's are within each prompt's
+ * row, and their mean is little more than half of the rows' (0.42 and 0.76), because the two largest
+ * values of a row are multiplied apart (docs/numerics.md). Over 512 tokens the sum of
+ * log-probabilities is twice closer to the exact one than its row is. */
 static void test_native_mode_stays_within_the_noise_of_8_bit_activations(void **state)
 {
     (void)state;
@@ -106,18 +103,18 @@ static void test_native_mode_stays_within_the_noise_of_8_bit_activations(void **
         double row = json_number_value(json_object_get(prompt_at(i), "actq8_last_max_abs"));
         double difference = last_difference(&result, i);
         print_message("prompt %u: %.3f; recorded for 8-bit activations %.3f\n", i, difference, row);
-        assert_true(row > 0 && difference <= 1.4 * row);
+        assert_true(row > 0 && difference <= row);
         rows += row;
         differences += difference;
     }
     print_message("mean %.4f; recorded %.4f\n", differences / N_PROMPTS, rows / N_PROMPTS);
-    assert_true(differences <= 1.01 * rows);
+    assert_true(differences <= 0.75 * rows);
     const json_t *ppl = json_object_get(golden, "ppl");
     double exact = json_number_value(json_object_get(ppl, "sum_logprob_fp32"));
     double row = json_number_value(json_object_get(ppl, "sum_logprob_actq8"));
     double sum = result.prompts[N_PROMPTS].sum_logprob;
     print_message("sum %.2f; exact %.2f, recorded for 8-bit activations %.2f\n", sum, exact, row);
-    assert_true(3 * fabs(sum - exact) <= fabs(row - exact));
+    assert_true(fabs(sum - exact) <= 0.75 * fabs(row - exact));
     eval_release(&result);
 }
 
@@ -165,7 +162,7 @@ static uint32_t argmax(const float *logits, uint32_t n)
     return best;
 }
 
-/* An error of at most 1.4 rows, which the test above holds, cannot turn a margin of 3 rows. Margins
+/* An error of at most one row, which the test above holds, cannot turn a margin of 3 rows. Margins
  * like that begin a text only once in the eight prompts, since most begin with a close choice; they
  * are everywhere inside. So the model reads the reference's text, and chooses as the reference did
  * at every position where the reference's margin is 3 times the prompt's row. */
