@@ -1,11 +1,34 @@
 /* Zeroed pages for weights, KV and buffers. Large ranges start on 2 MiB and ask for huge pages,
- * which the system gives only where it is asked (mode `madvise`). */
+ * which the system gives only where it is asked (mode `madvise`).
+ *
+ * Weights of small models are smaller than a huge page: they share *stretches* of huge pages, in
+ * which they follow each other. A stretch is only ever filled up, so what it hands out is zeroed;
+ * it is given back when its last weight is. */
+#include <pthread.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 
+#include "common/base/memory.h"
 #include "kernels/cpu/internal.h"
 
-enum { HUGE_BYTES = 2 << 20, PAGE_BYTES = 4096 };
+enum {
+    HUGE_BYTES = 2 << 20,
+    PAGE_BYTES = 4096,
+    SHARING_BYTES_MAX = 16 << 20, /* larger weights lose less than an eighth to small pages */
+    STRETCH_BYTES = 64 << 20,     /* addresses; memory is taken by what is written */
+};
+
+typedef struct stretch stretch_t;
+struct stretch {
+    stretch_t *next;
+    uint8_t *base;
+    size_t used;
+    uint32_t live; /* ranges that were not given back */
+};
+
+static pthread_mutex_t stretches_lock = PTHREAD_MUTEX_INITIALIZER;
+static stretch_t *stretches; /* the newest first; ranges are cut from that one */
 
 /* What is mapped for `bytes`: whole pages, and for large ranges room to align. */
 static size_t mapped_size(size_t bytes)
@@ -38,4 +61,49 @@ void unmap_pages(void *take_pages, size_t bytes)
 {
     if (take_pages != NULL)
         munmap(take_pages, mapped_size(bytes));
+}
+
+static uint8_t *cut_from_stretch(size_t size)
+{
+    if (stretches == NULL || STRETCH_BYTES - stretches->used < size) {
+        uint8_t *base = map_pages(STRETCH_BYTES);
+        if (base == NULL)
+            return NULL;
+        stretch_t *newest = MEM_NEW(stretch_t);
+        *newest = (stretch_t){.next = stretches, .base = base};
+        stretches = newest;
+    }
+    uint8_t *range = stretches->base + stretches->used;
+    stretches->used += size;
+    stretches->live++;
+    return range;
+}
+
+void *map_weight(size_t bytes)
+{
+    if (bytes == 0 || bytes > SHARING_BYTES_MAX)
+        return map_pages(bytes);
+    pthread_mutex_lock(&stretches_lock);
+    uint8_t *range = cut_from_stretch(mapped_size(bytes));
+    pthread_mutex_unlock(&stretches_lock);
+    return range;
+}
+
+void unmap_weight(void *take_weight, size_t bytes)
+{
+    if (take_weight == NULL || bytes > SHARING_BYTES_MAX) {
+        unmap_pages(take_weight, bytes);
+        return;
+    }
+    pthread_mutex_lock(&stretches_lock);
+    stretch_t **at = &stretches;
+    while ((uintptr_t)take_weight - (uintptr_t)(*at)->base >= STRETCH_BYTES)
+        at = &(*at)->next;
+    stretch_t *of = *at;
+    if (--of->live == 0) {
+        *at = of->next;
+        unmap_pages(of->base, STRETCH_BYTES);
+        free(of);
+    }
+    pthread_mutex_unlock(&stretches_lock);
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "kernels/cpu/internal.h"
 #include "support.h"
 
 enum { EDGES_MAX = 8 };
@@ -342,8 +343,8 @@ static void test_scales_that_columns_share_change_no_bit(void **state)
 
 /* The down-projection of a 7B model, cut as it is: within 2 % of what the file has (Z4: 4 bits a
  * value and for each group a half and 4 bits, of which groups of 32 need 3 %), e4m3 of blocks of
- * 128 x 128 within 1 %, of rows with scales of their own within 4 % of its codes, Q5_K and Q6_K 28 %
- * and 22 % above it (scales are floats there). */
+ * 128 x 128 within 1 %, of rows with scales of their own within 4 % of its codes, Q5_K and Q6_K
+ * 28 % and 22 % above it (scales are floats there). */
 static void test_packed_weights_are_as_small_as_their_files(void **state)
 {
     (void)state;
@@ -397,6 +398,38 @@ static void test_packed_weights_are_as_small_as_their_files(void **state)
     close_fixture(&f);
 }
 
+/* Small weights lie side by side in huge pages, more than one stretch of them here. What is given
+ * back, in any order, never comes back with old values in it. */
+static void test_weights_that_share_pages_are_zeroed_and_apart(void **state)
+{
+    (void)state;
+    enum { N = 40, ROUNDS = 3 };
+    static const size_t sizes[] = {1, 4096, 200000, (1 << 20) + 64, 5 << 20, 16 << 20, 20 << 20};
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        uint8_t *at[N];
+        size_t bytes[N];
+        for (uint32_t i = 0; i < N; i++) {
+            bytes[i] = sizes[(i + round) % (sizeof sizes / sizeof *sizes)];
+            at[i] = map_weight(bytes[i]);
+            assert_non_null(at[i]);
+            assert_int_equal((uintptr_t)at[i] % 4096, 0);
+            assert_int_equal(at[i][0] | at[i][bytes[i] / 2] | at[i][bytes[i] - 1], 0);
+            at[i][0] = at[i][bytes[i] / 2] = at[i][bytes[i] - 1] = (uint8_t)(i + 1);
+        }
+        /* The second behind the first, if the stretch had room. */
+        assert_true(round > 0 || at[1] == at[0] + 4096);
+        for (uint32_t i = 0; i < N; i++) { /* 7 and 40 have no common divisor */
+            uint32_t one = (i * 7 + round) % N;
+            uint8_t mark = (uint8_t)(one + 1);
+            assert_int_equal(at[one][0], mark);
+            assert_int_equal(at[one][bytes[one] / 2], mark);
+            assert_int_equal(at[one][bytes[one] - 1], mark);
+            unmap_weight(at[one], bytes[one]);
+        }
+    }
+    unmap_weight(NULL, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -406,6 +439,7 @@ int main(void)
         cmocka_unit_test(test_e4m3_codes_give_the_bits_of_bf16),
         cmocka_unit_test(test_a_code_that_is_no_number_makes_its_column_none),
         cmocka_unit_test(test_scales_that_columns_share_change_no_bit),
+        cmocka_unit_test(test_weights_that_share_pages_are_zeroed_and_apart),
         cmocka_unit_test(test_packed_weights_are_as_small_as_their_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
