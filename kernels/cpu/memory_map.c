@@ -16,7 +16,7 @@ enum {
     HUGE_BYTES = 2 << 20,
     PAGE_BYTES = 4096,
     SHARING_BYTES_MAX = 16 << 20, /* larger weights lose less than an eighth to small pages */
-    STRETCH_BYTES = 64 << 20,     /* addresses; memory is taken by what is written */
+    STRETCH_BYTES = 256 << 20,    /* addresses; memory is taken by what is written */
 };
 
 typedef struct stretch stretch_t;

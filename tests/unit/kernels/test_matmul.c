@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "common/base/memory.h"
-#include "support.h"
+#include "product.h"
 
 static const qtype_t TYPES[] = {
     QTYPE_Q4_1, QTYPE_Q8_0, QTYPE_Q4_0,  QTYPE_BF16,   QTYPE_F16,    QTYPE_F32,
@@ -34,106 +34,6 @@ static case_t case_of(uint32_t i)
     uint32_t values = qtype_info(TYPES[t])->block_values;
     uint32_t kind = TYPES[t] >= QTYPE_OWN_FIRST ? 3 : values == 256 ? 2 : values == 1;
     return (case_t){TYPES[t], widths[kind][w], (t + w) % 2 == 1};
-}
-
-typedef struct {
-    uint32_t k, n;
-    uint32_t edges[NUMERICS_LEAVES_MAX + 1];
-    uint32_t n_leaves;
-} shape_t;
-
-/* The leaves of the plan for an FFN of k values. */
-static shape_t ffn_shape(uint32_t k, uint32_t n)
-{
-    uint32_t leaves = k / 128 < 4 ? 4 : k / 128 > 16 ? 16 : k / 128;
-    uint32_t unit = k < 512 ? 8 : 32;
-    uint32_t units = (k + unit - 1) / unit;
-    shape_t shape = {.k = k, .n = n, .n_leaves = leaves};
-    for (uint32_t i = 0; i < leaves; i++)
-        shape.edges[i] = unit * (uint32_t)((uint64_t)i * units / leaves);
-    shape.edges[leaves] = k;
-    return shape;
-}
-
-static shape_t whole_shape(uint32_t k, uint32_t n)
-{
-    return (shape_t){.k = k, .n = n, .n_leaves = 1, .edges = {0, k}};
-}
-
-static kweight_t *pack(const fixture_t *f, const shape_t *shape, qtype_t type, const uint8_t *rows,
-                       size_t bytes, tree_run_t run)
-{
-    kweight_part_t part = {.qtype = type, .rows = rows, .bytes = bytes, .n_rows = shape->n};
-    kweight_spec_t spec = {.name = "w",
-                           .parts = &part,
-                           .n_parts = 1,
-                           .k_total = shape->k,
-                           .leaf_edges = shape->edges,
-                           .n_leaves = shape->n_leaves,
-                           .leaf_first = run.first,
-                           .leaf_end = run.end};
-    kweight_t *weight = NULL;
-    assert_ok(f->ops->weight_pack(f->device, &spec, &weight));
-    return weight;
-}
-
-static kbatch_t *plain_batch(const fixture_t *f, uint32_t rows)
-{
-    kbatch_t *batch = NULL;
-    assert_ok(f->ops->batch_new(f->device, 1024, 0, &batch));
-    assert_ok(f->ops->batch_set_plain(f->queue, batch, rows));
-    return batch;
-}
-
-/* The partials of one rank, [P][rows][n], in a fresh buffer. */
-static kref_t partials_of(const fixture_t *f, kbatch_t *batch, const shape_t *shape,
-                          const kweight_t *weight, tree_run_t run, const float *x, uint32_t rows)
-{
-    kweight_info_t info = f->ops->weight_info(weight);
-    kref_t in = ref_of(f, x, (size_t)rows * shape->k * sizeof *x);
-    in.offset = shape->edges[run.first] * sizeof *x;
-    kref_t input = new_ref(f, rows * info.input_row_bytes);
-    kref_t out = new_ref(f, (size_t)info.n_partials * rows * shape->n * sizeof(float));
-    assert_ok(f->ops->quantize(f->queue, batch, weight, in, shape->k, input));
-    assert_ok(f->ops->matmul(f->queue, batch, weight, input, out));
-    wait_all(f);
-    release_ref(f, in);
-    release_ref(f, input);
-    return out;
-}
-
-/* The product over ranks with these leaf runs, added through tree_add to `residual`. */
-static float *product(const fixture_t *f, const shape_t *shape, qtype_t type, const uint8_t *data,
-                      size_t bytes, const tree_run_t *runs, uint32_t n_ranks, const float *x,
-                      uint32_t rows)
-{
-    kref_t partials[TREE_RANKS_MAX];
-    kbatch_t *batch = plain_batch(f, rows);
-    for (uint32_t r = 0; r < n_ranks; r++) {
-        kweight_t *weight = pack(f, shape, type, data, bytes, runs[r]);
-        partials[r] = partials_of(f, batch, shape, weight, runs[r], x, rows);
-        f->ops->weight_release(weight);
-    }
-    size_t out_bytes = (size_t)rows * shape->n * sizeof(float);
-    kref_t out = new_ref(f, out_bytes);
-    ktree_add_t add = {
-        .n_leaves = shape->n_leaves, .runs = runs, .partials = partials, .n_ranks = n_ranks};
-    assert_ok(f->ops->tree_add(f->queue, batch, shape->n, &add, (kref_t){0}, out));
-    wait_all(f);
-    float *result = mem_new(1, out_bytes);
-    memcpy(result, f->ops->buffer_host(out.buffer), out_bytes);
-    for (uint32_t r = 0; r < n_ranks; r++)
-        release_ref(f, partials[r]);
-    release_ref(f, out);
-    f->ops->batch_release(batch);
-    return result;
-}
-
-static float *whole_product(const fixture_t *f, const shape_t *shape, qtype_t type,
-                            const uint8_t *data, size_t bytes, const float *x, uint32_t rows)
-{
-    tree_run_t run = {0, (uint16_t)shape->n_leaves};
-    return product(f, shape, type, data, bytes, &run, 1, x, rows);
 }
 
 /* Largest |found - exact| in units of the row's bound: sum |w| * error of one activation, which is
@@ -398,125 +298,9 @@ static void test_a_quantized_input_of_two_to_the_hundredth_is_a_row_error(void *
     free(data);
 }
 
-/* The bound of one element when the two groups of 32 with the largest values give up those values:
- * half a step of the largest value that stays in each group, and F32 noise. */
-static double bound_apart(const float *w, const float *x, uint32_t k, double *exact_out)
-{
-    double weights[64] = {0}, most[64] = {0}, second[64] = {0}, magnitude = 0;
-    uint32_t n_groups = (k + 31) / 32;
-    *exact_out = 0;
-    for (uint32_t i = 0; i < k; i++) {
-        double a = fabs((double)x[i]);
-        uint32_t g = i / 32;
-        *exact_out += (double)x[i] * (double)w[i];
-        magnitude += fabs((double)x[i] * (double)w[i]);
-        weights[g] += fabs((double)w[i]);
-        second[g] = a > most[g] ? most[g] : fmax(second[g], a);
-        most[g] = fmax(most[g], a);
-    }
-    for (uint32_t n = 0; n < 2 && n < n_groups; n++) {
-        uint32_t largest = 0;
-        for (uint32_t g = 1; g < n_groups; g++)
-            largest = most[g] > most[largest] ? g : largest;
-        most[largest] = -second[largest]; /* taken: no longer the largest of the groups */
-    }
-    double bound = 1e-30 + magnitude * 0x1p-19;
-    for (uint32_t g = 0; g < n_groups; g++)
-        bound += weights[g] * fabs(most[g]) * 0.5 / 127;
-    return bound;
-}
-
-/* Two large values beside values of 1 leave no more noise than those do; a third one does. */
-static void test_the_largest_values_of_a_row_of_one_leaf_are_multiplied_apart(void **state)
-{
-    (void)state;
-    random_t random = {12};
-    enum { ROWS = 6, K = 468 };
-    for (uint32_t t = 0; t < N_TYPES; t++) {
-        qtype_t type = TYPES[t];
-        bool is_float = qtype_info(type)->block_values == 1 && type < QTYPE_OWN_FIRST;
-        if (is_float || type == QTYPE_F8S || type == QTYPE_Q2_K || type == QTYPE_Q3_K ||
-            type == QTYPE_Q6_K)
-            continue; /* floats, and groups of 16 */
-        uint32_t k = type >= QTYPE_OWN_FIRST ? K : qtype_info(type)->block_values == 256 ? 512 : 480;
-        shape_t shape = whole_shape(k, 40);
-        size_t bytes;
-        uint8_t *data = make_rows(&random, type, shape.n, shape.k, &bytes);
-        float *x = MEM_NEW_ARRAY(float, ROWS * k), *w = MEM_NEW_ARRAY(float, k);
-        for (uint32_t i = 0; i < ROWS * k; i++)
-            x[i] = random_normal(&random);
-        for (uint32_t r = 0; r < ROWS; r++) { /* in any two groups, the last one too */
-            x[r * k + random_below(&random, k / 2)] = 4000;
-            x[r * k + (r == 0 ? k - 1 : k / 2 + 32 + random_below(&random, k / 2 - 32))] = -3000;
-        }
-        fixture_t f = open_fixture("ref", 1, KMODE_NATIVE, KQUEUE_NOW);
-        float *y = whole_product(&f, &shape, type, data, bytes, x, ROWS);
-        uint64_t row_bytes;
-        assert_true(qtype_row_bytes(type, k, &row_bytes));
-        for (uint32_t c = 0; c < shape.n; c++) {
-            qtype_dequantize_row(type, data + c * row_bytes, k, w);
-            for (uint32_t r = 0; r < ROWS; r++) {
-                double exact, bound = bound_apart(w, x + (size_t)r * k, k, &exact);
-                double error = fabs((double)y[(size_t)r * shape.n + c] - exact);
-                if (error > bound)
-                    fail_test("%s: row %u column %u is off by %.3g, bound %.3g", qtype_name(type),
-                              r, c, error, bound);
-            }
-        }
-        free(y);
-        free(w);
-        free(x);
-        free(data);
-        close_fixture(&f);
-    }
-}
-
-/* Which of equal values is apart, rows with fewer groups than values, and rows of zeros, of
- * subnormals and of what is too small to quantize: every level as ref, beside ordinary rows. */
-static void test_every_level_takes_refs_values_apart(void **state)
-{
-    (void)state;
-    const char *levels[3];
-    uint32_t n_levels = kernels_cpu_levels(levels);
-    static const uint32_t widths[] = {7, 32, 45, 64, 333, 8230};
-    enum { ROWS = 200 };
-    random_t random = {13};
-    for (uint32_t i = 0; i < 6; i++) {
-        uint32_t k = widths[i];
-        shape_t shape = whole_shape(k, 35);
-        size_t bytes;
-        uint8_t *data = make_rows(&random, QTYPE_I8S, shape.n, k, &bytes);
-        float *x = MEM_NEW_ARRAY(float, (size_t)ROWS *k), *wanted = NULL;
-        for (uint32_t r = 0; r < ROWS; r++) {
-            static const float sizes[] = {1.0f, 0.0f, 0x1p-130f, 0x1p-101f, 0x1p90f};
-            for (uint32_t j = 0; j < k; j++) {
-                float value = r % 3 == 0 ? 1.0f : random_normal(&random);
-                bool minus = random_below(&random, 2) == 1;
-                x[(size_t)r * k + j] = (minus ? -value : value) * (r < 10 ? sizes[r % 5] : 1.0f);
-            }
-        }
-        for (uint32_t v = 0; v < 2 * n_levels; v++) {
-            fixture_t f = open_fixture(levels[v / 2], 1 + v % 2, KMODE_NATIVE, KQUEUE_NOW);
-            float *found = whole_product(&f, &shape, QTYPE_I8S, data, bytes, x, ROWS);
-            if (wanted != NULL)
-                assert_same_bits(found, wanted, (size_t)ROWS * shape.n, levels[v / 2]);
-            if (wanted != NULL)
-                free(found);
-            else
-                wanted = found;
-            close_fixture(&f);
-        }
-        free(wanted);
-        free(x);
-        free(data);
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_the_largest_values_of_a_row_of_one_leaf_are_multiplied_apart),
-        cmocka_unit_test(test_every_level_takes_refs_values_apart),
         cmocka_unit_test(test_ref_is_the_dequantized_product_within_the_noise_of_its_activations),
         cmocka_unit_test(test_every_level_row_count_and_thread_count_gives_refs_bits),
         cmocka_unit_test(test_every_cut_of_the_leaves_gives_the_uncut_bits),
