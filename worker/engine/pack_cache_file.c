@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <xxhash.h>
@@ -132,6 +133,8 @@ int pack_file_open(const char *path, const char *key, pack_file_head_t *head_out
 
 /* --- writing --- */
 
+enum { PARTS = 256 };
+
 static bool write_all(int fd, const void *from, size_t n, uint64_t offset)
 {
     for (const uint8_t *at = from; n > 0;) {
@@ -159,38 +162,55 @@ uint64_t pack_file_size(const pack_file_image_t *images, size_t n)
     return size;
 }
 
-/* A file that grows at its end, in whole huge pages: the system then takes large folios for it. */
+/* A file that grows at its end, in whole huge pages: the system then takes large folios for it.
+ * What is put is borrowed until it is written. */
 typedef struct {
     int fd;
-    uint8_t *block; /* what was not written yet: PACK_FILE_HUGE bytes from `at` on */
+    struct iovec parts[PARTS]; /* what was not written yet: `used` bytes from `at` on */
+    int n_parts;
     size_t used;
     uint64_t at;
     bool good;
 } stream_t;
 
+static void flush(stream_t *stream)
+{
+    struct iovec *part = stream->parts, *end = part + stream->n_parts;
+    while (part < end && stream->good) {
+        ssize_t put = pwritev(stream->fd, part, (int)(end - part), (off_t)stream->at);
+        if (put < 0 && errno == EINTR)
+            continue;
+        stream->good = put > 0;
+        stream->at += put > 0 ? (uint64_t)put : 0;
+        for (; put > 0 && (size_t)put >= part->iov_len; part++)
+            put -= (ssize_t)part->iov_len;
+        if (put > 0) {
+            part->iov_base = (uint8_t *)part->iov_base + put;
+            part->iov_len -= (size_t)put;
+        }
+    }
+    stream->n_parts = 0;
+    stream->used = 0;
+}
+
 static void put(stream_t *stream, const void *bytes, size_t n)
 {
     for (const uint8_t *from = bytes; n > 0 && stream->good;) {
         size_t room = PACK_FILE_HUGE - stream->used, part = n < room ? n : room;
-        memcpy(stream->block + stream->used, from, part);
+        stream->parts[stream->n_parts++] =
+            (struct iovec){.iov_base = (void *)(uintptr_t)from, .iov_len = part};
         stream->used += part, from += part, n -= part;
-        if (stream->used < PACK_FILE_HUGE)
-            continue;
-        stream->good = write_all(stream->fd, stream->block, stream->used, stream->at);
-        stream->at += stream->used;
-        stream->used = 0;
+        if (stream->used == PACK_FILE_HUGE || stream->n_parts == PARTS)
+            flush(stream);
     }
 }
 
+static const uint8_t zeros[PACK_FILE_PAGE];
+
 static void put_padding(stream_t *stream)
 {
-    static const uint8_t zeros[PACK_FILE_PAGE];
-    put(stream, zeros, (PACK_FILE_PAGE - stream->used % PACK_FILE_PAGE) % PACK_FILE_PAGE);
-}
-
-static bool put_last(stream_t *stream)
-{
-    return stream->good && write_all(stream->fd, stream->block, stream->used, stream->at);
+    uint64_t end = stream->at + stream->used;
+    put(stream, zeros, (PACK_FILE_PAGE - end % PACK_FILE_PAGE) % PACK_FILE_PAGE);
 }
 
 /* The bytes whose sums are taken are those in memory: what the disk makes of them shows when they
@@ -212,9 +232,8 @@ static bool write_images(int fd, pack_file_head_t *head, const pack_file_image_t
     size_t entries_bytes = n * sizeof(pack_file_entry_t);
     size_t table_bytes = entries_bytes + (size_t)n_pieces * PACK_FILE_CHECKSUM;
     uint8_t *table = mem_new(table_bytes + 1, 1);
-    stream_t stream = {.fd = fd, .block = mem_new(PACK_FILE_HUGE, 1), .good = true};
-    put(&stream, head, sizeof *head); /* zeros: the true head comes last */
-    put_padding(&stream);
+    stream_t stream = {.fd = fd, .good = true};
+    put(&stream, zeros, PACK_FILE_PAGE); /* the head comes last */
     for (size_t i = 0; stream.good && i < n; i++) {
         pack_file_entry_t entry = {.offset = stream.at + stream.used, .bytes = images[i].bytes,
                                    .piece_first = pieces};
@@ -231,10 +250,9 @@ static bool write_images(int fd, pack_file_head_t *head, const pack_file_image_t
     head->n_pieces = n_pieces;
     pack_file_digest(table, table_bytes, head->table_digest);
     put(&stream, table, table_bytes);
-    bool good = put_last(&stream);
-    free(stream.block);
+    flush(&stream);
     free(table);
-    return good;
+    return stream.good;
 }
 
 /* No fsync: a file that a power failure tears is seen by its digests, and waiting for the disk
