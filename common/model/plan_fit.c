@@ -84,7 +84,7 @@ void plan_sizes(const model_t *model, plan_sizes_t *out)
         .config = *model_config(model),
         .file_bytes = source_bytes(model_source(model)),
         .embedding_values = embedding->rows * embedding->columns,
-        .embedding_bytes = embedding->bytes,
+        .embedding_bytes = embedding->rows * embedding->row_bytes, /* it is kept as stored */
         .head_values = norm->columns + head->rows * head->columns,
         .head_bytes = norm->bytes + head->bytes,
     };

@@ -38,9 +38,9 @@ enum {
  * BF16: per 2 k two lines [16][2]. F32: per k two lines [16]. F16: per k one line of 32.
  * E4: e4m3 codes, per 2 k one line [16 columns][2 k][2]: of column c and of c + 16; after each segment
  * of 128 k 32 F32 scales, or, where all columns of a panel share them, one scale for each segment in
- * front of the leaf's codes, in whole lines. T4: as Q4, nibbles that name one of 16 integers. The others: form_tail.h;
- * S4: nibbles less 8, Z4: less a zero point, X4: a table's, under two scales, M4: a table's, under
- * powers of two.
+ * front of the leaf's codes, in whole lines. T4: as Q4, nibbles that name one of 16 integers. The
+ * others: form_tail.h; S4: nibbles less 8, Z4: less a zero point, X4: a table's, under two scales,
+ * M4: a table's, under powers of two.
  * Q5, Q5M, N5M: the values' fifth bits, then as Q4, Q4M, N4M; N6: two bits each, then nibbles and F32
  * scales. A segment's upper bits are two lines [16 columns][4]: those of the pair's first unit of 4
  * k lowest, then those of its second, then the next pair's. */

@@ -86,7 +86,7 @@ void *map_weight(size_t bytes)
     pthread_mutex_lock(&stretches_lock);
     uint8_t *range = cut_from_stretch(mapped_size(bytes));
     pthread_mutex_unlock(&stretches_lock);
-    return range;
+    return range != NULL ? range : map_pages(bytes); /* where addresses are limited */
 }
 
 void unmap_weight(void *take_weight, size_t bytes)
@@ -97,10 +97,12 @@ void unmap_weight(void *take_weight, size_t bytes)
     }
     pthread_mutex_lock(&stretches_lock);
     stretch_t **at = &stretches;
-    while ((uintptr_t)take_weight - (uintptr_t)(*at)->base >= STRETCH_BYTES)
+    while (*at != NULL && (uintptr_t)take_weight - (uintptr_t)(*at)->base >= STRETCH_BYTES)
         at = &(*at)->next;
     stretch_t *of = *at;
-    if (--of->live == 0) {
+    if (of == NULL) {
+        unmap_pages(take_weight, bytes);
+    } else if (--of->live == 0) {
         *at = of->next;
         unmap_pages(of->base, STRETCH_BYTES);
         free(of);

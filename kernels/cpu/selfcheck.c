@@ -114,11 +114,13 @@ typedef struct {
     uint32_t type, n_rows, k;
 } shape_t;
 
-/* Input rows and the product of one weight type; edges cut the blocks of 32. */
-static const char *check_matmul(check_t *check, const shape_t *shape, kmode_t mode)
+/* Input rows and the product of one weight type: of leaves whose edges cut the blocks of 32, or of
+ * one leaf, where values are multiplied apart. */
+static const char *check_matmul(check_t *check, const shape_t *shape, kmode_t mode, bool one_leaf)
 {
     uint32_t qtype = shape->type, n_rows = shape->n_rows;
-    const uint32_t edges[] = {0, 72, shape->k / 4 * 3, shape->k};
+    const uint32_t cuts[] = {0, 72, shape->k / 4 * 3, shape->k}, whole[] = {0, shape->k};
+    const uint32_t n_leaves = one_leaf ? 1 : 3;
     check->device.mode = mode;
     size_t bytes;
     uint8_t *rows = make_rows(check, qtype, shape->k, &bytes);
@@ -127,10 +129,10 @@ static const char *check_matmul(check_t *check, const shape_t *shape, kmode_t mo
                            .parts = &part,
                            .n_parts = 1,
                            .k_total = shape->k,
-                           .leaf_edges = edges,
-                           .n_leaves = 3,
+                           .leaf_edges = one_leaf ? whole : cuts,
+                           .n_leaves = n_leaves,
                            .leaf_first = 0,
-                           .leaf_end = 3};
+                           .leaf_end = n_leaves};
     kweight_t *weight = NULL;
     CHECK(weight_pack(&check->device, &spec, &weight) == STATUS_OK);
     float x[CHECK_ROWS][CHECK_K], out[2][CHECK_ROWS][CHECK_N];
@@ -330,9 +332,14 @@ const char *selfcheck(const klevel_t *level)
     const char *bad = check_rows(&check);
     _mm_setcsr(FPMODE_DEFAULT);
     for (uint32_t i = 0; bad == NULL && i < sizeof shapes / sizeof shapes[0]; i++)
-        bad = check_matmul(&check, &shapes[i], KMODE_NATIVE);
+        bad = check_matmul(&check, &shapes[i], KMODE_NATIVE, false);
+    for (uint32_t i = 0; bad == NULL && i < sizeof shapes / sizeof shapes[0]; i++)
+        if (shapes[i].type != QTYPE_BF16 && shapes[i].type != QTYPE_F16 &&
+            shapes[i].type != QTYPE_F32 && shapes[i].type != QTYPE_F8S)
+            bad = check_matmul(&check, &(shape_t){shapes[i].type, 2, shapes[i].k == 256 ? 256 : 160},
+                               KMODE_NATIVE, true);
     if (bad == NULL)
-        bad = check_matmul(&check, &(shape_t){QTYPE_Q4_1, 7, 352}, KMODE_F32);
+        bad = check_matmul(&check, &(shape_t){QTYPE_Q4_1, 7, 352}, KMODE_F32, false);
     if (bad == NULL)
         bad = check_attention(&check, KMODE_NATIVE);
     if (bad == NULL)

@@ -326,7 +326,13 @@ void kv_release(kv_t *kv, const uint32_t *blocks, uint32_t n)
 
 void kv_touch(kv_t *kv, kv_link_t link)
 {
-    while (link.block != NONE && link_alive(kv, link)) {
+    /* Without its beginning nothing of a chain is found again. */
+    kv_link_t first = link;
+    while (first.block != NONE && link_alive(kv, first))
+        first = kv->blocks[first.block].parent;
+    if (first.block != NONE)
+        return;
+    while (link.block != NONE) {
         if (kv->blocks[link.block].holders == 0) {
             kept_remove(kv, link.block);
             kept_append(kv, link.block);

@@ -11,6 +11,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/base/digest.h"
@@ -70,6 +71,15 @@ static uint8_t *map_file(int fd, size_t bytes)
     return map;
 }
 
+/* Who makes room asks for a moment whether a file is held; without the lock the file may go. */
+static void hold_file(int fd)
+{
+    enum { TRIES = 50 };
+    const struct timespec nap = {.tv_nsec = 1000000};
+    for (int i = 0; i < TRIES && flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK; i++)
+        nanosleep(&nap, NULL);
+}
+
 pack_cache_t *pack_cache_open(const pack_cache_config_t *config)
 {
     CHECK(strlen(config->key) < PACK_CACHE_KEY_MAX);
@@ -91,7 +101,7 @@ pack_cache_t *pack_cache_open(const pack_cache_config_t *config)
             drop_file(cache);
         } else {
             cache->held = cache->fd;
-            (void)flock(cache->held, LOCK_SH | LOCK_NB); /* without it the file may go */
+            hold_file(cache->held);
         }
     }
     if (why != NULL)

@@ -250,8 +250,10 @@ sequence_t *scheduler_next_waiting(scheduler_t *s);
 /* How many that wait could start, as far as is known: not those that lacked blocks at their last try,
  * but for the first in line when there is more room now. */
 uint32_t scheduler_could_start(const scheduler_t *s);
+/* Who waits for this plan, and for what. */
+void scheduler_queue(const scheduler_t *s, step_queue_t *out);
 /* Rows of prompts in a step, so that pieces of those there are follow each other through the stages;
- * UINT32_MAX: one chunk at a time, since there is one stage, or prompts enough for all of them. */
+ * UINT32_MAX: one chunk at a time, since there is one stage, or somebody decodes. */
 uint32_t scheduler_piece_rows(const scheduler_t *s, const step_queue_t *queue);
 /* The solo one that may start first; it stays where it is. */
 sequence_t *scheduler_next_solo(const scheduler_t *s);

@@ -4,7 +4,6 @@
 
 #include "worker/engine/scheduler_internal.h"
 
-#define FETCH_AHEAD 8u /* sequences */
 #define TICKS_MAX 32u /* sequences whose time is over that one plan deals with */
 
 typedef struct {
@@ -153,11 +152,16 @@ static bool add_entry(planning_t *p, sequence_t *q)
     uint32_t n = least(q->n_ids - q->n_computed, p->tokens_left);
     if (p->flight->n >= p->entries_max)
         return false;
-    if (n > 1)
+    bool is_prompt = n > 1;
+    if (is_prompt)
         n = prompt_share(p, n);
     /* Rows of logits are large; with only one such step in flight, no ring between stages can be
      * full in both directions at once. */
-    if (n == 0 || (owes_logits(q) && q->logits_next < q->n_computed + n && s->n_flights > 0))
+    if (owes_logits(q) && q->logits_next < q->n_computed + n && s->n_flights > 0) {
+        p->prompt_rows += is_prompt ? n : 0;
+        return false;
+    }
+    if (n == 0)
         return false;
     if (!hold_blocks(p, q, q->n_computed + n))
         return false;
@@ -330,21 +334,8 @@ static void start_waiting(planning_t *p)
 static void limit_prompts(planning_t *p)
 {
     scheduler_t *s = p->s;
-    step_queue_t queue = {.stages = s->config.stages};
-    for (uint32_t i = 0; i < s->n_running; i++) {
-        const sequence_t *q = s->running[i];
-        if (i + FETCH_AHEAD < s->n_running)
-            scheduler_fetch(s->running[i + FETCH_AHEAD]);
-        if (q->n_ids - q->n_computed <= 1) {
-            queue.n_decoding++;
-            queue.decode_keys += q->n_ids;
-        } else if (queue.n_prompts++ == 0) {
-            queue.context = q->n_computed;
-        }
-    }
-    queue.n_prompts += scheduler_could_start(s);
-    if (queue.n_prompts == 0 && s->n_waiting > 0)
-        queue.n_prompts = 1; /* should one of them start after all, it takes no whole step */
+    step_queue_t queue;
+    scheduler_queue(s, &queue);
     s->mean_context = queue.n_decoding ? queue.decode_keys / queue.n_decoding : 0;
     p->prompts_left = queue.n_prompts;
     if (!s->config.whole_prompts)
@@ -352,34 +343,45 @@ static void limit_prompts(planning_t *p)
     p->piece_rows = scheduler_piece_rows(s, &queue);
 }
 
-/* Plans run in order on every stage: a later piece finds the keys of those before. */
-static bool may_follow(const planning_t *p, const sequence_t *q)
+/* Who takes part in a plan: those that decode, then prompts, then further pieces of prompts of which
+ * some are still on their way. Plans run in order on every stage: a later piece finds the keys of
+ * those before. */
+typedef enum { DECODES, PROMPTS, FURTHER_PIECES } turn_t;
+
+static bool takes_part(const planning_t *p, const sequence_t *q, turn_t turn)
 {
-    return p->piece_rows != UINT32_MAX && q->n_computed < q->n_ids;
+    uint32_t n = q->n_ids - q->n_computed;
+    if (turn == FURTHER_PIECES)
+        return p->piece_rows != UINT32_MAX && q->n_in_flight > 0 && q->planned != p->s->round &&
+               n > 0;
+    return q->n_in_flight == 0 && (n > 1) == (turn == PROMPTS);
 }
 
-static void plan_together(planning_t *p)
+static void plan_running(planning_t *p, turn_t turn)
 {
     scheduler_t *s = p->s;
-    limit_prompts(p);
-    for (int prefill = 0; prefill <= 1; prefill++) {
-        if (prefill == 1) {
-            p->prompts_limited = p->prompt_rows < p->tokens_left;
-            p->prompt_rows = least(least(p->prompt_rows, p->piece_rows), p->tokens_left);
-        }
-        for (uint32_t i = 0;
-             i < s->n_running && (prefill ? has_room_for_prompts(p) : has_room(p));) {
-            sequence_t *q = s->running[i];
-            bool wanted = (q->n_ids - q->n_computed > 1) == (prefill == 1);
-            if (wanted && !q->solo && (q->n_in_flight == 0 || may_follow(p, q)))
-                add_entry(p, q);
-            /* It may have preempted itself; then another one stands here now. Those that it
-             * preempted are younger and stand behind it. */
-            if (i < s->n_running && s->running[i] == q)
-                i++;
-        }
+    for (uint32_t i = 0;
+         i < s->n_running && (turn == DECODES ? has_room(p) : has_room_for_prompts(p));) {
+        sequence_t *q = s->running[i];
+        if (!q->solo && takes_part(p, q, turn))
+            add_entry(p, q);
+        /* It may have preempted itself; then another one stands here now. Those that it
+         * preempted are younger and stand behind it. */
+        if (i < s->n_running && s->running[i] == q)
+            i++;
     }
+}
+
+/* A prompt's further pieces come last, or it would keep every other one waiting. */
+static void plan_together(planning_t *p)
+{
+    limit_prompts(p);
+    plan_running(p, DECODES);
+    p->prompts_limited = p->prompt_rows < p->tokens_left;
+    p->prompt_rows = least(least(p->prompt_rows, p->piece_rows), p->tokens_left);
+    plan_running(p, PROMPTS);
     start_waiting(p);
+    plan_running(p, FURTHER_PIECES);
 }
 
 /* A solo sequence that could run, or NULL; one that waits is started. */

@@ -2,6 +2,8 @@
  * looks at the few that it needs and never at all that wait. */
 #include "worker/engine/scheduler_internal.h"
 
+#define FETCH_AHEAD 8u /* sequences */
+
 void scheduler_reserve(scheduler_t *s, const sequence_t *q)
 {
     heap_reserve(&s->tenants[q->tenant].waiting, s->tenants[q->tenant].n_live);
@@ -90,19 +92,38 @@ uint32_t scheduler_could_start(const scheduler_t *s)
     const sequence_t *first = scheduler_first_waiting(s);
     bool lacks = first && first->refused;
     bool again = lacks && scheduler_room(s) > first->refused_room;
-    /* Behind these no plan looks. */
-    bool blocked = s->n_refused >= SCHEDULER_LOOKS_MAX ||
-                   (lacks && first->passed >= SCHEDULER_PASSES_MAX);
+    /* Behind so many that lack blocks no plan looks. */
+    bool blocked = lacks && (s->n_refused >= SCHEDULER_LOOKS_MAX ||
+                             first->passed >= SCHEDULER_PASSES_MAX);
     uint32_t n = (blocked ? 0 : s->n_waiting - s->n_refused) + again;
     uint32_t most = s->running_max - s->n_running;
     return n < most ? n : most;
+}
+
+void scheduler_queue(const scheduler_t *s, step_queue_t *out)
+{
+    *out = (step_queue_t){.stages = s->config.stages};
+    for (uint32_t i = 0; i < s->n_running; i++) {
+        const sequence_t *q = s->running[i];
+        if (i + FETCH_AHEAD < s->n_running)
+            scheduler_fetch(s->running[i + FETCH_AHEAD]);
+        if (q->n_ids - q->n_computed <= 1) {
+            out->n_decoding++;
+            out->decode_keys += q->n_ids;
+        } else if (out->n_prompts++ == 0) {
+            out->context = q->n_computed;
+        }
+    }
+    out->n_prompts += scheduler_could_start(s);
+    if (out->n_prompts == 0 && s->n_waiting > 0)
+        out->n_prompts = 1; /* should one of them start after all, it takes no whole step */
 }
 
 uint32_t scheduler_piece_rows(const scheduler_t *s, const step_queue_t *queue)
 {
     uint64_t rows = s->waiting_rows;
     /* Beside those who decode the batches are what keeps stages busy. */
-    if (queue->stages < 2 || (queue->n_decoding > 0 && queue->n_prompts >= queue->stages))
+    if (queue->stages < 2 || queue->n_decoding > 0)
         return UINT32_MAX;
     for (uint32_t i = 0; i < s->n_running; i++)
         if (s->running[i]->n_ids - s->running[i]->n_computed > 1)

@@ -99,15 +99,16 @@ static status_t load_embedding(stage_t *stage)
 {
     const model_tensor_t *table = tensor_of(stage, MODEL_TOKEN_EMBD, 0);
     const uint8_t *rows = table->data;
+    size_t bytes = table->rows * table->row_bytes; /* looked up as stored, not packed */
     TRY(stage_verify(stage, table, 0, table->rows));
     if (rows == NULL) {
-        stage->embedding_rows = mem_new(table->bytes, 1);
+        stage->embedding_rows = mem_new(bytes, 1);
         stage_rows_wanted(stage, table, 0, table->rows);
         TRY(stage_read_rows(stage, table, 0, table->rows, stage->embedding_rows));
         rows = stage->embedding_rows;
     }
     stage_rows_done(stage, table, 0, table->rows);
-    return stage->ops->table_open(stage->device, (uint32_t)table->type, rows, table->bytes,
+    return stage->ops->table_open(stage->device, (uint32_t)table->type, rows, bytes,
                                   stage->shape->vocab, stage->shape->hidden, &stage->embedding);
 }
 

@@ -150,13 +150,13 @@ uint32_t step_cost_prompt_rows(const step_cost_t *cost, const step_queue_t *queu
     if (queue->n_decoding == 0 || queue->n_prompts == 0)
         return UINT32_MAX;
     const double *price = prices(cost);
-    /* A stream's token comes once all batches have gone round, and each may have a piece. */
+    /* A stream's token comes once all batches have gone round, and a prompt is in one of them. */
     double n_prompts = queue->n_prompts;
     double step = price[STEP] * queue->stages +
                   (price[ROW] + price[LOGITS]) * queue->n_decoding +
                   price[DECODE_KEY] * (double)queue->decode_keys;
     double row = price[ROW] + price[PROMPT_KEY] * (double)queue->context;
-    double rows = JOIN_SHARE * step / row * n_prompts * n_prompts / queue->stages;
+    double rows = JOIN_SHARE * step / row * n_prompts * n_prompts / fmin(n_prompts, queue->stages);
     rows = fmax(rows, PROMPT_ROWS_MIN);
     return rows < STEP_TOKENS_MAX ? (uint32_t)rows : UINT32_MAX;
 }

@@ -15,7 +15,8 @@
  * those that multiply 8-bit activations and have only the BF16 row beside them lose more, each as
  * much as stands here: `over` of the recorded mean, `ids` more positions, and `most` of the recorded
  * maximum. A maximum is one draw of noise, as is the way of a token through experts; where one that
- * goes elsewhere makes any maximum, it is not held (0). Every level computes the same bits, so there is no room for chance. */
+ * goes elsewhere makes any maximum, it is not held (0). Every level computes the same bits, so there
+ * is no room for chance. */
 typedef struct {
     const char *name;
     double over;

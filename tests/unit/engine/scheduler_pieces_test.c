@@ -164,12 +164,76 @@ static void test_a_block_is_shared_only_when_all_of_it_was_planned(void **state)
     rig_free(rig);
 }
 
+/* The number of plans until this one is in a plan; the flights come back as late as they can. */
+static uint32_t plans_until(rig_t *rig, const char *name)
+{
+    uint32_t n = 0;
+    for (bool planned = false; !planned; n++) {
+        assert_true(n < 40);
+        if (!rig_plan(rig)) {
+            rig_return(rig);
+            assert_true(rig_plan(rig));
+        }
+        planned = rig_planned(rig, name);
+    }
+    return n;
+}
+
+static void two_stages_long_contexts(scheduler_config_t *config)
+{
+    config->stages = 2;
+    config->n_blocks = 200;
+    config->context_max = 1200;
+    config->step_tokens_max = 64;
+}
+
+static void test_further_pieces_keep_no_other_prompt_waiting(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(two_stages_long_contexts);
+    rig_admit(rig, "long", 950, 0, 3, NULL);
+    assert_true(rig_plan(rig));
+    rig_admit(rig, "short", 20, 1, 3, NULL);
+    assert_int_equal(plans_until(rig, "short"), 1);
+    rig_run(rig);
+    rig_check_text(rig_find(rig, "long"));
+    rig_check_text(rig_find(rig, "short"));
+    rig_free(rig);
+}
+
+static void two_stages_whole_prompts(scheduler_config_t *config)
+{
+    two_stages_long_contexts(config);
+    config->step_tokens_max = 512;
+    config->whole_prompts = true;
+}
+
+static void test_whole_prompts_stay_whole_beside_those_who_decode(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(two_stages_whole_prompts);
+    char name[8];
+    for (int i = 0; i < 4; i++) {
+        snprintf(name, sizeof name, "d%d", i);
+        rig_admit(rig, name, 5, (uint32_t)i, 50, NULL);
+        rig_step(rig);
+    }
+    rig_admit(rig, "prompt", 400, 5, 3, NULL);
+    plans_until(rig, "prompt");
+    assert_int_equal(rig->entries[rig->n_entries - 1].n_tokens, 400);
+    rig_run(rig);
+    rig_check_text(rig_find(rig, "prompt"));
+    rig_free(rig);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_block_is_shared_only_when_all_of_it_was_planned),
         cmocka_unit_test(test_pieces_of_a_prompt_follow_each_other_through_the_stages),
         cmocka_unit_test(test_pieces_and_guesses_share_the_stages),
+        cmocka_unit_test(test_further_pieces_keep_no_other_prompt_waiting),
+        cmocka_unit_test(test_whole_prompts_stay_whole_beside_those_who_decode),
         cmocka_unit_test(test_a_piece_without_rows_of_logits_follows_another),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

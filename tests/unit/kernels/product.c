@@ -66,7 +66,7 @@ kref_t partials_of(const fixture_t *f, kbatch_t *batch, const shape_t *shape,
     return out;
 }
 
-/* The product over ranks with these leaf runs, added through tree_add to `residual`. */
+/* The product over ranks with these leaf runs, added through tree_add. */
 float *product(const fixture_t *f, const shape_t *shape, qtype_t type, const uint8_t *data,
                       size_t bytes, const tree_run_t *runs, uint32_t n_ranks, const float *x,
                       uint32_t rows)

@@ -9,20 +9,21 @@
 static const qtype_t TYPES[] = {
     QTYPE_Q8_0, QTYPE_Q4_0, QTYPE_Q4_1,   QTYPE_Q5_0,   QTYPE_Q5_1, QTYPE_Q4_K,    QTYPE_Q5_K,
     QTYPE_I8S,  QTYPE_MXFP4, QTYPE_IQ4_NL, QTYPE_IQ4_XS, QTYPE_Z4,  QTYPE_Z4_32, QTYPE_Z4_BF16 + 2,
-    QTYPE_S4 + 3, QTYPE_S4_BF16,
+    QTYPE_S4 + 3, QTYPE_S4_BF16, QTYPE_Q2_K, QTYPE_Q3_K, QTYPE_Q6_K,
 };
 enum { N_TYPES = sizeof TYPES / sizeof TYPES[0] };
 
-/* The bound of one element when the two groups of 32 with the largest values give up those values:
+/* The bound of one element when the two groups with the largest values give up those values:
  * half a step of the largest value that stays in each group, and F32 noise. */
-static double bound_apart(const float *w, const float *x, uint32_t k, double *exact_out)
+static double bound_apart(const float *w, const float *x, uint32_t k, uint32_t group,
+                          double *exact_out)
 {
     double weights[64] = {0}, most[64] = {0}, second[64] = {0}, magnitude = 0;
-    uint32_t n_groups = (k + 31) / 32;
+    uint32_t n_groups = (k + group - 1) / group;
     *exact_out = 0;
     for (uint32_t i = 0; i < k; i++) {
         double a = fabs((double)x[i]);
-        uint32_t g = i / 32;
+        uint32_t g = i / group;
         *exact_out += (double)x[i] * (double)w[i];
         magnitude += fabs((double)x[i] * (double)w[i]);
         weights[g] += fabs((double)w[i]);
@@ -50,6 +51,8 @@ static void test_the_largest_values_of_a_row_of_one_leaf_are_multiplied_apart(vo
     for (uint32_t t = 0; t < N_TYPES; t++) {
         qtype_t type = TYPES[t];
         uint32_t k = type >= QTYPE_OWN_FIRST ? K : qtype_info(type)->block_values == 256 ? 512 : 480;
+        bool short_groups = type == QTYPE_Q2_K || type == QTYPE_Q3_K || type == QTYPE_Q6_K;
+        uint32_t group = short_groups ? 16 : 32;
         shape_t shape = whole_shape(k, 40);
         size_t bytes;
         uint8_t *data = make_rows(&random, type, shape.n, shape.k, &bytes);
@@ -67,7 +70,7 @@ static void test_the_largest_values_of_a_row_of_one_leaf_are_multiplied_apart(vo
         for (uint32_t c = 0; c < shape.n; c++) {
             qtype_dequantize_row(type, data + c * row_bytes, k, w);
             for (uint32_t r = 0; r < ROWS; r++) {
-                double exact, bound = bound_apart(w, x + (size_t)r * k, k, &exact);
+                double exact, bound = bound_apart(w, x + (size_t)r * k, k, group, &exact);
                 double error = fabs((double)y[(size_t)r * shape.n + c] - exact);
                 if (error > bound)
                     fail_test("%s: row %u column %u is off by %.3g, bound %.3g", qtype_name(type),
@@ -90,7 +93,7 @@ static void test_every_level_takes_refs_values_apart(void **state)
     const char *levels[3];
     uint32_t n_levels = kernels_cpu_levels(levels);
     static const uint32_t widths[] = {7, 32, 45, 64, 333, 8230};
-    enum { ROWS = 200 };
+    enum { ROWS = 400 }; /* more than matmul lists at once */
     random_t random = {13};
     for (uint32_t i = 0; i < 6; i++) {
         uint32_t k = widths[i];
@@ -101,7 +104,11 @@ static void test_every_level_takes_refs_values_apart(void **state)
         for (uint32_t r = 0; r < ROWS; r++) {
             static const float sizes[] = {1.0f, 0.0f, 0x1p-130f, 0x1p-101f, 0x1p90f};
             for (uint32_t j = 0; j < k; j++) {
-                float value = r % 3 == 0 ? 1.0f : random_normal(&random);
+                float value = random_normal(&random);
+                if (r % 3 == 0)
+                    value = 1.0f;
+                else if (r % 3 == 1) /* groups of equals, and about one that is larger */
+                    value = random_below(&random, k) == 0 ? 2.0f : 1.0f;
                 bool minus = random_below(&random, 2) == 1;
                 x[(size_t)r * k + j] = (minus ? -value : value) * (r < 10 ? sizes[r % 5] : 1.0f);
             }

@@ -289,6 +289,12 @@ static void test_gate_and_up_end_as_the_input_of_down_with_the_bytes_of_the_part
                      .gate_up = {QTYPE_Q6_K, QTYPE_Q4_K}};
     check_everywhere("gate_up of mixed types", KMODE_NATIVE, 20, run_gate_up, &c);
     check_everywhere("gate_up in f32 mode", KMODE_F32, 20, run_gate_up, &c);
+    /* More rows than one block takes, and two layouts with values apart. */
+    gate_case_t wide = {.ffn = 96, .hidden = 2048, .rows = 200, .run = {0, 4}, .down = QTYPE_Q8_0,
+                        .gate_up = {QTYPE_Q6_K, QTYPE_Q4_K}};
+    check_everywhere("gate_up of wide rows", KMODE_NATIVE, wide.rows, run_gate_up, &wide);
+    wide.gate_up[0] = QTYPE_Q4_K;
+    check_everywhere("gate_up in blocks", KMODE_NATIVE, wide.rows, run_gate_up, &wide);
 }
 
 /* ---- positions ---- */
