@@ -108,10 +108,11 @@ static void decode_columns(const kpart_t *part, const uint8_t *panel, const kapa
     }
 }
 
-/* The list and the decoded columns of the rows that a tile belongs to, which begin with `row`. */
+/* The list of the rows that a tile belongs to, which begin with `row`, and its columns. The first
+ * tile decodes them, when it has read the panel. */
 typedef struct {
     const kapart_list_t *list;
-    const float *columns;
+    float *columns;
     uint32_t row;
 } apart_t;
 
@@ -174,8 +175,11 @@ static void panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t index
             depth--;
             add_tiles(n, stack[depth - 1], stack[depth]);
         } else {
-            if (apart != NULL)
+            if (apart != NULL) {
+                if (row == apart->row)
+                    decode_columns(part, packed, apart->list, apart->columns);
                 add_apart(apart, tile, stack[depth - 1]);
+            }
             store_tile(n, n_columns, stack[--depth], out, ld);
             out += job->rows * ld;
         }
@@ -220,7 +224,6 @@ static void matmul_panel(const kmatmul_t *job, const kpart_t *part, uint32_t ind
         if (lists != NULL && (tile.row - row_first) % APART_ROWS == 0) {
             apart.list = lists++;
             apart.row = tile.row;
-            decode_columns(part, panel, apart.list, columns);
             end = row_end - tile.row < APART_ROWS ? row_end : tile.row + APART_ROWS;
         }
         tile.n = tile_rows(most, end - tile.row);
