@@ -15,6 +15,7 @@
 enum {
     HUGE_BYTES = 2 << 20,
     PAGE_BYTES = 4096,
+    SHARING_BYTES_MIN = 64 << 10, /* zeroing a huge page costs as much as packing smaller ones */
     SHARING_BYTES_MAX = 16 << 20, /* larger weights lose less than an eighth to small pages */
     STRETCH_BYTES = 256 << 20,    /* addresses; memory is taken by what is written */
 };
@@ -79,9 +80,14 @@ static uint8_t *cut_from_stretch(size_t size)
     return range;
 }
 
+static bool is_shared(size_t bytes)
+{
+    return bytes >= SHARING_BYTES_MIN && bytes <= SHARING_BYTES_MAX;
+}
+
 void *map_weight(size_t bytes)
 {
-    if (bytes == 0 || bytes > SHARING_BYTES_MAX)
+    if (!is_shared(bytes))
         return map_pages(bytes);
     pthread_mutex_lock(&stretches_lock);
     uint8_t *range = cut_from_stretch(mapped_size(bytes));
@@ -91,7 +97,7 @@ void *map_weight(size_t bytes)
 
 void unmap_weight(void *take_weight, size_t bytes)
 {
-    if (take_weight == NULL || bytes > SHARING_BYTES_MAX) {
+    if (take_weight == NULL || !is_shared(bytes)) {
         unmap_pages(take_weight, bytes);
         return;
     }
