@@ -59,6 +59,7 @@ static bool is_reached(const Shoal__V1__Deployment *wanted, const Shoal__V1__Lis
                        strcmp(replica->activations, wanted->activations) == 0 &&
                        strcmp(replica->quantize, wanted->quantize) == 0 &&
                        strcmp(replica->kv, wanted->kv) == 0 &&
+                       strcmp(replica->draft_digest, wanted->draft_digest) == 0 &&
                        replica->context_max == wanted->context_max &&
                        replica->kv_tokens_wanted == wanted->kv_tokens_max &&
                        same_steps(replica->step_settings, wanted->steps);
@@ -190,12 +191,14 @@ static status_t send_deploy(client_t *client, const Shoal__V1__DeployRequest *re
 status_t command_deploy(int argc, char **argv)
 {
     cluster_options_t where = {0};
-    const char *model, *activations, *kv, *quantize, *shapes, *format, *words[1] = {NULL};
+    const char *model, *draft = NULL, *activations, *kv, *quantize, *shapes, *format;
+    const char *words[1] = {NULL};
     int64_t replicas, tp, stages, groups, holders, copies;
     int64_t context_max, kv_tokens, chunk, speculate, timeout_ms;
     bool wait = false, json = false, done = false, no_prefix_cache = false, whole_prompts = false;
     const option_t options[] = {
         {"model", OPTION_TEXT, &model, NULL, "PATH", "GGUF file or model directory, as the hosts see it under their --models"},
+        {"draft-model", OPTION_TEXT, &draft, NULL, "PATH", COMMAND_DRAFT_MODEL_HELP},
         {"replicas", OPTION_INTEGER, &replicas, "1", "R", "copies of the model", 0, 1024},
         {"tp", OPTION_INTEGER, &tp, "1", "T", "slices of each stage", 1, 64},
         {"stages", OPTION_INTEGER, &stages, "1", "S", "pipeline stages", 1, 64},
@@ -227,7 +230,7 @@ status_t command_deploy(int argc, char **argv)
     client_t *client;
     TRY(client_open(&where, &client));
     char *name = words[0] ? mem_strdup(words[0]) : model_files_name(model);
-    char *model_text = NULL, *activations_text = mem_strdup(activations);
+    char *model_text = NULL, *draft_text = NULL, *activations_text = mem_strdup(activations);
     char *quantize_text = mem_strdup(quantize), *kv_text = mem_strdup(kv);
     Shoal__V1__Deployment deployment = SHOAL__V1__DEPLOYMENT__INIT;
     deployment.name = name;
@@ -258,6 +261,10 @@ status_t command_deploy(int argc, char **argv)
     if (status == STATUS_OK)
         status = up_offer_model(&where, model, &model_text);
     deployment.model_path = model_text;
+    if (status == STATUS_OK && draft)
+        status = up_offer_model(&where, draft, &draft_text);
+    if (draft_text)
+        deployment.draft_path = draft_text;
     if (status == STATUS_OK)
         status = send_deploy(client, &request, wait ? timeout_ms : 0, &reply);
     if (status == STATUS_OK && wait)
@@ -267,6 +274,7 @@ status_t command_deploy(int argc, char **argv)
     rpc_message_free(reply);
     free(name);
     free(model_text);
+    free(draft_text);
     free(activations_text);
     free(quantize_text);
     free(kv_text);

@@ -21,6 +21,8 @@ status_t command_options(const options_help_t *help, int argc, char **argv, cons
 
 /* How replicas fill their steps, for `deploy` and `up`: two numbers and two flags. */
 enum { COMMAND_CHUNK = 512, COMMAND_SPECULATE = 8 }; /* what a deployment without them gets, too */
+#define COMMAND_DRAFT_MODEL_HELP \
+    "a small model with the same tokenizer, which guesses ahead on the leader's host; the text is the same"
 #define COMMAND_STEP_OPTIONS(chunk, speculate, no_prefix_cache, whole_prompts)                        \
     {"chunk", OPTION_INTEGER, chunk, "512", "N", "rows of a step, the largest piece of a prompt", 1, 8192}, \
     {"speculate", OPTION_INTEGER, speculate, "8", "N", "tokens guessed ahead for each sequence; 0: none", 0, 16}, \

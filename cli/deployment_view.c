@@ -3,7 +3,7 @@
 
 json_t *deployment_json(const Shoal__V1__Deployment *deployment)
 {
-    return json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:s,s:s,s:I,s:s}", "name", deployment->name, "model",
+    json_t *view = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:s,s:s,s:s,s:I,s:s}", "name", deployment->name, "model",
                      deployment->model_path, "digest", deployment->model_digest, "replicas",
                      (json_int_t)deployment->replicas, "tp", (json_int_t)deployment->tp, "stages",
                      (json_int_t)deployment->stages, "expert_groups", (json_int_t)deployment->expert_groups,
@@ -13,4 +13,6 @@ json_t *deployment_json(const Shoal__V1__Deployment *deployment)
                      "activations", deployment->activations, "quantize", deployment->quantize, "kv",
                      deployment->kv[0] ? deployment->kv : "bf16", "version",
                      (json_int_t)deployment->version, "message", deployment->message);
+    json_object_set_new(view, "draft_model", json_string(deployment->draft_path));
+    return view;
 }

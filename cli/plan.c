@@ -19,6 +19,8 @@ static const char note[] =
     "GPUs are planned with, not yet computed on";
 
 typedef struct {
+    const char *draft_path;
+    uint64_t draft_bytes;
     const char *model_path, *hosts_path, *quantize, *activations, *kv, *prefer;
     int64_t tp, stages, expert_groups, attention_slices, attention_replicas;
     int64_t context, prompt, batch;
@@ -79,6 +81,7 @@ static void ask(const work_t *work, const model_t *model, const plan_sizes_t *si
         .batch_max = (uint32_t)work->batch,
         .activations_f32 = strcmp(work->activations, "f32") == 0,
         .kv_codes = kv_type_is_codes(work->kv),
+        .draft_bytes = work->draft_bytes,
         .latency = strcmp(work->prefer, "latency") == 0,
     };
 }
@@ -149,7 +152,30 @@ static status_t plan_model(const work_t *work, const model_t *model, const hosts
     return status;
 }
 
-static status_t plan(const work_t *work, bool json)
+/* What the draft model takes beside the first rank. */
+static status_t size_draft(work_t *work, const model_t *model)
+{
+    model_t *draft;
+    if (work->draft_path == NULL)
+        return STATUS_OK;
+    TRY(open_model(work->draft_path, NULL, &draft));
+    plan_sizes_t *sizes = MEM_NEW(plan_sizes_t);
+    plan_sizes(draft, sizes);
+    status_t status = STATUS_OK;
+    if (sizes->config.vocab != model_config(model)->vocab)
+        status = fail(STATUS_INVALID,
+                      "--draft-model: it has %u tokens and the model has %u: a draft model has the "
+                      "tokenizer of the model that it drafts for", sizes->config.vocab,
+                      model_config(model)->vocab);
+    if (status == STATUS_OK)
+        status = plan_draft_bytes(sizes, work->context != 0 ? (uint32_t)work->context
+                                                            : CONTEXT_DEFAULT, &work->draft_bytes);
+    free(sizes);
+    model_close(draft);
+    return status;
+}
+
+static status_t plan(work_t *work, bool json)
 {
     model_t *model;
     hosts_file_t hosts;
@@ -170,7 +196,9 @@ static status_t plan(const work_t *work, bool json)
     status_t status = open_model(work->model_path, work->quantize, &model);
     if (status == STATUS_OK) {
         json_t *report = json_object();
-        status = plan_model(work, model, &hosts, report);
+        status = size_draft(work, model);
+        if (status == STATUS_OK)
+            status = plan_model(work, model, &hosts, report);
         model_close(model);
         if (json_object_size(report) > 0 && json)
             output_json(report, false);
@@ -200,6 +228,8 @@ status_t command_plan(int argc, char **argv)
     work_t work = {0};
     const option_t options[] = {
         {"model", OPTION_TEXT, &work.model_path, NULL, "PATH", "the model, or its config.json"},
+        {"draft-model", OPTION_TEXT, &work.draft_path, NULL, "PATH",
+         "a draft model, which the first rank's device holds as well"},
         {"hosts", OPTION_TEXT, &work.hosts_path, NULL, "FILE", "the hosts, as above"},
         {"tp", OPTION_INTEGER, &work.tp, "0", "N", "slices of a stage; 0 chooses", 0, PLAN_TP_MAX,
          NULL},

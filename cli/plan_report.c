@@ -51,6 +51,8 @@ static json_t *rank_of(const forecast_question_t *question, const hosts_file_t *
     }
     set_integer(row, "weight_bytes", need->weights);
     set_integer(row, "work_bytes", need->scratch + need->process);
+    if (need->draft > 0)
+        set_integer(row, "draft_bytes", need->draft);
     set_integer(row, "kv_bytes_per_token", need->kv_per_token);
     set_integer(row, "kv_bytes", plan_kv_bytes(need, forecast->kv_tokens));
     set_integer(row, "device_bytes", device->memory_bytes - device->reserve_bytes);

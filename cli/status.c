@@ -79,6 +79,7 @@ static json_t *replica_json(const Shoal__V1__Replica *replica)
                              (json_int_t)replica->tokens_produced, "message", replica->message, "ranks", ranks);
     json_object_update(object, more);
     json_decref(more);
+    json_object_set_new(object, "draft_digest", json_string(replica->draft_digest));
     if (replica->step_settings != NULL)
         json_object_set_new(object, "step_settings", steps_json(replica->step_settings));
     if (replica->loading)

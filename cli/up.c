@@ -28,11 +28,12 @@ enum { PORTS_MAX = 12, COORDINATORS_MAX = 8, STOP_GRACE_MS = 15000,
        WAITING_GRACE_MS = 300, LINE_MAX_BYTES = 512 };
 
 typedef struct {
-    const char *model, *name, *data, *etcd, *redis, *cluster, *activations, *kv, *quantize, *shapes, *format;
+    const char *model, *draft, *name, *data, *etcd, *redis, *cluster, *activations, *kv, *quantize;
+    const char *shapes, *format;
     int64_t replicas, tp, stages, expert_groups, attention_slices, attention_replicas;
     int64_t coordinators, context_max, threads, wait_ms, chunk, speculate;
     bool detach, json, no_prefix_cache, whole_prompts;
-    char *data_dir, *bin_dir, *etcd_url, *redis_url, *model_path;
+    char *data_dir, *bin_dir, *etcd_url, *redis_url, *model_path, *draft_path;
     int ports[PORTS_MAX]; /* free ports, taken at start and kept over restarts of the programs */
 } up_t;
 
@@ -140,14 +141,12 @@ static status_t add_redis(up_t *up, supervisor_t *supervisor)
     TRY(make_dir(up->data_dir, "redis"));
     child_t *child = supervise_add(supervisor, "redis", false);
     child_arg(child, "redis-server");
-    child_arg(child, "--bind");
-    child_arg(child, "127.0.0.1");
     child_arg(child, "--port");
     child_arg(child, "%d", up->ports[2]);
     up->redis_url = mem_format("redis://127.0.0.1:%d", up->ports[2]);
     static const char *const settings[] = {
-        "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy",
-        "noeviction", "--daemonize", "no"};
+        "--bind", "127.0.0.1", "--appendonly", "yes", "--appendfsync", "always", "--save", "",
+        "--maxmemory-policy", "noeviction", "--daemonize", "no"};
     child_arg(child, "--dir");
     child_arg(child, "%s/redis", up->data_dir);
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
@@ -181,16 +180,14 @@ static status_t add_programs(up_t *up, supervisor_t *supervisor)
     child_arg(child, "--etcd=%s", up->etcd_url);
     child_arg(child, "--cluster=%s", up->cluster);
     child_arg(child, "--data=%s/worker", up->data_dir);
-    if (up->model != NULL)
-        child_arg(child, "--models=%s,%s/models", up->model, up->data_dir);
-    else
-        child_arg(child, "--models=%s/models", up->data_dir);
+    child_arg(child, "--models=%s%s%s%s%s/models", up->model ? up->model : "", up->model ? "," : "",
+              up->draft ? up->draft : "", up->draft ? "," : "", up->data_dir);
     if (up->threads > 0)
         child_arg(child, "--threads=%lld", (long long)up->threads);
     return STATUS_OK;
 }
 
-/* The child that brings the cluster to the wanted state and ends when it is reached. */
+/* The child that brings the cluster to the wanted state. */
 static void add_deploy(up_t *up, supervisor_t *supervisor)
 {
     child_t *child = supervise_add(supervisor, "deploy", true);
@@ -200,6 +197,8 @@ static void add_deploy(up_t *up, supervisor_t *supervisor)
         child_arg(child, "%s", up->name);
     child_arg(child, "--endpoint=127.0.0.1:%d", up->ports[3]);
     child_arg(child, "--model=%s", up->model);
+    if (up->draft != NULL)
+        child_arg(child, "--draft-model=%s", up->draft);
     child_arg(child, "--replicas=%lld", (long long)up->replicas);
     child_arg(child, "--tp=%lld", (long long)up->tp);
     child_arg(child, "--stages=%lld", (long long)up->stages);
@@ -407,17 +406,17 @@ static status_t run_cluster(up_t *up, up_detach_t *detach)
 }
 
 /* What cannot be served is said before anything is started. */
-static status_t check_model(up_t *up)
+static status_t check_model(const char *option, const char *quantize, const char **path, char **own_out)
 {
-    char *real = model_file_real(up->model);
+    char *real = model_file_real(*path);
     model_t *model;
     if (real == NULL)
-        return fail(STATUS_NOT_FOUND, "--model: %s: %s; `deploy/fetch-model` fetches a small one",
-                    up->model, strerror(errno));
-    up->model = up->model_path = real;
-    status_t status = model_open_quantized(real, up->quantize, &model);
+        return fail(STATUS_NOT_FOUND, "%s: %s: %s; `deploy/fetch-model` fetches a small one",
+                    option, *path, strerror(errno));
+    *path = *own_out = real;
+    status_t status = model_open_quantized(real, quantize, &model);
     if (status != STATUS_OK)
-        return fail_in(status, "--model");
+        return fail_in(status, "%s", option);
     model_close(model);
     return STATUS_OK;
 }
@@ -429,6 +428,7 @@ static void release(up_t *up)
     free(up->etcd_url);
     free(up->redis_url);
     free(up->model_path);
+    free(up->draft_path);
 }
 
 status_t command_up(int argc, char **argv)
@@ -436,6 +436,7 @@ status_t command_up(int argc, char **argv)
     up_t up = {0};
     const option_t options[] = {
         {"model", OPTION_TEXT, &up.model, NULL, "PATH", "GGUF file or model directory to serve; without it the cluster starts empty and waits for `shoal deploy`"},
+        {"draft-model", OPTION_TEXT, &up.draft, NULL, "PATH", COMMAND_DRAFT_MODEL_HELP},
         {"name", OPTION_TEXT, &up.name, NULL, "NAME", "name of the deployment [the model's file name]"},
         {"replicas", OPTION_INTEGER, &up.replicas, "1", "R", "copies of the model", 0, 64},
         {"tp", OPTION_INTEGER, &up.tp, "2", "T", "slices of each stage", 1, 64},
@@ -455,8 +456,7 @@ status_t command_up(int argc, char **argv)
         {"etcd", OPTION_TEXT, &up.etcd, NULL, "URL", "use this etcd instead of a private one"},
         {"redis", OPTION_TEXT, &up.redis, NULL, "URL", "use this Redis instead of a private one"},
         {"cluster", OPTION_TEXT, &up.cluster, "shoal", "NAME", "the cluster's prefix in etcd"},
-        {"timeout", OPTION_DURATION_MS, &up.wait_ms, "120s", "TIME",
-         "how long to wait until it serves"},
+        {"timeout", OPTION_DURATION_MS, &up.wait_ms, "120s", "TIME", "how long to wait until it serves"},
         {"detach", OPTION_FLAG, &up.detach, NULL, NULL, "return when the cluster is ready; it goes on"},
         OUTPUT_OPTION(&up.format),
         {0},
@@ -472,7 +472,9 @@ status_t command_up(int argc, char **argv)
         return STATUS_OK;
     TRY(output_format(up.format, &up.json));
     if (up.model != NULL)
-        TRY(check_model(&up));
+        TRY(check_model("--model", up.quantize, &up.model, &up.model_path));
+    if (up.draft != NULL)
+        TRY(check_model("--draft-model", "", &up.draft, &up.draft_path));
     TRY(find_programs(&up));
     TRY(cluster_data_dir(up.data, &up.data_dir));
     TRY(refuse_second(&up));

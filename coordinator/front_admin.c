@@ -9,6 +9,7 @@
 #include "common/model/kv_type.h"
 #include "common/model/model.h"
 #include "common/model/model_files.h"
+#include "coordinator/front_draft.h"
 #include "coordinator/front_state.h"
 #include "shoal/cluster/v1/state.pb-c.h"
 
@@ -42,7 +43,8 @@ struct edit {
     status_t status;
     char text[STATUS_TEXT_MAX];
     uint64_t version;
-    char digest[MODEL_DIGEST_SIZE]; /* Deploy: found on this machine */
+    char digest[MODEL_DIGEST_SIZE], draft[MODEL_DIGEST_SIZE]; /* Deploy: found on this machine */
+    uint64_t draft_bytes;
     uint32_t context_train;
 };
 
@@ -211,6 +213,7 @@ static status_t check_deployment(const Shoal__V1__Deployment *d)
     TRY(kv_type_check(d->kv, strcmp(d->activations, "f32") == 0));
     TRY(model_check_quantize(d->quantize));
     TRY(check_steps(d->steps));
+    TRY(front_draft_check(d));
     if (d->n_shapes > SHAPES_MAX)
         return fail(STATUS_INVALID, "shapes: %zu; at most %d", d->n_shapes, SHAPES_MAX);
     for (size_t i = 0; i < d->n_shapes; i++) {
@@ -318,6 +321,9 @@ static status_t change_deploy(edit_t *edit, record_t *record, bool exists)
     record->activations = copy_text(&edit->arena, d->activations[0] ? d->activations : "native");
     record->quantize = copy_text(&edit->arena, d->quantize);
     record->kv = copy_text(&edit->arena, kv_type_is_codes(d->kv) ? d->kv : "");
+    record->draft_path = copy_text(&edit->arena, d->draft_path);
+    record->draft_digest = copy_text(&edit->arena, edit->draft);
+    record->draft_bytes = edit->draft_bytes;
     record->kv_tokens_max = d->kv_tokens_max;
     if (d->steps) {
         record->prefill_tokens_max = d->steps->rows_max;
@@ -354,6 +360,8 @@ static void find_model(shell_t *shell, void *take_data)
     if (status == STATUS_OK)
         status = kv_type_check_model(d->kv, &entry->sizes.config);
     free(path);
+    if (status == STATUS_OK)
+        status = front_draft_find(shell, d, entry, edit->draft, &edit->draft_bytes);
     if (status != STATUS_OK) {
         edit_fail(edit, status);
         return;

@@ -29,6 +29,8 @@ Shoal__V1__Deployment *front_deployment(arena_t *arena, const record_t *record, 
     out->activations = copy_text(arena, record->activations);
     out->quantize = copy_text(arena, record->quantize);
     out->kv = copy_text(arena, record->kv);
+    out->draft_path = copy_text(arena, record->draft_path);
+    out->draft_digest = copy_text(arena, record->draft_digest);
     out->kv_tokens_max = record->kv_tokens_max;
     out->steps = ARENA_NEW_ARRAY(arena, Shoal__V1__StepSettings, 1);
     shoal__v1__step_settings__init(out->steps);

@@ -53,6 +53,7 @@ typedef struct {
     char activations[8];
     char kv[8];       /* the cache's type (common/model/kv_type.h) */
     char quantize[8]; /* "" | "q8" | "q4" | "fp8" */
+    char draft_digest[80], draft_path[1024]; /* as of the model; both "" for none */
     uint64_t kv_tokens_max, prefill_tokens_max;
     uint32_t speculate_max; /* 0: the default, unless speculate_off */
     bool speculate_off, prefix_cache_off, whole_prompts;

@@ -52,6 +52,10 @@ static void fill_start(const agent_core_t *core, const agent_plan_t *plan, uint3
     out->prefill_tokens_max = plan->prefill_tokens_max;
     if (!plan->speculate_off)
         out->speculate_max = plan->speculate_max ? plan->speculate_max : RANK_SPECULATE;
+    if (rank == 0 && out->speculate_max > 0 && plan->draft_path[0]) {
+        snprintf(out->draft_path, sizeof out->draft_path, "%s", plan->draft_path);
+        snprintf(out->draft_digest, sizeof out->draft_digest, "%s", plan->draft_digest);
+    }
     out->prefix_cache_off = plan->prefix_cache_off;
     out->whole_prompts = plan->whole_prompts;
     out->memory_bytes = plan->kv_tokens_max ? 0 : KV_BYTES_DEFAULT;

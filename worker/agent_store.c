@@ -183,7 +183,8 @@ static bool take_plan(const agent_store_t *store, const heard_t *heard, agent_pl
                 strlen(from->model_digest) < sizeof to->model_digest &&
                 strlen(from->activations) < sizeof to->activations &&
                 strlen(from->quantize) < sizeof to->quantize &&
-                strlen(from->kv) < sizeof to->kv && take_plan_ranks(from, to);
+                strlen(from->kv) < sizeof to->kv &&
+                strlen(from->draft_digest) < sizeof to->draft_digest && take_plan_ranks(from, to);
     if (good) {
         snprintf(to->deployment, sizeof to->deployment, "%s", from->deployment);
         snprintf(to->model_digest, sizeof to->model_digest, "%s", from->model_digest);
@@ -192,6 +193,9 @@ static bool take_plan(const agent_store_t *store, const heard_t *heard, agent_pl
         snprintf(to->quantize, sizeof to->quantize, "%s", from->quantize);
         snprintf(to->model_path, sizeof to->model_path, "%s",
                  agent_host_model_path(store->host, from->model_digest));
+        snprintf(to->draft_digest, sizeof to->draft_digest, "%s", from->draft_digest);
+        snprintf(to->draft_path, sizeof to->draft_path, "%s",
+                 agent_host_model_path(store->host, from->draft_digest));
         to->ordinal = from->ordinal;
         to->incarnation = from->incarnation;
         to->epoch = (uint64_t)heard->mod_revision;

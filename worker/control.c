@@ -87,7 +87,7 @@ static bool start_is_good(const rank_start_t *start)
 {
     return IS_TEXT(start->replica) && IS_TEXT(start->model_path) && IS_TEXT(start->model_digest) &&
            IS_TEXT(start->activations) && IS_TEXT(start->kv) && IS_TEXT(start->quantize) &&
-           IS_TEXT(start->host) &&
+           IS_TEXT(start->draft_path) && IS_TEXT(start->draft_digest) && IS_TEXT(start->host) &&
            IS_TEXT(start->address) && IS_TEXT(start->data_dir) && IS_TEXT(start->trace_path) &&
            start->n_ranks > 0 && start->n_ranks <= FABRIC_RANKS_MAX &&
            start->rank < start->n_ranks && start->tp > 0 && start->tp <= FABRIC_RANKS_MAX &&

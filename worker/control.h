@@ -17,7 +17,7 @@
 #include "common/base/status.h"
 #include "worker/fabric/fabric.h"
 
-#define CONTROL_VERSION 3u
+#define CONTROL_VERSION 4u
 #define CONTROL_FD 3
 #define CONTROL_MESSAGE_BYTES_MAX ((size_t)128 << 10)
 #define CONTROL_BEAT_MS 100u
@@ -69,6 +69,7 @@ typedef struct {
     uint8_t prefix_cache_off;   /* no prefix reuse */
     uint8_t whole_prompts;      /* as rank_config_t's */
     uint8_t beyond_context;     /* offline mode only: context_max may pass the trained one */
+    char draft_path[1024], draft_digest[80]; /* of rank 0; "" for none */
     char trace_path[512];       /* as rank_config_t's; "" for none */
 } rank_start_t;
 

@@ -27,6 +27,8 @@ typedef struct {
     int64_t pack_cache_bytes;    /* that they may take there */
     int64_t batch, chunk;
     int64_t speculate; /* guesses of a sequence in a step; 0: none */
+    const char *draft_path; /* a draft model, asked for so many; NULL: none */
+    int64_t fixed_rows; /* as rank_config_t's */
     bool no_prefix_cache, late_queue;
     uint32_t context_max;
     uint64_t kv_tokens_max;
@@ -72,6 +74,12 @@ typedef struct {
 #define OFFLINE_ATTENTION_SLICES_HELP "slices that hold attention and its KV; 0: all"
 #define OFFLINE_ATTENTION_REPLICAS_HELP \
     "replicas of attention among those, each with the KV of its own sequences"
+
+#define OFFLINE_DRAFT_MODEL_HELP \
+    "a small model with the same tokenizer, which guesses where a text does not repeat itself"
+
+#define OFFLINE_DRAFT_MODEL_NEEDS \
+    "--draft-model needs --speculate: how many tokens it may guess ahead; 8 would be right"
 
 /* Threads of each rank, as asked for or shared out. */
 uint32_t offline_threads(const offline_replica_t *replica);

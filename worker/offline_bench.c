@@ -184,10 +184,12 @@ static status_t run_case(bench_t *bench, uint32_t batch)
         printf("{\"batch\":%u,\"threads\":%lld,\"tp\":%lld,\"stages\":%lld,"
                "\"prefill_tokens_per_s\":%.2f,\"decode_tokens_per_s\":%.2f,"
                "\"first_token_ms\":%.3f,\"steps\":%" PRIu64 ",\"guessed\":%" PRIu64
-               ",\"guessed_right\":%" PRIu64 "}\n",
+               ",\"guessed_right\":%" PRIu64 ",\"drafted\":%" PRIu64 ",\"drafted_right\":%" PRIu64
+               ",\"draft_ms\":%.3f}\n",
                batch, (long long)offline_threads(r), (long long)r->tp, (long long)r->stages,
                prefill, decode, first_ms, load->steps, load->drafted_tokens,
-               load->accepted_tokens);
+               load->accepted_tokens, load->model_drafted_tokens, load->model_accepted_tokens,
+               (double)load->draft_ns / 1e6);
     else
         printf("%5u %7lld %3lld %6lld %16.1f %15.1f\n", batch, (long long)offline_threads(r),
                (long long)r->tp, (long long)r->stages, prefill, decode);
@@ -197,6 +199,10 @@ static status_t run_case(bench_t *bench, uint32_t batch)
         printf("%5s %" PRIu64 " tokens guessed, %" PRIu64 " right; %" PRIu64 " steps for %" PRIu64
                " tokens\n",
                "", load->drafted_tokens, load->accepted_tokens, load->steps, load->tokens_produced);
+    if (strcmp(bench->output, "json") != 0 && r->draft_path)
+        printf("%5s of these %" PRIu64 " by the draft model, %" PRIu64 " right, in %.1f ms\n", "",
+               load->model_drafted_tokens, load->model_accepted_tokens,
+               (double)load->draft_ns / 1e6);
     fflush(stdout);
     return STATUS_OK;
 }
@@ -244,6 +250,8 @@ int offline_bench(int argc, char **argv)
          NULL},
         {"speculate", OPTION_INTEGER, &r->speculate, "0", "N",
          "tokens guessed ahead for each sequence, at most", 0, 16, NULL},
+        {"draft-model", OPTION_TEXT, &r->draft_path, NULL, "PATH", OFFLINE_DRAFT_MODEL_HELP, 0, 0,
+         NULL},
         {"period", OPTION_INTEGER, &bench.period, "0", "P",
          "prompts repeat their first P tokens; 0: they do not", 0, 1e6, NULL},
         {"shared", OPTION_INTEGER, &bench.shared, "-1", "S",
@@ -274,6 +282,8 @@ int offline_bench(int argc, char **argv)
     }
     if (status == STATUS_OK && !r->model_path)
         status = fail(STATUS_INVALID, "--model is needed");
+    if (status == STATUS_OK && r->draft_path && r->speculate == 0)
+        status = fail(STATUS_INVALID, OFFLINE_DRAFT_MODEL_NEEDS);
     if (status == STATUS_OK && strcmp(bench.output, "table") != 0 &&
         strcmp(bench.output, "json") != 0)
         status = fail(STATUS_INVALID, "-o: \"%s\" is neither table nor json", bench.output);

@@ -278,8 +278,10 @@ static void print_guesses(const eval_t *eval)
 {
     const scheduler_load_t *load = &eval->load;
     if (strcmp(eval->output, "json") == 0)
-        printf("{\"guessed\":%" PRIu64 ",\"guessed_right\":%" PRIu64 "}\n", load->drafted_tokens,
-               load->accepted_tokens);
+        printf("{\"guessed\":%" PRIu64 ",\"guessed_right\":%" PRIu64 ",\"drafted\":%" PRIu64
+               ",\"drafted_right\":%" PRIu64 ",\"preemptions\":%" PRIu64 "}\n",
+               load->drafted_tokens, load->accepted_tokens, load->model_drafted_tokens,
+               load->model_accepted_tokens, load->preemptions);
     else
         printf("\n%" PRIu64 " tokens guessed, %" PRIu64 " right; %" PRIu64 " steps\n",
                load->drafted_tokens, load->accepted_tokens, load->steps);
@@ -376,6 +378,8 @@ int offline_eval(int argc, char **argv)
         {"seed", OPTION_INTEGER, &eval.seed, "0", "N", "of the continuation", 0, 1e15, NULL},
         {"speculate", OPTION_INTEGER, &r->speculate, "0", "N",
          "tokens guessed ahead for each prompt's continuation, at most", 0, 16, NULL},
+        {"draft-model", OPTION_TEXT, &r->draft_path, NULL, "PATH", OFFLINE_DRAFT_MODEL_HELP, 0, 0,
+         NULL},
         {"last", OPTION_FLAG, &eval.last, NULL, NULL, "write only the last row of each prompt", 0,
          0, NULL},
         {"no-sums", OPTION_FLAG, &eval.no_sums, NULL, NULL,
@@ -408,6 +412,8 @@ int offline_eval(int argc, char **argv)
         {"hidden", OPTION_FLAG, &eval.hidden, NULL, NULL,
          "for tests: also write hidden.<i> [layers + 1, tokens * hidden], one prompt at a time", 0,
          0, NULL},
+        {"fixed-rows", OPTION_INTEGER, &r->fixed_rows, "0", "N",
+         "for tests: guess as if a step cost N rows beside its own; 0: as measured", 0, 1000, NULL},
         {"late-queue", OPTION_FLAG, &r->late_queue, NULL, NULL,
          "for tests: rank 0 works only when it is waited for", 0, 0, NULL},
         {"passes", OPTION_INTEGER, &eval.passes, "1", "P",
@@ -439,6 +445,8 @@ int offline_eval(int argc, char **argv)
         status = fail(STATUS_INVALID, "--no-sums needs --last: all rows are asked for");
     if (status == STATUS_OK && eval.hidden && (r->stages != 1 || eval.passes != 1))
         status = fail(STATUS_INVALID, "--hidden needs one stage and one pass");
+    if (status == STATUS_OK && r->draft_path && r->speculate == 0)
+        status = fail(STATUS_INVALID, OFFLINE_DRAFT_MODEL_NEEDS);
     if (status == STATUS_OK && strcmp(eval.output, "table") != 0 &&
         strcmp(eval.output, "json") != 0)
         status = fail(STATUS_INVALID, "-o: \"%s\" is neither table nor json", eval.output);

@@ -232,10 +232,12 @@ static void own_config(const offline_replica_t *replica, const rank_start_t *sta
         .batch_max = (uint32_t)(replica->batch < replica->chunk ? replica->batch : replica->chunk),
         .no_prefix_cache = replica->no_prefix_cache,
         .speculate_max = (uint32_t)replica->speculate,
+        .draft_path = replica->draft_path,
         .whole_prompts = true, /* nobody waits for a token: each part is measured by itself */
         .form_timeout_ms = FORMATION_MS,
         .beyond_context = true,
         .late_queue = replica->late_queue,
+        .fixed_rows = (uint32_t)replica->fixed_rows,
         .hidden = replica->hidden,
         .hidden_context = replica->hidden_context,
         .trace_path = start->trace_path[0] ? start->trace_path : NULL,

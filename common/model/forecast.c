@@ -322,6 +322,7 @@ static status_t try_shape(const forecast_question_t *question, const hosts_file_
                   .context_max = question->context,
                   .activations_f32 = question->activations_f32,
                   .kv_codes = question->kv_codes,
+                  .draft_bytes = question->draft_bytes,
                   .expert_groups = question->expert_groups,
                   .attention_slices = question->attention_slices,
                   .attention_replicas = question->attention_replicas,

@@ -21,6 +21,7 @@ typedef struct {
     uint32_t prompt;     /* tokens of a prompt, at most `context` */
     uint32_t batch_max;  /* sequences that decode together, at most */
     bool activations_f32, kv_codes;
+    uint64_t draft_bytes; /* as plan_shape_t's */
     bool latency; /* choose the shape that answers one sequence fastest, not the one that makes most
                      tokens on all devices together */
 } forecast_question_t;

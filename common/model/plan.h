@@ -196,6 +196,7 @@ typedef struct {
     uint32_t prefill_tokens_max; /* rows of a step; 0 takes PLAN_STEP_ROWS */
     uint32_t expert_groups, attention_slices; /* as plan_cut(); 0 leaves them open */
     uint32_t attention_replicas;              /* the same; 0 is 1 */
+    uint64_t draft_bytes; /* that the first rank's draft model takes; plan_draft_bytes() */
 } plan_shape_t;
 enum { PLAN_KV_SEQUENCES = 8, PLAN_STEP_ROWS = 512, PLAN_LOGIT_ROWS = 64 };
 
@@ -211,6 +212,7 @@ typedef struct {
     uint64_t weights; /* packed: the file's bytes of its part and 1/8 for padding and F32 scales */
     uint64_t scratch; /* activations of a step, logits of its sequences */
     uint64_t process; /* code, stacks, buffers of the fabric */
+    uint64_t draft;   /* a draft model with its cache */
     uint64_t fixed;   /* the sum of these */
     uint64_t kv_per_token;
     uint32_t kv_pools; /* of a replica's KV tokens this rank holds one in so many */
@@ -226,6 +228,19 @@ static inline uint64_t plan_kv_tokens(const plan_need_t *need, uint64_t bytes)
 {
     return need->kv_per_token == 0 ? UINT64_MAX : bytes / need->kv_per_token * need->kv_pools;
 }
+
+/* KV tokens of a draft model: the context of one sequence, of the others what answers usually take. */
+static inline uint64_t plan_draft_tokens(uint32_t context)
+{
+    enum { SEQUENCES = 8, EXPECTED = 1024, GUESSES = 32 };
+    return context + (SEQUENCES - 1) * (uint64_t)(context < EXPECTED ? context : EXPECTED) +
+           SEQUENCES * (uint64_t)GUESSES;
+}
+
+/* What a draft model takes, whole and with its cache, for sequences of context_max (0: as many as it
+ * was trained for). STATUS_INVALID as plan_need(). */
+status_t plan_draft_bytes(const plan_sizes_t *draft, uint32_t context_max,
+                          uint64_t *bytes_out) MUST_USE;
 
 /* STATUS_INVALID names a shape that no memory would make right: tp or stages out of range,
  * context_max above the model's trained context, kv_tokens_max below plan_kv_tokens_needed(). */

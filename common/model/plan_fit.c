@@ -338,7 +338,8 @@ static uint64_t kv_bytes(const model_config_t *config, const plan_slice_t *slice
 }
 
 static void need_of(const plan_sizes_t *sizes, const plan_shape_t *shape, const plan_run_t *layers,
-                    uint32_t stage, const plan_slice_t *slice, plan_need_t *out)
+                    uint32_t stage, uint32_t slice_index, const plan_slice_t *slice,
+                    plan_need_t *out)
 {
     const model_config_t *config = &sizes->config;
     bool last = stage == shape->stages - 1;
@@ -363,7 +364,8 @@ static void need_of(const plan_sizes_t *sizes, const plan_shape_t *shape, const 
         need.weights += packed(shape, sizes->head_values, sizes->head_bytes, slice->vocab.count,
                                config->vocab);
     need.scratch = scratch_bytes(sizes, shape, slice, last);
-    need.fixed = need.weights + need.scratch + need.process;
+    need.draft = stage == 0 && slice_index == 0 ? shape->draft_bytes : 0;
+    need.fixed = need.weights + need.scratch + need.process + need.draft;
     for (uint32_t i = 0; i < layers[stage].count; i++)
         need.kv_per_token += kv_bytes(config, slice, layers[stage].first + i, shape);
     *out = need;
@@ -381,7 +383,7 @@ status_t plan_needs(const plan_sizes_t *sizes, const plan_shape_t *shape,
         plan_slice_t owned;
         TRY(plan_slice(&sizes->config, &cut, slice, &owned));
         for (uint32_t stage = 0; stage < shape->stages; stage++)
-            need_of(sizes, shape, layers_out, stage, &owned,
+            need_of(sizes, shape, layers_out, stage, slice, &owned,
                     &needs_out[stage * shape->tp + slice]);
     }
     return STATUS_OK;
@@ -400,6 +402,19 @@ status_t plan_need(const plan_sizes_t *sizes, const plan_shape_t *shape, uint32_
     return STATUS_OK;
 }
 
+status_t plan_draft_bytes(const plan_sizes_t *draft, uint32_t context_max, uint64_t *bytes_out)
+{
+    uint32_t trained = draft->config.context_train;
+    plan_shape_t shape = {.tp = 1, .stages = 1, .context_max = trained, .prefill_tokens_max = 256};
+    if (context_max > 0 && context_max < trained)
+        shape.context_max = context_max;
+    plan_need_t need;
+    TRY(plan_need(draft, &shape, 0, 0, &need));
+    *bytes_out = need.weights + need.scratch +
+                 plan_kv_bytes(&need, plan_draft_tokens(shape.context_max));
+    return STATUS_OK;
+}
+
 static uint64_t mib(uint64_t bytes)
 {
     return (bytes + (1 << 20) - 1) >> 20;
@@ -414,7 +429,7 @@ static status_t too_small(const model_config_t *config, const plan_shape_t *shap
                 "%llu MiB for work space and %llu MiB for %s of %u tokens: more "
                 "stages, a larger tp or a smaller context_max would be right",
                 rank, rank / shape->tp, rank % shape->tp, (unsigned long long)(memory_bytes >> 20),
-                (unsigned long long)mib(need->weights),
+                (unsigned long long)mib(need->weights + need->draft),
                 (unsigned long long)mib(need->scratch + need->process),
                 (unsigned long long)mib(plan_kv_bytes(need, plan_kv_tokens_needed(config, shape))),
                 pools_of(shape) > 1 ? "a sequence" : "two sequences", shape->context_max);

@@ -75,6 +75,7 @@ bool plans_same_shape(const slot_t *slot)
            want->speculate_max == is->speculate_max && want->speculate_off == is->speculate_off &&
            want->prefix_cache_off == is->prefix_cache_off &&
            want->whole_prompts == is->whole_prompts &&
+           strcmp(want->draft_digest, is->draft_digest) == 0 &&
            want->kv_tokens_max == is->kv_tokens_wanted;
 }
 
@@ -122,6 +123,7 @@ static plan_shape_t shape_of(const Shoal__Cluster__V1__DeploymentRecord *r, want
         .kv_codes = kv_type_is_codes(r->kv),
         .kv_tokens_max = r->kv_tokens_max,
         .prefill_tokens_max = (uint32_t)r->prefill_tokens_max,
+        .draft_bytes = r->draft_bytes,
     };
 }
 
@@ -140,6 +142,7 @@ static uint64_t rank_memory(const slot_t *slot, const Shoal__Cluster__V1__RankPl
     shape.kv_codes = kv_type_is_codes(is->kv);
     shape.prefill_tokens_max = (uint32_t)is->prefill_tokens_max;
     shape.kv_tokens_max = 0;
+    shape.draft_bytes = is->draft_bytes;
     plan_need_t need;
     if (plan_need(d->sizes, &shape, rank->stage, rank->slice, &need) != STATUS_OK)
         return 0;
@@ -366,6 +369,8 @@ static void fill_plan(core_t *core, const slot_t *slot, const plan_placement_t *
     plan->activations = d->record->activations;
     plan->quantize = d->record->quantize;
     plan->kv = d->record->kv;
+    plan->draft_digest = d->record->draft_digest;
+    plan->draft_bytes = d->record->draft_bytes;
     plan->kv_tokens_max = placed->kv_tokens;
     plan->kv_tokens_wanted = d->record->kv_tokens_max;
     plan->prefill_tokens_max = d->record->prefill_tokens_max;

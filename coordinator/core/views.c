@@ -124,6 +124,7 @@ static Shoal__V1__Replica *describe(const slot_t *slot, arena_t *arena)
     r->activations = copy(arena, slot->plan->activations);
     r->quantize = copy(arena, slot->plan->quantize);
     r->kv = copy(arena, slot->plan->kv);
+    r->draft_digest = copy(arena, slot->plan->draft_digest);
     r->context_max = slot->plan->context_max;
     r->kv_tokens_wanted = slot->plan->kv_tokens_wanted;
     r->step_settings = ARENA_NEW_ARRAY(arena, Shoal__V1__StepSettings, 1);

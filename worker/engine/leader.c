@@ -12,6 +12,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/memory.h"
+#include "worker/engine/draft_model.h"
 
 #define SUSPECTS_MAX STEP_ENTRIES_MAX
 
@@ -290,6 +291,24 @@ status_t leader_step_done(leader_t *leader, const step_result_t *result)
     pthread_mutex_unlock(&leader->lock);
     ring_streams(leader, &wakes);
     return status;
+}
+
+bool leader_ask_drafts(leader_t *leader, draft_model_t *draft)
+{
+    draft_ask_t asks[DRAFT_SEQUENCES_MAX];
+    pthread_mutex_lock(&leader->lock);
+    uint32_t n = leader->stopping ? 0 : scheduler_ask_drafts(leader->scheduler, asks);
+    if (n > 0)
+        draft_model_take(draft, asks, n);
+    pthread_mutex_unlock(&leader->lock);
+    return n > 0;
+}
+
+void leader_drafts_done(leader_t *leader, const draft_answers_t *answers)
+{
+    pthread_mutex_lock(&leader->lock);
+    scheduler_drafts_done(leader->scheduler, answers);
+    pthread_mutex_unlock(&leader->lock);
 }
 
 void leader_step_took(leader_t *leader, const step_plan_t *plan, uint64_t took_ns)

@@ -18,6 +18,7 @@
 #include "worker/engine/scheduler.h"
 
 typedef struct leader leader_t;
+typedef struct draft_model draft_model_t;
 
 /* Called whenever a stream may have become non-empty, at most once until leader_take() was called
  * on it again; a first call may come from inside leader_stream_open's caller's next admission. On
@@ -76,6 +77,10 @@ typedef enum {
 /* The next plan's bytes. With nothing in flight it waits up to wait_ms for one. */
 leader_next_t leader_next(leader_t *leader, uint32_t wait_ms, buffer_t *bytes_out);
 status_t leader_step_done(leader_t *leader, const step_result_t *result) MUST_USE;
+/* Before a plan: hands what scheduler_ask_drafts() asks to the draft model; false when that is
+ * nothing. And what it answered. */
+bool leader_ask_drafts(leader_t *leader, draft_model_t *draft);
+void leader_drafts_done(leader_t *leader, const draft_answers_t *answers);
 /* As scheduler_step_took(), of this plan. */
 void leader_step_took(leader_t *leader, const step_plan_t *plan, uint64_t took_ns);
 uint32_t leader_in_flight(leader_t *leader);

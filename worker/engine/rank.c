@@ -7,16 +7,17 @@
 
 #include "common/base/clock.h"
 #include "common/base/failpoint.h"
+#include "common/base/log.h"
 #include "common/base/memory.h"
 #include "common/model/kv_type.h"
 #include "kernels/numerics.h"
+#include "worker/engine/draft_model.h"
 #include "worker/engine/head.h"
 #include "worker/engine/kv.h"
 #include "worker/engine/stage.h"
 #include "worker/engine/trace_file.h"
 
 #define IDLE_WAIT_MS 200u
-#define FORM_TIMEOUT_MS 60000u
 #define TRACE_EVENTS 65536u /* some 6 MB: a hundred steps of thirty layers */
 #define LOGITS_MAGIC 0x5354474cu /* "LGTS": a row of logits on the RESULT lane */
 
@@ -30,6 +31,7 @@ struct rank {
     model_t *model;
     stage_t *stage;
     head_t *head; /* last stage */
+    draft_model_t *draft; /* the leader's, when it has one */
     char identity[DIGEST_HEX_SIZE], digest[MODEL_DIGEST_SIZE];
 
     /* One epoch. */
@@ -47,45 +49,6 @@ struct rank {
 };
 
 /* ---- opening ---- */
-
-static status_t check_config(const rank_config_t *c, const model_config_t *shape)
-{
-    if (c->tp < 1 || c->tp > PLAN_TP_MAX || c->stages < 1 || c->stages > PLAN_STAGES_MAX)
-        return fail(STATUS_INVALID, "tp %u × %u stages: at most %d × %d, at least 1 × 1", c->tp,
-                    c->stages, PLAN_TP_MAX, PLAN_STAGES_MAX);
-    if (c->slice >= c->tp || c->stage >= c->stages || c->rank != c->stage * c->tp + c->slice)
-        return fail(STATUS_INVALID, "rank %u cannot be slice %u of %u of stage %u of %u", c->rank,
-                    c->slice, c->tp, c->stage, c->stages);
-    if (c->layer_count == 0 || c->layer_first >= shape->n_layers ||
-        c->layer_count > shape->n_layers - c->layer_first)
-        return fail(STATUS_INVALID, "layers %u to %u: the model has %u", c->layer_first,
-                    c->layer_first + c->layer_count, shape->n_layers);
-    if ((c->stage == 0) != (c->layer_first == 0) ||
-        (c->stage == c->stages - 1) != (c->layer_first + c->layer_count == shape->n_layers))
-        return fail(STATUS_INVALID, "stage %u of %u cannot have layers %u to %u of %u", c->stage,
-                    c->stages, c->layer_first, c->layer_first + c->layer_count, shape->n_layers);
-    if (c->context_max > (c->beyond_context ? MODEL_CONTEXT_MAX : shape->context_train))
-        return fail(STATUS_INVALID, "context_max is %u; the model was trained for %u",
-                    c->context_max, shape->context_train);
-    if (c->prefill_tokens_max > STEP_TOKENS_MAX || c->batch_max > STEP_ENTRIES_MAX ||
-        c->batch_max > c->prefill_tokens_max)
-        return fail(STATUS_INVALID,
-                    "%u sequences and %u tokens in a step: at most %u and %u, and a token each",
-                    c->batch_max, c->prefill_tokens_max, STEP_ENTRIES_MAX, STEP_TOKENS_MAX);
-    return STATUS_OK;
-}
-
-static void apply_defaults(rank_config_t *c, const model_config_t *shape)
-{
-    if (c->context_max == 0)
-        c->context_max = shape->context_train;
-    if (c->prefill_tokens_max == 0)
-        c->prefill_tokens_max = 512;
-    if (c->batch_max == 0)
-        c->batch_max = c->prefill_tokens_max < 64 ? c->prefill_tokens_max : 64;
-    if (c->form_timeout_ms == 0)
-        c->form_timeout_ms = FORM_TIMEOUT_MS;
-}
 
 static status_t make_identity(rank_t *rank)
 {
@@ -114,13 +77,15 @@ status_t rank_open(const rank_config_t *config, rank_t **own_out)
     status_t status = model_open_quantized(
         config->model_path, config->quantize ? config->quantize : "", &rank->model);
     if (status == STATUS_OK) {
-        apply_defaults(&rank->config, model_config(rank->model));
-        status = check_config(&rank->config, model_config(rank->model));
+        rank_config_complete(&rank->config, model_config(rank->model));
+        status = rank_config_check(&rank->config, model_config(rank->model));
     }
     if (status == STATUS_OK)
         status = make_identity(rank);
     if (status == STATUS_OK)
         status = stage_open(&rank->config, rank->model, &rank->stage);
+    if (status == STATUS_OK && config->draft_path && config->rank == 0)
+        status = draft_model_open(&rank->config, rank->stage->shape->vocab, &rank->draft);
     if (status != STATUS_OK) {
         rank_close(rank);
         return status;
@@ -141,6 +106,7 @@ void rank_close(rank_t *rank)
     if (!rank)
         return;
     head_free(rank->head);
+    draft_model_close(rank->draft);
     if (rank->trace)
         rank->stage->ops->queue_trace(rank->stage->queue, NULL);
     trace_finish(rank->trace, rank->config.trace_path);
@@ -400,10 +366,27 @@ static status_t lead_step(rank_t *rank)
     return collect_results(rank, 0);
 }
 
+/* What the draft model guesses for the next plan. Without it the text is the same, so one that fails
+ * is no reason to end the epoch. */
+static void draft_ahead(rank_t *rank)
+{
+    const draft_answers_t *answers;
+    if (!rank->draft || !leader_ask_drafts(rank->leader, rank->draft))
+        return;
+    if (draft_model_run(rank->draft, &answers) == STATUS_OK) {
+        leader_drafts_done(rank->leader, answers);
+        return;
+    }
+    log_warn("%s; from now on without it", status_text());
+    draft_model_close(rank->draft);
+    rank->draft = NULL;
+}
+
 static status_t lead(rank_t *rank)
 {
     for (;;) {
         stage_beat(rank->stage);
+        draft_ahead(rank);
         stage_waiting(rank->stage, !rank->fabric);
         leader_next_t next =
             leader_next(rank->leader, rank->fabric ? 0 : IDLE_WAIT_MS, &rank->plan_bytes);
@@ -429,6 +412,7 @@ static status_t install_leader(rank_t *rank, uint32_t n_blocks)
         .stages = rank->config.stages, .batch_max = rank->config.batch_max,
         .step_tokens_max = rank->config.prefill_tokens_max,
         .keep_prefixes = !rank->config.no_prefix_cache, .speculate_max = rank->config.speculate_max,
+        .draft_model = rank->draft != NULL, .fixed_rows = rank->config.fixed_rows,
         .whole_prompts = rank->config.whole_prompts, .text_identity = rank->identity,
     };
     TRY(leader_install(rank->leader, &config, rank->fabric ? ring_fabric : NULL, rank->fabric));
@@ -489,6 +473,8 @@ status_t rank_run(rank_t *rank, fabric_t *fabric, leader_t *leader,
     rank->stage->ops->queue_reset(rank->stage->queue);
     if (rank->head)
         head_reset(rank->head);
+    if (rank->draft)
+        draft_model_begin(rank->draft, rank->stage->pulse);
     status_t status = form(rank);
     if (status == STATUS_OK)
         status = leader ? lead(rank) : follow(rank);

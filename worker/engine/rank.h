@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "common/base/status.h"
+#include "common/model/model.h"
 #include "worker/engine/leader.h"
 #include "worker/fabric/fabric.h"
 
@@ -57,10 +58,13 @@ typedef struct {
     uint32_t batch_max;          /* sequences of a step; 0 takes 64 */
     bool no_prefix_cache;
     uint32_t speculate_max; /* guesses of a sequence in a step; 0: none */
+    const char *draft_path; /* a model that guesses for rank 0 (draft_model.h); NULL: none */
+    const char *draft_digest; /* as model_digest */
     bool whole_prompts;     /* prompts take whole steps, however many streams wait meanwhile */
     bool beyond_context;      /* context_max may pass the trained one: eval looks there too */
     uint32_t form_timeout_ms; /* how long to wait for the other ranks; 0 takes 60 s */
     rank_pulse_t *pulse;      /* moved by rank_open; may be NULL */
+    uint32_t fixed_rows;      /* tests: as scheduler_config_t's, so that guesses always seem to pay */
     bool late_queue;          /* tests: ops run when their event is waited for */
     /* Tests: sees each row of the residual stream as layer `layer` begins with it (n_layers: as the
      * last one leaves it). On slice 0 of each stage it sees what every slice has. NULL: none. */
@@ -90,6 +94,10 @@ typedef struct {
     void (*logits)(void *context, const char *session, uint32_t choice, uint32_t position,
                    uint32_t n_rows, uint32_t vocab, const float *rows);
 } rank_callbacks_t;
+
+/* Parts of rank_open(): the defaults of a model of this shape, and whether it can be served so. */
+void rank_config_complete(rank_config_t *config, const model_config_t *shape);
+status_t rank_config_check(const rank_config_t *config, const model_config_t *shape) MUST_USE;
 
 /* Checks the configuration against the model, maps it, packs this rank's slice, takes memory for
  * KV. */

@@ -347,6 +347,7 @@ status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64
         while (k < result->n && result->drawn[k].slot == entry->slot)
             k++;
         leave_flight(s, entry->sequence);
+        scheduler_hold_drafts(s, entry, &result->drawn[first], k - first);
         if (k > first)
             take_drawn(s, entry->sequence, &result->drawn[first], k - first);
     }
@@ -359,6 +360,7 @@ status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64
 void scheduler_step_took(scheduler_t *s, const step_work_t *work, uint64_t took_ns)
 {
     step_cost_learn(&s->cost, work, took_ns);
+    draft_cost_step_took(&s->draft_cost, took_ns);
 }
 
 uint32_t scheduler_in_flight(const scheduler_t *s)

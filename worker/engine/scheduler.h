@@ -32,8 +32,8 @@
  * - Where every layer has a window, a sequence holds the blocks of what its next rows see and no
  * more; what it gives back stays known to later prompts while nobody needs the room.
  *
- * - Guesses (draft.h) are further rows of a sequence that decodes. They take the place of no other
- *   that decodes, no blocks that another holds, and no row unless it is likely to pay.
+ * - Guesses (draft.h, draft_cost.h) are further rows of a sequence that decodes. They take the place
+ *   of no other that decodes, no blocks that another holds, and no row unless it is likely to pay.
  *
  * No allocation in the step path; admission allocates what the sequence will need. A step costs
  * O(running + log of all), however many wait. */
@@ -44,6 +44,7 @@
 #include <stdint.h>
 
 #include "common/base/status.h"
+#include "worker/engine/draft_ask.h"
 #include "worker/engine/sampler.h"
 #include "worker/engine/step_cost.h"
 #include "worker/engine/step_plan.h"
@@ -75,6 +76,7 @@ typedef struct {
     bool keep_prefixes;
     bool whole_prompts; /* prompts take whole steps, however many wait for their next token */
     uint32_t speculate_max;    /* guesses of a sequence in a step (draft.h); 0: none */
+    bool draft_model;          /* there is one to ask, for up to speculate_max guesses */
     uint32_t fixed_rows;       /* what a step costs beside its rows, in rows of guesses; 0 takes
                                   what scheduler_step_took() taught */
     const char *text_identity; /* borrowed for the call */
@@ -149,6 +151,8 @@ typedef struct {
     uint64_t preemptions;
     uint64_t drafted_tokens;  /* guesses that were computed */
     uint64_t accepted_tokens; /* and of those the ones that became tokens */
+    uint64_t model_drafted_tokens, model_accepted_tokens; /* of both, those of a draft model */
+    uint64_t draft_ns; /* that its steps took */
 } scheduler_load_t;
 
 status_t scheduler_new(const scheduler_config_t *config, scheduler_t **own_out) MUST_USE;
@@ -184,6 +188,12 @@ status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64
  * of it (step_cost.h); a scheduler that is never told goes by a first guess. */
 void scheduler_step_took(scheduler_t *s, const step_work_t *work, uint64_t took_ns);
 uint32_t scheduler_in_flight(const scheduler_t *s);
+
+/* Before a plan: which of those that it would let decode are worth guesses of a draft model, and how
+ * many. Ids and parameters point into the scheduler and stay until it changes. Returns how many. */
+uint32_t scheduler_ask_drafts(scheduler_t *s, draft_ask_t asks_out[DRAFT_SEQUENCES_MAX]);
+/* What the draft model answered, and how long it took; the next plan uses it. */
+void scheduler_drafts_done(scheduler_t *s, const draft_answers_t *answers);
 
 /* Sessions of the steps that are in flight now; at most max are written, returns how many. */
 uint32_t scheduler_flying(const scheduler_t *s, char (*sessions_out)[SESSION_BYTES], uint32_t max);

@@ -1,6 +1,6 @@
 /* What the scheduler's files share: scheduler.c (life, ends and results), scheduler_queues.c (who
  * may start next, whose time is over), scheduler_streams.c (what coordinators ask for and are owed),
- * scheduler_plan.c (what runs next). */
+ * scheduler_plan.c (what runs next), scheduler_draft.c (what a draft model is asked). */
 #ifndef SHOAL_WORKER_ENGINE_SCHEDULER_INTERNAL_H
 #define SHOAL_WORKER_ENGINE_SCHEDULER_INTERNAL_H
 
@@ -9,6 +9,7 @@
 #include "common/base/heap.h"
 #include "common/model/plan.h"
 #include "worker/engine/draft.h"
+#include "worker/engine/draft_cost.h"
 #include "worker/engine/kv.h"
 #include "worker/engine/scheduler.h"
 
@@ -43,6 +44,10 @@ typedef struct sequence {
     sampled_t *drawn; /* of produced ids after the given ones; NULL without logprobs */
     uint32_t n_stop_ids, *stop_ids;
     draft_t draft;
+    double draft_rate;         /* how often a draft model was right of it lately; 0: not known */
+    uint32_t n_drafted_known;  /* its ids that the draft model has seen */
+    uint32_t drafted_at;       /* n_ids when it was asked last */
+    uint32_t n_drafted, drafted[DRAFT_MAX]; /* what it answered */
     uint64_t serial; /* order of arrival; the lowest running one is never preempted */
     kv_link_t link;
 
@@ -114,6 +119,7 @@ typedef struct {
         sequence_t *sequence;
         uint32_t slot; /* at the time: an ended sequence has none */
         uint32_t n_samples_max; /* tokens that it may give: 0, or 1 and one for each guess */
+        uint32_t n_drafted;     /* of the guesses, those of a draft model: all or none */
     } * entries;
 } flight_t;
 
@@ -163,6 +169,7 @@ struct scheduler {
     char lost_why[STATUS_TEXT_MAX];
 
     step_cost_t cost;
+    draft_cost_t draft_cost;
     uint64_t mean_context; /* of those that decode, in the last plan */
     step_plan_t plan; /* its arrays are reused */
     step_entry_t *entries_aside; /* to sort them by pool; NULL with one pool */
@@ -264,6 +271,19 @@ void scheduler_retime(scheduler_t *s, sequence_t *q);
 void scheduler_leave_time(scheduler_t *s, sequence_t *q);
 /* As scheduler_tick, for at most n sequences. */
 void scheduler_tick_some(scheduler_t *s, uint32_t n);
+
+/* scheduler_draft.c */
+/* What a step costs beside its rows, in rows that decode. */
+static inline uint32_t scheduler_fixed_rows(const scheduler_t *s)
+{
+    return s->config.fixed_rows ? s->config.fixed_rows
+                                : step_cost_fixed_rows(&s->cost, s->mean_context);
+}
+/* Guesses of the draft model that stand ready behind q's last id. */
+uint32_t scheduler_drafted(const sequence_t *q);
+/* An entry's n tokens have come. */
+void scheduler_hold_drafts(scheduler_t *s, const struct flown *entry, const step_drawn_t *drawn,
+                           uint32_t n);
 
 /* scheduler_streams.c */
 void scheduler_mark_dirty(scheduler_t *s, sequence_t *q);

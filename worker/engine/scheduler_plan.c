@@ -15,6 +15,7 @@ typedef struct {
     bool prompts_limited; /* because others wait for their next token */
     uint32_t entries_max;
     uint32_t drafts_left; /* of the tokens that one step may give */
+    bool by_model; /* the guesses made last are a draft model's */
     bool alone;
     bool looked_again; /* at blocks for one that did not fit before */
     uint32_t n_looked; /* taken out of line; those that did not start go back after the plan */
@@ -96,12 +97,6 @@ static uint32_t least(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-static uint32_t fixed_rows(const scheduler_t *s)
-{
-    return s->config.fixed_rows ? s->config.fixed_rows
-                                : step_cost_fixed_rows(&s->cost, s->mean_context);
-}
-
 /* Guesses behind q's last id, as many as pay and have room; what they need is what nobody else
  * does: rows that those who decode leave over, and blocks beside one for each who runs. */
 static uint32_t guess(planning_t *p, sequence_t *q)
@@ -111,11 +106,17 @@ static uint32_t guess(planning_t *p, sequence_t *q)
     uint32_t rows = p->tokens_left > s->n_running ? p->tokens_left - s->n_running : 0;
     uint32_t most = least(least(s->config.speculate_max, rows),
                           least(p->drafts_left, q->max_tokens - produced - 1));
-    if (most == 0 || q->n_ids - q->n_computed != 1 || owes_logits(q) || !q->draft.places ||
-        !draft_may_pay(n_rows, fixed_rows(s)) ||
-        !draft_learn(&q->draft, q->ids, q->n_ids))
+    if (most == 0 || q->n_ids - q->n_computed != 1 || owes_logits(q))
         return 0;
-    uint32_t n = draft_length(&q->draft, n_rows, fixed_rows(s), most);
+    uint32_t n = 0, fixed = scheduler_fixed_rows(s);
+    if (q->draft.places && draft_may_pay(n_rows, fixed) &&
+        draft_learn(&q->draft, q->ids, q->n_ids))
+        n = draft_length(&q->draft, n_rows, fixed, most);
+    p->by_model = n == 0;
+    if (p->by_model)
+        n = least(scheduler_drafted(q), most);
+    if (n == 0)
+        return 0;
     uint32_t wanted = kv_blocks_for(q->n_ids + n);
     if (wanted > q->n_blocks) {
         uint32_t more = wanted - q->n_blocks;
@@ -126,7 +127,10 @@ static uint32_t guess(planning_t *p, sequence_t *q)
         else
             n = q->n_blocks * KV_BLOCK_TOKENS - q->n_ids;
     }
-    draft_write(&q->draft, q->ids, q->n_ids, n);
+    if (p->by_model)
+        memcpy(q->ids + q->n_ids, q->drafted, n * sizeof *q->ids);
+    else
+        draft_write(&q->draft, q->ids, q->n_ids, n);
     p->drafts_left -= n;
     s->load.drafted_tokens += n;
     return n;
@@ -183,7 +187,7 @@ static bool add_entry(planning_t *p, sequence_t *q)
     ask_for_logits(q, entry);
     p->alone |= entry->want_logits || q->solo;
     p->flight->entries[p->flight->n++] =
-        (struct flown){q, q->slot, entry->sample + entry->n_draft};
+        (struct flown){q, q->slot, entry->sample + n_draft, p->by_model ? n_draft : 0};
     p->tokens_left -= entry->n_tokens;
     q->n_computed += n;
     q->n_in_flight++;

@@ -197,6 +197,9 @@ static void build_words(words_t *words, const eval_args_t *args, const char *dir
     add_number(words, "greedy", args->greedy);
     add_number(words, "speculate", args->speculate);
     add_number(words, "seed", args->seed);
+    add_number(words, "fixed-rows", args->fixed_rows);
+    if (args->draft_model)
+        add(words, text("--draft-model=%s", args->draft_model));
     if (args->temperature > 0)
         add(words, text("--temperature=%g", args->temperature));
     if (args->quantize)
@@ -293,6 +296,9 @@ static void read_lines(const char *dir, eval_result_t *out)
                 out->guessed = (uint64_t)json_integer_value(json_object_get(row, "guessed"));
                 out->guessed_right =
                     (uint64_t)json_integer_value(json_object_get(row, "guessed_right"));
+                out->drafted = (uint64_t)json_integer_value(json_object_get(row, "drafted"));
+                out->drafted_right =
+                    (uint64_t)json_integer_value(json_object_get(row, "drafted_right"));
             }
             json_decref(row);
             continue;

@@ -23,7 +23,8 @@ typedef struct {
     const char *kv; /* NULL: as it is without the option */
     uint32_t tp, stages, threads, batch, chunk, passes, greedy; /* 0: the default */
     uint32_t expert_groups, attention_slices, attention_replicas; /* 0: the rule */
-    uint32_t speculate, seed;
+    const char *draft_model; /* NULL: none */
+    uint32_t speculate, seed, fixed_rows;
     double temperature;
     bool f32, last, no_sums, no_prefix_cache, late_queue, hidden;
 } eval_args_t;
@@ -33,6 +34,7 @@ typedef struct {
     uint32_t vocab;
     uint32_t n_greedy;
     uint64_t guessed, guessed_right; /* with speculate */
+    uint64_t drafted, drafted_right; /* of these by a draft model */
     uint32_t n_hidden_layers; /* layers + 1; 0 when they were not asked for */
     struct {
         uint32_t rows;

@@ -1,5 +1,6 @@
-/* Guessed tokens: the guesses themselves, and that a schedule with them gives every sequence its
- * text, in fewer steps where texts repeat themselves and in the same rows where they do not. */
+/* Guessed tokens, by lookup and by a draft model: the guesses themselves, and that a schedule with them
+ * gives every sequence its text, in fewer steps where texts repeat themselves or the draft model is
+ * right, and in the same rows where they do not. */
 #include "scheduler_rig.h"
 
 #include <stdio.h>
@@ -97,6 +98,12 @@ static scheduler_load_t load_of(const rig_t *rig)
     return load;
 }
 
+static void with_draft_model(scheduler_config_t *config)
+{
+    with_guesses(config);
+    config->draft_model = true;
+}
+
 static uint64_t steps_of(void (*change)(scheduler_config_t *config), uint32_t n_sequences)
 {
     rig_t *rig = rig_new(change);
@@ -114,7 +121,7 @@ static uint64_t steps_of(void (*change)(scheduler_config_t *config), uint32_t n_
         n_rows += rig->sequences[i].n_prompt + 200 - 1;
     }
     assert_int_equal(rig->n_rows, n_rows);
-    bool wanted = change && rig_repeats;
+    bool wanted = change && (rig_repeats || rig_drafts > 1);
     assert_true(wanted ? load.accepted_tokens > 50 : load.drafted_tokens == 0);
     assert_true(load.accepted_tokens <= load.drafted_tokens);
     assert_int_equal(load.tokens_produced, 200 * n_sequences);
@@ -140,6 +147,62 @@ static void test_a_text_that_never_repeats_itself_costs_no_row(void **state)
 {
     (void)state;
     assert_int_equal(steps_of(with_guesses, 2), steps_of(NULL, 2));
+}
+
+static void test_a_draft_model_saves_steps_of_texts_that_never_repeat_themselves(void **state)
+{
+    (void)state;
+    for (uint32_t n = 1; n <= 4; n += 3) {
+        uint64_t without = steps_of(NULL, n);
+        rig_drafts = 8;
+        uint64_t with = steps_of(with_draft_model, n);
+        rig_drafts = 0;
+        print_message("%u sequences: %llu steps, %llu with a draft model\n", n,
+                      (unsigned long long)without, (unsigned long long)with);
+        assert_true(with * 2 < without);
+    }
+}
+
+static void test_a_draft_model_that_is_always_wrong_is_asked_no_more(void **state)
+{
+    (void)state;
+    rig_drafts = 1;
+    rig_t *rig = rig_new(with_draft_model);
+    for (uint32_t i = 0; i < 6; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "s%u", i);
+        rig_admit(rig, name, 20 + i, i, 100, NULL);
+        rig_run(rig);
+        rig_check_text(rig_find(rig, name));
+    }
+    scheduler_load_t load = load_of(rig);
+    print_message("%llu guesses for 600 tokens\n", (unsigned long long)load.drafted_tokens);
+    assert_int_equal(load.model_accepted_tokens, 0);
+    assert_true(load.model_drafted_tokens > 0 && load.drafted_tokens < 120);
+    /* A rate that fell is that of the sequences to come as well. */
+    uint64_t before = load.drafted_tokens;
+    rig_admit(rig, "late", 20, 9, 100, NULL);
+    rig_run(rig);
+    assert_true(load_of(rig).drafted_tokens - before <= 4);
+    rig_free(rig);
+    rig_drafts = 0;
+}
+
+/* Where a text repeats itself its own ids are the guesses, elsewhere the draft model's. */
+static void test_both_kinds_of_guesses_work_together(void **state)
+{
+    (void)state;
+    rig_repeats = 30;
+    rig_drafts = 8;
+    rig_t *rig = rig_new(with_draft_model);
+    rig_sequence_t *q = rig_admit(rig, "both", 20, 0, 300, NULL);
+    rig_run(rig);
+    rig_check_text(q);
+    scheduler_load_t load = load_of(rig);
+    assert_true(load.model_accepted_tokens > 20);
+    assert_true(load.accepted_tokens - load.model_accepted_tokens > 50);
+    rig_free(rig);
+    rig_repeats = rig_drafts = 0;
 }
 
 static uint32_t stop_id;
@@ -241,6 +304,30 @@ static void test_a_long_random_run_with_guesses_keeps_every_text(void **state)
     rig_repeats = 0;
 }
 
+static void draft_few_blocks_two_stages(scheduler_config_t *config)
+{
+    few_blocks_two_stages(config);
+    config->draft_model = true;
+}
+
+static void test_a_long_random_run_with_a_draft_model_keeps_every_text(void **state)
+{
+    (void)state;
+    rig_drafts = 7;
+    rig_t *rig = rig_new(draft_few_blocks_two_stages);
+    uint32_t finished = rig_run_random(rig, 12, 8000, 120, 200);
+    scheduler_load_t load = load_of(rig);
+    print_message("%u texts, %llu guesses of a draft model, %llu right, %llu preemptions\n",
+                  finished, (unsigned long long)load.model_drafted_tokens,
+                  (unsigned long long)load.model_accepted_tokens,
+                  (unsigned long long)load.preemptions);
+    assert_true(finished > 50 && load.preemptions > 0);
+    assert_true(load.model_accepted_tokens > 300);
+    assert_true(load.model_drafted_tokens > load.model_accepted_tokens);
+    rig_free(rig);
+    rig_drafts = 0;
+}
+
 static void test_a_result_with_more_tokens_than_its_plan_may_give_is_an_error(void **state)
 {
     (void)state;
@@ -273,9 +360,13 @@ int main(void)
         cmocka_unit_test(test_a_step_catches_up_with_few_ids_at_a_time),
         cmocka_unit_test(test_guesses_save_steps_and_change_no_text),
         cmocka_unit_test(test_a_text_that_never_repeats_itself_costs_no_row),
+        cmocka_unit_test(test_a_draft_model_saves_steps_of_texts_that_never_repeat_themselves),
+        cmocka_unit_test(test_a_draft_model_that_is_always_wrong_is_asked_no_more),
+        cmocka_unit_test(test_both_kinds_of_guesses_work_together),
         cmocka_unit_test(test_a_stop_among_the_guesses_is_the_end),
         cmocka_unit_test(test_guesses_take_only_rows_that_are_left),
         cmocka_unit_test(test_a_long_random_run_with_guesses_keeps_every_text),
+        cmocka_unit_test(test_a_long_random_run_with_a_draft_model_keeps_every_text),
         cmocka_unit_test(test_a_result_with_more_tokens_than_its_plan_may_give_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -68,6 +68,10 @@ typedef struct {
  * hash says) one is left out. So guesses are right often, and wrong often. */
 extern uint32_t rig_repeats;
 
+/* 0: nobody answers for a draft model. 1 to 9: one does, and of eight guesses so many less one are
+ * right. */
+extern uint32_t rig_drafts;
+
 /* Defaults: 64 blocks, context 512, 1 stage, 8 sequences and 64 tokens a step. */
 rig_t *rig_new(void (*change)(scheduler_config_t *config));
 void rig_free(rig_t *rig);

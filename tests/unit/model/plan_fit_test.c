@@ -184,6 +184,34 @@ static void test_shapes_that_no_memory_would_make_right_are_invalid(void **state
     assert_non_null(strstr(status_text(), "holds no two sequences of context_max 1024; 2048 or"));
 }
 
+static void test_a_draft_model_takes_its_bytes_of_the_first_rank_alone(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    plan_shape_t shape = shape_of(2, 2, 2048), without = shape;
+    plan_need_t needs[PLAN_RANKS_MAX], needs_without[PLAN_RANKS_MAX];
+    plan_run_t layers[PLAN_STAGES_MAX];
+    assert_int_equal(plan_draft_bytes(&sizes, 2048, &shape.draft_bytes), STATUS_OK);
+    /* Weights with an eighth more (98 MB of file, of which an embedding is the head once again), and
+     * 2,048 + 7 * 1,024 + 256 tokens of 30 layers * 3 heads * (64 + 64) values of two bytes. */
+    uint64_t kv = (2048 + 7 * 1024 + 256) * 30ull * 3 * 128 * 2;
+    assert_in_range(shape.draft_bytes, kv + (98ull << 20), kv + (300ull << 20));
+    assert_int_equal(plan_needs(&sizes, &shape, needs, layers), STATUS_OK);
+    assert_int_equal(plan_needs(&sizes, &without, needs_without, layers), STATUS_OK);
+    assert_int_equal(needs[0].fixed, needs_without[0].fixed + shape.draft_bytes);
+    for (uint32_t rank = 1; rank < 4; rank++)
+        assert_int_equal(needs[rank].fixed, needs_without[rank].fixed);
+    /* Memory that was enough is not any more, and the replica gets fewer KV tokens or none. */
+    uint64_t memory[4], tokens, tokens_without;
+    for (uint32_t rank = 0; rank < 4; rank++)
+        memory[rank] = needs[0].fixed + plan_kv_bytes(&needs[0], 5000);
+    assert_int_equal(plan_fit(&sizes, &without, memory, &tokens_without), STATUS_OK);
+    assert_int_equal(plan_fit(&sizes, &shape, memory, &tokens), STATUS_OK);
+    assert_true(tokens <= 5000 && tokens_without > tokens);
+    memory[0] = needs_without[0].fixed + plan_kv_bytes(&needs[0], 5000);
+    assert_int_equal(plan_fit(&sizes, &shape, memory, &tokens), STATUS_REFUSED);
+}
+
 static void test_sizes_of_an_opened_model_are_those_of_its_tensors(void **state)
 {
     (void)state;
@@ -219,6 +247,7 @@ int main(void)
         cmocka_unit_test(test_a_window_bounds_what_a_sequence_needs),
         cmocka_unit_test(test_too_little_memory_for_two_sequences_is_refused_with_the_numbers),
         cmocka_unit_test(test_shapes_that_no_memory_would_make_right_are_invalid),
+        cmocka_unit_test(test_a_draft_model_takes_its_bytes_of_the_first_rank_alone),
         cmocka_unit_test(test_sizes_of_an_opened_model_are_those_of_its_tensors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

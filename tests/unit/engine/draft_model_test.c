@@ -1,0 +1,330 @@
+/* Guesses of a draft model on models that compute: the text is the same bytes with one and without,
+ * greedy and drawn, for every shape of replica, with preemption, and whether it is always right, often
+ * or never. (That one which is never right is left alone, draft_cost_test shows.) A model that drafts
+ * for itself is always right, because both compute the same numbers: that every guess is kept shows
+ * that its own cache is never behind. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/model/model.h"
+#include "eval_run.h"
+#include "rank_rig.h"
+
+enum { N_TEXTS_MAX = 8, N_IDS = 60, N_PROMPT = 40 };
+/* Guesses seem to pay whatever steps cost here. */
+enum { FIXED_ROWS = 64 };
+
+typedef struct {
+    const char *model, *draft;
+    uint32_t n_texts, kv_tokens;
+    bool f32;
+} case_t;
+
+typedef struct {
+    uint32_t n;
+    uint32_t ids[N_IDS];
+    sampled_t drawn[N_IDS];
+} drawn_text_t;
+
+/* Ids that do not repeat themselves, so that nothing is looked up. */
+static void admit(client_t *client, uint32_t number, uint32_t vocab)
+{
+    uint32_t prompt[N_PROMPT];
+    for (uint32_t i = 0; i < N_PROMPT; i++)
+        prompt[i] = (i * i * 37 + i * 101 + number * 977 + 5) % vocab;
+    admission_t admission = {.owner = 1,
+                             .prompt = prompt,
+                             .n_prompt = N_PROMPT - number,
+                             .sampling = sampling_default,
+                             .max_tokens = N_IDS,
+                             .logits_from = LOGITS_NONE};
+    snprintf(admission.session, sizeof admission.session, "%u", number);
+    admission.sampling.temperature = number % 2 ? 0.8f : 0;
+    admission.sampling.top_p = number % 4 == 3 ? 0.9f : 1;
+    admission.sampling.seed = number;
+    admission.sampling.want_logprobs = true;
+    admission.sampling.n_top = 3;
+    leader_admit(client->epoch->leader, client->stream, &admission);
+}
+
+static void follow(client_t *client, uint32_t n_texts, drawn_text_t *texts)
+{
+    sequence_output_t out;
+    sampled_t drawn[SCHEDULER_OUTPUT_IDS_MAX];
+    for (uint32_t n_ended = 0; n_ended < n_texts;) {
+        rig_next_output(client, &out, drawn);
+        drawn_text_t *text = &texts[strtoul(out.session, NULL, 10)];
+        assert_int_equal(out.first_position, text->n);
+        for (uint32_t i = 0; i < out.n_ids; i++) {
+            text->ids[text->n] = out.ids[i];
+            text->drawn[text->n++] = drawn[i];
+        }
+        assert_true(out.end == END_NONE || out.end == END_FINISHED);
+        n_ended += out.end != END_NONE;
+    }
+}
+
+static rank_t *open_one(const case_t *c, bool with_draft)
+{
+    model_t *model;
+    rank_t *rank;
+    assert_int_equal(model_open(c->model, &model), STATUS_OK);
+    rank_config_t config = {.model_path = c->model,
+                            .tp = 1,
+                            .stages = 1,
+                            .layer_count = model_config(model)->n_layers,
+                            .threads = 1,
+                            .activations_f32 = c->f32,
+                            .context_max = 128,
+                            .kv_tokens_max = c->kv_tokens,
+                            .speculate_max = with_draft ? 8 : 0,
+                            .draft_path = with_draft ? c->draft : NULL,
+                            .fixed_rows = FIXED_ROWS};
+    model_close(model);
+    if (rank_open(&config, &rank) != STATUS_OK)
+        fail_msg("%s", status_text());
+    return rank;
+}
+
+/* One epoch of a rank; a second one finds the draft model with nothing of the first. */
+static void run_texts(rank_t *rank, const case_t *c, drawn_text_t *texts, scheduler_load_t *load)
+{
+    epoch_t epoch;
+    client_t client;
+    memset(texts, 0, N_TEXTS_MAX * sizeof *texts);
+    epoch_begin(&epoch, rank);
+    client_open(&client, &epoch);
+    for (uint32_t i = 0; i < c->n_texts; i++)
+        admit(&client, i, rank_vocab(rank));
+    follow(&client, c->n_texts, texts);
+    leader_load(epoch.leader, load);
+    client_close(&client);
+    epoch_end(&epoch);
+    assert_int_equal(epoch.status, STATUS_OK);
+}
+
+static void compare(const case_t *c, scheduler_load_t *load)
+{
+    static drawn_text_t without[N_TEXTS_MAX], with[N_TEXTS_MAX];
+    scheduler_load_t load_without;
+    rank_t *rank = open_one(c, false);
+    run_texts(rank, c, without, &load_without);
+    rank_close(rank);
+    rank = open_one(c, true);
+    for (int epoch = 0; epoch < 2; epoch++) {
+        run_texts(rank, c, with, load);
+        assert_memory_equal(without, with, sizeof without);
+    }
+    rank_close(rank);
+    assert_int_equal(with[0].n, N_IDS);
+    print_message("%u texts: %llu steps, %llu with %llu guesses of the draft model, %llu right; "
+                  "%llu preemptions\n",
+                  c->n_texts, (unsigned long long)load_without.steps,
+                  (unsigned long long)load->steps, (unsigned long long)load->model_drafted_tokens,
+                  (unsigned long long)load->model_accepted_tokens,
+                  (unsigned long long)load->preemptions);
+}
+
+static void test_a_model_that_drafts_for_itself_is_always_right(void **state)
+{
+    (void)state;
+    char *model = eval_real_model();
+    if (!model)
+        skip();
+    for (uint32_t n = 1; n <= 8; n *= 8) {
+        scheduler_load_t load;
+        case_t c = {.model = model, .draft = model, .n_texts = n, .kv_tokens = 2048};
+        compare(&c, &load);
+        assert_int_equal(load.model_drafted_tokens, load.model_accepted_tokens);
+        assert_true(load.model_accepted_tokens > 15 * n);
+    }
+    free(model);
+}
+
+/* Exact activations of the model, 8-bit ones of the draft: right often, and wrong now and then. */
+static void test_other_numbers_of_the_same_model_are_right_often(void **state)
+{
+    (void)state;
+    char *model = eval_real_model();
+    if (!model)
+        skip();
+    scheduler_load_t load;
+    case_t c = {.model = model, .draft = model, .n_texts = 4, .kv_tokens = 1024, .f32 = true};
+    compare(&c, &load);
+    assert_true(load.model_drafted_tokens > load.model_accepted_tokens);
+    assert_true(load.model_accepted_tokens * 4 > load.model_drafted_tokens);
+    free(model);
+}
+
+static void test_texts_that_are_preempted_are_the_same(void **state)
+{
+    (void)state;
+    char *model = eval_real_model();
+    if (!model)
+        skip();
+    scheduler_load_t load;
+    case_t c = {.model = model, .draft = model, .n_texts = 8, .kv_tokens = 320};
+    compare(&c, &load);
+    assert_true(load.preemptions > 0 && load.model_accepted_tokens > 50);
+    free(model);
+}
+
+/* Models that learnt nothing: another one of them is wrong all the time. */
+static void test_a_draft_model_that_is_wrong_changes_no_byte(void **state)
+{
+    (void)state;
+    char *model = eval_golden("gguf-llama-f32/model.gguf");
+    char *draft = eval_golden("gguf-llama-kquants/model.gguf");
+    scheduler_load_t load;
+    case_t c = {.model = model, .draft = draft, .n_texts = 4, .kv_tokens = 1024};
+    compare(&c, &load);
+    assert_true(load.model_accepted_tokens * 2 < load.model_drafted_tokens);
+    free(model);
+    free(draft);
+}
+
+/* Windows, latent, indexed and compressed caches of a draft model: what a guess that was not kept left
+ * there is never read. */
+static void test_every_kind_of_cache_can_draft(void **state)
+{
+    (void)state;
+    static const char *const models[] = {
+        "gguf-llama-q4_0/model.gguf", "gpt-oss-bf16",     "mistral-swa", "mixtral",
+        "deepseek-v2-lite",           "deepseek-v32-dsa", "deepseek-v4", "gemma2"};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        char *model = eval_golden(models[i]);
+        scheduler_load_t load;
+        case_t c = {.model = model, .draft = model, .n_texts = 2, .kv_tokens = 1024};
+        compare(&c, &load);
+        assert_int_equal(load.model_drafted_tokens, load.model_accepted_tokens);
+        assert_true(load.model_accepted_tokens > 20);
+        c.f32 = true; /* of the model alone: then some are wrong */
+        compare(&c, &load);
+        free(model);
+    }
+}
+
+/* ---- replicas of every shape, in processes of their own ---- */
+
+static json_t *prompts_of(uint32_t n, uint32_t vocab)
+{
+    json_t *prompts = json_array();
+    for (uint32_t i = 0; i < n; i++) {
+        json_t *ids = json_array();
+        for (uint32_t k = 0; k < 30 + 5 * i; k++)
+            json_array_append_new(ids, json_integer((k * k * 37 + k * 101 + i * 31 + 11) % vocab));
+        json_array_append_new(prompts, ids);
+    }
+    return prompts;
+}
+
+static uint64_t hash_of(eval_args_t args, const char *draft, uint64_t *drafted, uint64_t *right)
+{
+    eval_result_t result;
+    args.draft_model = draft;
+    args.speculate = draft ? 8 : 0;
+    args.fixed_rows = draft ? FIXED_ROWS : 0;
+    eval_run(&args, &result);
+    uint64_t hash = eval_hash(&result);
+    *drafted += result.drafted;
+    *right += result.drafted_right;
+    eval_release(&result);
+    return hash;
+}
+
+static void test_slices_and_stages_give_the_text_without_a_draft_model(void **state)
+{
+    (void)state;
+    char *model = eval_real_model();
+    if (!model)
+        skip();
+    json_t *ids = prompts_of(3, 49152);
+    for (int drawn = 0; drawn < 2; drawn++) {
+        uint64_t drafted = 0, right = 0;
+        eval_args_t args = {.model = model, .ids = ids, .greedy = 30, .seed = 5,
+                            .temperature = drawn * 0.8, .threads = 1, .last = true,
+                            .no_sums = true};
+        uint64_t without = hash_of(args, NULL, &drafted, &right);
+        assert_int_equal(drafted, 0);
+        args.tp = 2;
+        assert_true(hash_of(args, model, &drafted, &right) == without);
+        args.tp = 1;
+        args.stages = 2;
+        assert_true(hash_of(args, model, &drafted, &right) == without);
+        print_message("temperature %g: %llu guesses, %llu right\n", args.temperature,
+                      (unsigned long long)drafted, (unsigned long long)right);
+        assert_true(right > 50);
+        assert_int_equal(drafted, right);
+    }
+    json_decref(ids);
+    free(model);
+}
+
+static void check_refused(const char *model, const char *draft, const char *why)
+{
+    char words[4096];
+    json_t *ids = prompts_of(1, 100);
+    eval_args_t args = {.model = model, .ids = ids, .greedy = 4, .speculate = 8, .last = true,
+                        .draft_model = draft};
+    int code = eval_run_failing(&args, words, sizeof words);
+    print_message("%s", words);
+    assert_int_equal(code, 2);
+    assert_non_null(strstr(words, "a draft model has the tokenizer of the model"));
+    assert_non_null(strstr(words, draft));
+    assert_non_null(strstr(words, why));
+    json_decref(ids);
+}
+
+/* The same file but for one token: as many of them, and one that means something else. */
+static char *with_another_token(const char *path)
+{
+    static const char token[] = "<|user|>";
+    char *copy = strdup("/tmp/shoal-draft-XXXXXX"), *bytes = NULL;
+    size_t n = 0;
+    FILE *from = fopen(path, "rb"), *to = fdopen(mkstemp(copy), "wb");
+    assert_true(from && to);
+    for (size_t got = 1; got > 0; n += got) {
+        bytes = realloc(bytes, n + 65536);
+        assert_non_null(bytes);
+        got = fread(bytes + n, 1, 65536, from);
+    }
+    uint32_t n_found = 0;
+    for (char *at = bytes; (at = memmem(at, n - (size_t)(at - bytes), token, 8)); n_found++)
+        at[5] = 'x';
+    assert_true(n_found > 0);
+    assert_int_equal(fwrite(bytes, 1, n, to), n);
+    assert_int_equal(fclose(to), 0);
+    fclose(from);
+    free(bytes);
+    return copy;
+}
+
+static void test_a_draft_model_with_another_tokenizer_is_refused_by_name(void **state)
+{
+    (void)state;
+    char *model = eval_golden("gguf-llama-f32/model.gguf"), *other = with_another_token(model);
+    char *real = eval_real_model();
+    check_refused(model, other, "token ");
+    if (real)
+        check_refused(model, real, "49152");
+    unlink(other);
+    free(model);
+    free(other);
+    free(real);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_model_that_drafts_for_itself_is_always_right),
+        cmocka_unit_test(test_other_numbers_of_the_same_model_are_right_often),
+        cmocka_unit_test(test_texts_that_are_preempted_are_the_same),
+        cmocka_unit_test(test_a_draft_model_that_is_wrong_changes_no_byte),
+        cmocka_unit_test(test_every_kind_of_cache_can_draft),
+        cmocka_unit_test(test_slices_and_stages_give_the_text_without_a_draft_model),
+        cmocka_unit_test(test_a_draft_model_with_another_tokenizer_is_refused_by_name),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
