@@ -3,16 +3,19 @@
  * is a futex: a thread that has spun in vain counts itself in the matching `sleepers` first and
  * sleeps only if the word is unchanged.
  *
- * An elastic team does without threads that the system does not run. While the caller sleeps for a
- * thread it looks at that thread's processor time: what does not rise long after the caller has
- * finished belongs to a thread that was preempted. It is left out of the following runs, for a time
- * that doubles while that happens again and again, so a busy neighbour costs a stall now and then,
- * not one a run. Short stalls are added up over a window of time. And a thread that the system
- * keeps on the caller's own CPU, where only one of the two can run, is moved away from it. */
+ * An elastic team does without threads that the system does not run. When the caller has slept for a
+ * thread it looks at that thread's processor time: what did not rise meanwhile was a stall, time in
+ * which the thread was preempted. Stalls are added up and fade. A thread that stalls for a larger
+ * share of the time than its work is worth is left out of the following runs, for a time that
+ * doubles while that happens again and again: a busy neighbour costs a stall now and then, not one
+ * a run. One that is only interrupted, by a server's own threads between two steps, stays. And a
+ * thread that the system keeps on the caller's own CPU, where only one of the two can run, is moved
+ * away from it. */
 #include "common/base/pool.h"
 
 #include <limits.h>
 #include <linux/futex.h>
+#include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdalign.h>
@@ -30,15 +33,21 @@
  * time slice that another process could have used. */
 enum { SPINS = 1500, SPINS_OVERSUBSCRIBED = 20 };
 
-/* When the caller, done with its own part, has waited as long again and at least this long, it
- * looks whether the others run at all. */
-#define LATE_NS 250000u
-/* How long a late thread is left out. The longest is what finding out that the neighbour is gone
+/* The memory of stalls: what is older has faded to 1/e. Some slices of time of a busy neighbour. */
+#define STALLS_NS 40000000.0
+/* A thread stays while it stalls for less than this share of the time, and for less than its part
+ * of the team's work. With half of two threads' time nothing would be won by the second, and what
+ * waits for memory gains less from it than half. */
+#define SHARE_MAX 0.3
+#define SHARE_MIN 0.05
+/* A thread that is taken back leaves again after a stall of this length. */
+#define TRUST_NS 1000000.0
+/* How long such a thread is left out. The longest is what finding out that the neighbour is gone
  * may take; a stall of some 4 ms each time then costs 2 %. */
 #define OUT_NS_MIN 4000000u
 #define OUT_NS_MAX 250000000u
-/* Windows in which stalls are added up; the least time between two moves of a thread. */
-#define WINDOW_NS 10000000u
+#define SOON_ROUNDS 8u
+/* The least time between two moves of a thread. */
 #define MOVE_NS 1000000u
 
 struct member {
@@ -52,10 +61,12 @@ struct member {
     /* The rest is the caller's alone. */
     uint64_t out_until_ns; /* 0: it takes part */
     uint64_t out_ns;       /* how long it was left out the last time */
-    uint64_t back_ns;      /* since when it takes part again */
+    uint64_t back_ns;      /* since when it takes part again, */
+    uint32_t back_round;   /* and since which round */
     bool behind;           /* the caller sleeps for it */
     uint64_t cpu_ns;       /* its processor time when that began */
-    uint64_t stalled_ns;   /* in this window: how long it did not run while it was behind */
+    double stalled_ns;     /* how long it did not run while it was behind, faded, */
+    uint64_t faded_ns;     /* up to this time */
     pool_t *pool;
     pthread_t thread;
 };
@@ -72,18 +83,14 @@ struct pool {
     uint32_t round;
     uint32_t spins;
     bool stop, elastic;
-    uint64_t window_ns; /* when the window began */
     uint64_t moved_ns;  /* when a thread was moved the last time */
     cpu_set_t allowed;  /* CPUs of the process when the team was opened */
     struct member *members; /* [n_threads]; the first is the caller's and unused */
 };
 
-/* Sleeps while *word is `seen`, at most that long (0: for ever). */
-static void futex_wait(_Atomic uint32_t *word, uint32_t seen, uint64_t most_ns)
+static void futex_wait(_Atomic uint32_t *word, uint32_t seen)
 {
-    struct timespec most = {.tv_sec = (time_t)(most_ns / 1000000000u),
-                            .tv_nsec = (long)(most_ns % 1000000000u)};
-    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, most_ns > 0 ? &most : NULL, NULL, 0);
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
 }
 
 static void futex_wake_all(_Atomic uint32_t *word)
@@ -115,18 +122,14 @@ static bool spin(const pool_t *pool, _Atomic uint32_t *word, uint32_t seen)
     return false;
 }
 
-/* Sleeps until the word differs from `seen` or, once, until most_ns are over (0: no limit). */
-static void sleep_for_change(_Atomic uint32_t *word, _Atomic uint32_t *sleepers, uint32_t seen,
-                             uint64_t most_ns)
+/* Sleeps until the word differs from `seen`. */
+static void sleep_for_change(_Atomic uint32_t *word, _Atomic uint32_t *sleepers, uint32_t seen)
 {
     /* Sequentially consistent: either the other side sees the count or this side sees the change.
      */
     atomic_fetch_add(sleepers, 1);
-    while (atomic_load(word) == seen) {
-        futex_wait(word, seen, most_ns);
-        if (most_ns > 0)
-            break;
-    }
+    while (atomic_load(word) == seen)
+        futex_wait(word, seen);
     atomic_fetch_sub(sleepers, 1);
 }
 
@@ -140,7 +143,7 @@ static void *worker_main(void *arg)
     uint32_t round = 0;
     for (;;) {
         if (!spin(pool, &self->round, round))
-            sleep_for_change(&self->round, &self->sleepers, round, 0);
+            sleep_for_change(&self->round, &self->sleepers, round);
         round = atomic_load(&self->round);
         if (pool->stop)
             return NULL;
@@ -222,6 +225,13 @@ uint32_t pool_threads(const pool_t *pool)
     return pool->n_threads;
 }
 
+/* Faded stalls beyond which a thread is left out. */
+static double stalls_max(const pool_t *pool)
+{
+    double share = fmin(SHARE_MAX, 1.0 / pool->n_threads);
+    return STALLS_NS * fmax(share, SHARE_MIN);
+}
+
 /* Whether a thread takes part in the round that begins now. */
 static bool takes_part(pool_t *pool, struct member *member, uint64_t now_ns)
 {
@@ -230,7 +240,9 @@ static bool takes_part(pool_t *pool, struct member *member, uint64_t now_ns)
     if (now_ns < member->out_until_ns)
         return false;
     member->out_until_ns = 0;
-    member->back_ns = now_ns;
+    member->back_ns = member->faded_ns = now_ns;
+    member->back_round = pool->round;
+    member->stalled_ns = stalls_max(pool) - TRUST_NS;
     pool->n_out--;
     return true;
 }
@@ -240,10 +252,12 @@ static bool is_behind(const pool_t *pool, struct member *member)
     return member->out_until_ns == 0 && atomic_load(&member->finished) != pool->round;
 }
 
-/* Longer if it was just back. */
-static void leave_out(pool_t *pool, struct member *member, uint64_t now_ns)
+/* Longer if it was just back when its last stall began, by the clock or by what the team did since:
+ * on a machine with far too much to do the clock runs on while nobody of the team does. */
+static void leave_out(pool_t *pool, struct member *member, uint64_t begin_ns, uint64_t now_ns)
 {
-    bool soon = member->out_ns > 0 && now_ns - member->back_ns < 4 * member->out_ns;
+    bool soon = member->out_ns > 0 && (begin_ns < member->back_ns + 4 * member->out_ns ||
+                                       pool->round - member->back_round < SOON_ROUNDS);
     uint64_t out_ns = soon ? 2 * member->out_ns : OUT_NS_MIN;
     member->out_ns = out_ns < OUT_NS_MAX ? out_ns : OUT_NS_MAX;
     member->out_until_ns = now_ns + member->out_ns;
@@ -261,62 +275,42 @@ static uint64_t cpu_time_ns(const struct member *member)
     return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
-/* How long a thread that was behind at begin_ns has not run from then until it finished, or until
- * now_ns. */
-static uint64_t stall_of(const pool_t *pool, struct member *member, uint64_t begin_ns,
-                         uint64_t now_ns)
+/* How long a thread for which the caller slept from begin_ns on has not run until it finished. */
+static uint64_t stall_of(struct member *member, uint64_t begin_ns)
 {
-    uint64_t end_ns = now_ns, cpu_ns = cpu_time_ns(member);
-    if (atomic_load(&member->finished) == pool->round)
-        end_ns = atomic_load(&member->finished_ns);
+    uint64_t end_ns = atomic_load(&member->finished_ns), cpu_ns = cpu_time_ns(member);
     if (end_ns <= begin_ns || cpu_ns == UINT64_MAX || member->cpu_ns == UINT64_MAX)
         return 0;
     uint64_t ran_ns = cpu_ns - member->cpu_ns, span_ns = end_ns - begin_ns;
     return ran_ns < span_ns ? span_ns - ran_ns : 0;
 }
 
-static void leave_out_late(pool_t *pool, uint64_t begin_ns, uint64_t now_ns)
+/* Notes for whom the caller is going to sleep. */
+static void begin_sleep(pool_t *pool)
 {
     for (uint32_t i = 1; i < pool->n_threads; i++) {
         struct member *member = &pool->members[i];
-        if (is_behind(pool, member) && member->behind &&
-            2 * stall_of(pool, member, begin_ns, now_ns) > now_ns - begin_ns)
-            leave_out(pool, member, now_ns);
-    }
-}
-
-/* Notes for whom the caller is going to sleep, in a new window if the last one is long over. */
-static void begin_sleep(pool_t *pool, uint64_t now_ns)
-{
-    bool anew = now_ns - pool->window_ns > 2 * WINDOW_NS;
-    if (anew)
-        pool->window_ns = now_ns;
-    for (uint32_t i = 1; i < pool->n_threads; i++) {
-        struct member *member = &pool->members[i];
-        if (anew)
-            member->stalled_ns = 0;
         member->behind = is_behind(pool, member);
         if (member->behind)
             member->cpu_ns = cpu_time_ns(member);
     }
 }
 
+/* All have finished: adds up how long each was not run meanwhile. */
 static void end_sleep(pool_t *pool, uint64_t begin_ns)
 {
-    uint64_t now_ns = clock_ns(), window_ns = now_ns - pool->window_ns;
+    uint64_t now_ns = clock_ns();
     for (uint32_t i = 1; i < pool->n_threads; i++) {
         struct member *member = &pool->members[i];
-        if (member->behind)
-            member->stalled_ns += stall_of(pool, member, begin_ns, now_ns);
-        member->behind = false;
-        if (window_ns < WINDOW_NS)
+        if (!member->behind)
             continue;
-        if (2 * member->stalled_ns > window_ns && member->out_until_ns == 0)
-            leave_out(pool, member, now_ns);
-        member->stalled_ns = 0;
+        double since_ns = (double)(now_ns - member->faded_ns);
+        member->stalled_ns = member->stalled_ns * exp(-since_ns / STALLS_NS) +
+                             (double)stall_of(member, begin_ns);
+        member->faded_ns = now_ns;
+        if (member->stalled_ns > stalls_max(pool))
+            leave_out(pool, member, begin_ns, now_ns);
     }
-    if (window_ns >= WINDOW_NS)
-        pool->window_ns = now_ns;
 }
 
 /* Takes a thread that was last on the caller's CPU away from the CPUs of the whole team, if the
@@ -343,8 +337,8 @@ static void move_away(pool_t *pool, uint64_t now_ns)
     }
 }
 
-/* Waits for the others to finish their parts of a round that began at begin_ns. */
-static void wait_done(pool_t *pool, uint64_t begin_ns)
+/* Waits for the others to finish their parts. */
+static void wait_done(pool_t *pool)
 {
     uint32_t others = pool->n_taking_part - 1, seen;
     while ((seen = atomic_load_explicit(&pool->done, memory_order_acquire)) != others)
@@ -352,22 +346,13 @@ static void wait_done(pool_t *pool, uint64_t begin_ns)
             break;
     if (seen == others)
         return;
-    uint64_t now_ns = pool->elastic ? clock_ns() : 0;
-    uint64_t own_ns = now_ns - begin_ns;
-    uint64_t late_ns = pool->elastic ? now_ns + (own_ns > LATE_NS ? own_ns : LATE_NS) : 0;
-    uint64_t slept_from_ns = now_ns;
+    uint64_t slept_from_ns = pool->elastic ? clock_ns() : 0;
     if (pool->elastic) {
-        begin_sleep(pool, now_ns);
-        move_away(pool, now_ns);
+        begin_sleep(pool);
+        move_away(pool, slept_from_ns);
     }
-    while ((seen = atomic_load_explicit(&pool->done, memory_order_acquire)) != others) {
-        sleep_for_change(&pool->done, &pool->done_sleepers, seen,
-                         late_ns > 0 ? late_ns - now_ns : 0);
-        if (late_ns > 0 && (now_ns = clock_ns()) >= late_ns) {
-            leave_out_late(pool, slept_from_ns, now_ns);
-            late_ns = 0;
-        }
-    }
+    while ((seen = atomic_load_explicit(&pool->done, memory_order_acquire)) != others)
+        sleep_for_change(&pool->done, &pool->done_sleepers, seen);
     if (pool->elastic)
         end_sleep(pool, slept_from_ns);
 }
@@ -395,5 +380,5 @@ void pool_run(pool_t *pool, pool_fn fn, void *arg)
         if (pool->members[i].out_until_ns == 0)
             start_member(&pool->members[i], pool->round);
     fn(arg, 0, n);
-    wait_done(pool, now_ns);
+    wait_done(pool);
 }
