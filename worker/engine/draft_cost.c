@@ -24,6 +24,11 @@ static bool is_known(const step_cost_t *cost)
     return cost->price[0] > 0;
 }
 
+bool draft_cost_is_learnt(const draft_cost_t *cost)
+{
+    return cost->n_steps == STEPS_FIRST;
+}
+
 double draft_cost_first_rate(const draft_cost_t *cost)
 {
     return cost->rated ? cost->rate : FIRST_RATE;
@@ -127,7 +132,7 @@ uint32_t draft_cost_length(draft_cost_t *cost, const step_cost_t *target, const 
         return 0;
     if (c->fixed_rows == 0 && !is_known(target))
         return 0;
-    if (c->fixed_rows == 0 && cost->n_steps < STEPS_FIRST)
+    if (c->fixed_rows == 0 && !draft_cost_is_learnt(cost))
         return c->max < GUESSES_FIRST ? c->max : GUESSES_FIRST;
     uint32_t n = best_length(cost, target, c, &saved);
     uint32_t left = c->tokens_left < TOKENS_EXPECTED ? c->tokens_left : TOKENS_EXPECTED;

@@ -41,6 +41,9 @@ typedef struct {
 /* The rate that a sequence starts with. */
 double draft_cost_first_rate(const draft_cost_t *cost);
 
+/* Enough of its steps were seen. Before, one sequence at a time is enough to learn what they take. */
+bool draft_cost_is_learnt(const draft_cost_t *cost);
+
 /* How many guesses are worth their cost; 0: none. Where none are and the allowance holds a trial, it
  * is taken from the allowance and a few are tried. */
 uint32_t draft_cost_length(draft_cost_t *cost, const step_cost_t *target, const draft_case_t *c);

@@ -75,6 +75,8 @@ uint32_t scheduler_ask_drafts(scheduler_t *s, draft_ask_t asks[DRAFT_SEQUENCES_M
             .serial = q->serial, .choice = q->choice, .n_ids = q->n_ids, .n_wanted = n_wanted,
             .rows_max = n_rows > 1 ? CATCH_UP_ROWS : CATCH_UP_ROWS_ALONE,
             .ids = q->ids, .sampling = &q->sampling};
+        if (c.fixed_rows == 0 && !draft_cost_is_learnt(&s->draft_cost))
+            break;
     }
     return n;
 }

@@ -11,6 +11,7 @@
 #include "common/model/model.h"
 #include "eval_run.h"
 #include "rank_rig.h"
+#include "worker/engine/draft_model.h"
 
 enum { N_TEXTS_MAX = 8, N_IDS = 60, N_PROMPT = 40 };
 /* Guesses seem to pay whatever steps cost here. */
@@ -206,6 +207,56 @@ static void test_every_kind_of_cache_can_draft(void **state)
     }
 }
 
+/* ---- the draft model by itself ---- */
+
+static draft_answer_t ask(draft_model_t *draft, uint64_t serial, const uint32_t *ids, uint32_t n,
+                          uint32_t rows_max)
+{
+    const draft_answers_t *answers;
+    draft_ask_t one = {.serial = serial, .ids = ids, .n_ids = n, .n_wanted = 6,
+                       .rows_max = rows_max, .sampling = &sampling_default};
+    draft_model_take(draft, &one, 1);
+    assert_int_equal(draft_model_run(draft, &answers), STATUS_OK);
+    assert_int_equal(answers->n, 1);
+    return answers->answers[0];
+}
+
+/* Whatever became of its guesses before, it guesses as one that sees the text for the first time. */
+static void test_guesses_follow_from_the_ids_alone(void **state)
+{
+    (void)state;
+    static const char *const models[] = {"gguf-llama-q4_0/model.gguf", "mistral-swa", "deepseek-v4"};
+    for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
+        char *path = eval_golden(models[m]);
+        uint32_t ids[100];
+        draft_model_t *draft;
+        rank_config_t config = {.model_path = path, .draft_path = path, .threads = 1,
+                                .context_max = 128};
+        assert_int_equal(draft_model_open(&config, 320, &draft), STATUS_OK);
+        for (uint32_t i = 0; i < 100; i++)
+            ids[i] = (i * i * 31 + 7 * i + 3) % 320;
+        for (uint32_t n = 20, serial = 2; n < 80; n += 1 + n % 4, serial++) {
+            draft_answer_t went_on = ask(draft, 1, ids, n, 256);
+            draft_answer_t fresh = ask(draft, serial, ids, n, 256);
+            assert_int_equal(went_on.n, 6);
+            assert_memory_equal(went_on.ids, fresh.ids, 6 * sizeof *fresh.ids);
+            ids[n] = went_on.ids[0]; /* the first was right, what follows was not */
+        }
+        /* It sees a few rows at a time, and says nothing until it has seen all. */
+        draft_answer_t whole = ask(draft, 1, ids, 90, 256), part = {0};
+        for (uint32_t seen = 16; part.n == 0; seen += 16) {
+            part = ask(draft, 100, ids, 90, 16);
+            assert_int_equal(part.n_known, seen < 90 ? seen : 90);
+        }
+        assert_memory_equal(whole.ids, part.ids, sizeof whole.ids);
+        draft_model_begin(draft, NULL);
+        part = ask(draft, 1, ids, 90, 256);
+        assert_memory_equal(whole.ids, part.ids, sizeof whole.ids);
+        draft_model_close(draft);
+        free(path);
+    }
+}
+
 /* ---- replicas of every shape, in processes of their own ---- */
 
 static json_t *prompts_of(uint32_t n, uint32_t vocab)
@@ -323,6 +374,7 @@ int main(void)
         cmocka_unit_test(test_texts_that_are_preempted_are_the_same),
         cmocka_unit_test(test_a_draft_model_that_is_wrong_changes_no_byte),
         cmocka_unit_test(test_every_kind_of_cache_can_draft),
+        cmocka_unit_test(test_guesses_follow_from_the_ids_alone),
         cmocka_unit_test(test_slices_and_stages_give_the_text_without_a_draft_model),
         cmocka_unit_test(test_a_draft_model_with_another_tokenizer_is_refused_by_name),
     };
