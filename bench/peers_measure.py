@@ -13,6 +13,7 @@ import time
 import peers_build as built
 
 BIN = os.environ.get("SHOAL_BIN_DIR", os.path.join(built.ROOT, "build", "release", "bin"))
+TESTS = os.path.join(os.path.dirname(BIN), "tests")
 ROWS = os.path.join(built.VENV, "rows.json")
 CHOICES = os.path.join(built.VENV, "choices.json")
 # What a matmul reaches at most of the probe of its unit: a scale for 32 values needs a multiply-add for
@@ -192,7 +193,10 @@ class Shape:
 # ---- rows ----
 
 def row(label, mine, other, other_name="llama.cpp", target=None, ceiling=None, unit="tokens/s", lower=False, note=""):
-    """`target` is of ours ÷ other; with `lower` less is better."""
+    """`target` is of ours ÷ other; with `lower` less is better. A time or rate of 0 is none: nothing passes by it."""
+    if not mine or not other or min(*mine, *other) <= 0:
+        sign = "≤" if lower else "≥"
+        return missing(label, f"no measurement: {mine} beside {other}", f"{sign} {target:g}" if target else "")
     return {"label": label, "ours": mine, "other": other, "other_name": other_name, "target": target,
             "ceiling": ceiling, "unit": unit, "lower": lower, "note": note}
 

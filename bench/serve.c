@@ -14,7 +14,7 @@
 #include "common/base/memory.h"
 #include "common/base/options.h"
 
-enum { REQUESTS_MAX = 1000000, FIRST_ID = 100 };
+enum { REQUESTS_MAX = 1000000, FIRST_ID = 100, JOINED_TOKENS = 8 };
 
 typedef struct {
     const char *endpoint, *kind, *plot;
@@ -122,11 +122,12 @@ static int64_t count_done(const serve_request_t *requests, int64_t n)
     return done;
 }
 
-/* True once each of the first clients' streams runs and a quarter of the first text is there. */
+/* True once each of the first clients' streams runs and an eighth of its text is there: of its tokens,
+ * since a message may bring several that were guessed. */
 static bool time_to_join(const serve_t *serve, const serve_request_t *requests)
 {
     for (int64_t i = 0; i < serve->n_clients && i < serve->n_requests; i++)
-        if (requests[i].n_events * 4 < requests[i].max_tokens && !requests[i].done)
+        if (requests[i].n_tokens * 8 < requests[i].max_tokens && !requests[i].done)
             return false;
     return true;
 }
@@ -165,8 +166,11 @@ static status_t drive(serve_t *serve)
     for (size_t i = 0; i < n; i++)
         make_request(serve, &serve->requests[i], (uint32_t)serve->prompt, n_shared);
     serve_request_t *joining = serve->join > 0 ? &serve->requests[n] : NULL;
-    if (joining != NULL)
+    if (joining != NULL) {
         make_request(serve, joining, (uint32_t)serve->join, 0);
+        if (joining->max_tokens > JOINED_TOKENS)
+            joining->max_tokens = JOINED_TOKENS; /* it is its prompt that is looked at */
+    }
     for (int64_t i = 0; i < serve->n_warm; i++) {
         start(serve, &serve->requests[i], 0);
         wait_done(serve, &serve->requests[i]);

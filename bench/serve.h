@@ -48,7 +48,10 @@ extern const serve_target_ops_t serve_http; /* llama-server's POST /completion *
 typedef struct {
     const serve_request_t *requests;
     size_t n_requests;
-    const serve_request_t *joined; /* a long prompt that came while the others ran, or NULL */
+    /* A long prompt that came while the others ran, or NULL. Of it "join" tells: its ttft_ms, n_running
+     * (streams that ran before it came and still when its first token did), and the gaps of streams
+     * before, during and after; a part of fewer than 100 gaps has no quantiles. */
+    const serve_request_t *joined;
     double ttft_ms_good, gap_ms_good; /* a request counts as good when it kept both */
 } serve_report_t;
 

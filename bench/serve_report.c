@@ -56,19 +56,17 @@ static bool answered(const serve_request_t *request)
     return request->done && request->error[0] == 0 && request->n_events > 0;
 }
 
-/* Gaps that end from `from_ns` to `to_ns`, unsorted. */
-static void add_gaps(const serve_request_t *request, uint64_t from_ns, uint64_t to_ns,
-                     series_t *gaps)
+/* Unsorted. */
+static void add_gaps(const serve_request_t *request, series_t *gaps)
 {
     for (uint32_t i = 1; i < request->n_events; i++)
-        if (request->event_ns[i] >= from_ns && request->event_ns[i] <= to_ns)
-            series_add(gaps, between_ms(request->event_ns[i - 1], request->event_ns[i]));
+        series_add(gaps, between_ms(request->event_ns[i - 1], request->event_ns[i]));
 }
 
 static bool good(const serve_report_t *report, const serve_request_t *request)
 {
     series_t gaps = {0};
-    add_gaps(request, 0, UINT64_MAX, &gaps);
+    add_gaps(request, &gaps);
     series_sort(&gaps);
     bool kept = ttft_ms(request) <= report->ttft_ms_good &&
                 quantile(&gaps, 0.99) <= report->gap_ms_good;
@@ -100,7 +98,7 @@ static summary_t sum_up(const serve_report_t *report)
         sum.tokens += one->n_tokens;
         sum.good_tokens += good(report, one) ? one->n_tokens : 0;
         series_add(&sum.ttft, ttft_ms(one));
-        add_gaps(one, 0, UINT64_MAX, &sum.gaps);
+        add_gaps(one, &sum.gaps);
     }
     if (report->joined != NULL && !answered(report->joined)) {
         sum.n_failed++;
@@ -117,36 +115,53 @@ static void summary_release(summary_t *sum)
     free(sum->gaps.values);
 }
 
+/* Gaps of one part of a run; with fewer of them the 99th percentile is only the longest. */
+enum { GAPS_MIN = 100 };
+
+static void print_gaps(const char *part, series_t *gaps)
+{
+    series_sort(gaps);
+    printf(", \"%sn_gaps\": %zu", part, gaps->n);
+    if (gaps->n >= GAPS_MIN)
+        printf(", \"%sgap_ms_p50\": %.2f, \"%sgap_ms_p99\": %.2f", part, quantile(gaps, 0.5), part,
+               quantile(gaps, 0.99));
+    free(gaps->values);
+}
+
+/* The gaps of the streams before a long prompt came, while it was computed, and after its first token.
+ * A gap belongs to the time of the prompt when any of it does: one that a whole prompt made begins
+ * before it came and ends with its first token. */
 static void print_joined(const serve_report_t *report)
 {
     const serve_request_t *joined = report->joined;
     if (joined == NULL || !answered(joined))
         return;
-    series_t before = {0}, during = {0};
+    series_t before = {0}, during = {0}, after = {0};
+    uint64_t from_ns = joined->sent_ns, to_ns = joined->event_ns[0], all_run_ns = 0;
+    size_t n_running = 0;
     /* While the streams themselves begin, their own prompts lengthen the gaps of those before. */
-    uint64_t all_run_ns = 0;
-    for (size_t i = 0; i < report->n_requests; i++)
-        if (answered(&report->requests[i]) && report->requests[i].event_ns[0] < joined->sent_ns &&
-            report->requests[i].event_ns[0] > all_run_ns)
-            all_run_ns = report->requests[i].event_ns[0];
     for (size_t i = 0; i < report->n_requests; i++) {
         const serve_request_t *one = &report->requests[i];
-        if (!answered(one))
-            continue;
-        add_gaps(one, all_run_ns + 1, joined->sent_ns, &before);
-        /* The step that prefilled the last piece ends with the first token of the long prompt; the
-         * gap that it made is told right after. */
-        add_gaps(one, joined->sent_ns + 1, joined->event_ns[0] + 5000000, &during);
+        if (answered(one) && one->event_ns[0] < from_ns && one->event_ns[0] > all_run_ns)
+            all_run_ns = one->event_ns[0];
+        n_running += answered(one) && one->event_ns[0] < from_ns &&
+                     one->event_ns[one->n_events - 1] > to_ns;
     }
-    series_sort(&before);
-    series_sort(&during);
-    printf(", \"join\": {\"prompt\": %u, \"ttft_ms\": %.2f, \"before_gap_ms_p50\": %.2f, "
-           "\"before_gap_ms_p99\": %.2f, \"gap_ms_p50\": %.2f, \"gap_ms_p99\": %.2f, "
-           "\"n_gaps\": %zu}",
-           joined->n_prompt, ttft_ms(joined), quantile(&before, 0.5), quantile(&before, 0.99),
-           quantile(&during, 0.5), quantile(&during, 0.99), during.n);
-    free(before.values);
-    free(during.values);
+    for (size_t i = 0; i < report->n_requests; i++) {
+        const serve_request_t *one = &report->requests[i];
+        for (uint32_t k = 1; answered(one) && k < one->n_events; k++) {
+            uint64_t begin_ns = one->event_ns[k - 1], end_ns = one->event_ns[k];
+            series_t *part = end_ns <= from_ns ? &before : begin_ns < to_ns ? &during : &after;
+            if (part != &before || begin_ns >= all_run_ns)
+                series_add(part, between_ms(begin_ns, end_ns));
+        }
+    }
+    printf(", \"join\": {\"prompt\": %u, \"ttft_ms\": %.2f, \"n_running\": %zu", joined->n_prompt,
+           ttft_ms(joined), n_running);
+    print_gaps("before_", &before);
+    print_gaps("", &during);
+    print_gaps("after_", &after);
+    printf("}");
 }
 
 void serve_print(const serve_report_t *report)

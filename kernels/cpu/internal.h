@@ -397,10 +397,6 @@ bool weight_quantize(const klevel_t *level, const kweight_t *weight, const float
 /* apart.c: lists for n rows of a layout that has values apart, row_bytes from one to the next. */
 void apart_lists(const kinput_t *layout, const uint8_t *input, size_t row_bytes, uint32_t n,
                  kapart_list_t *out);
-static inline uint32_t apart_lists_of(uint32_t n_rows)
-{
-    return (n_rows + APART_ROWS - 1) / APART_ROWS;
-}
 static inline const kapart_t *apart_of(const kinput_t *layout, const uint8_t *row)
 {
     return (const kapart_t *)(const void *)row + layout->n_segs;

@@ -144,7 +144,7 @@ static void add_apart(const apart_t *apart, const tile_t *tile, float *sums)
     }
 }
 
-/* `spread` is the decoded panel, twice as large, or NULL; so is `apart`. */
+/* `spread`: the decoded panel, twice as large, or NULL. `apart`: NULL where no values are apart. */
 static void panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t index,
                        const uint8_t *spread, const apart_t *apart, const tile_t *tile,
                        leaf_fn leaf_kernel)

@@ -79,7 +79,7 @@ static void step_done(sim_t *sim, void *argument)
     flight_t *f = argument;
     sim_leader_t *l = alive(sim, f->place, f->life);
     if (l) {
-        step_result_t result = {f->step, f->n, f->drawn};
+        step_result_t result = {.step = f->step, .n = f->n, .drawn = f->drawn};
         if (scheduler_step_done(l->scheduler, &result, sim->now_ms) != STATUS_OK)
             sim_violate(sim, "the scheduler refuses its own step: %s", status_text());
         leader_flush(sim, l);

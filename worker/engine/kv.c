@@ -293,18 +293,19 @@ bool kv_take(kv_t *kv, uint32_t n, uint32_t *blocks_out)
 {
     if (n > kv_blocks_free(kv))
         return false;
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t number;
-        if (kv->n_free > 0) {
-            number = kv->free_stack[--kv->n_free];
-        } else {
-            number = kv->oldest;
-            kept_remove(kv, number);
-            forget(kv, number);
-        }
-        kv->blocks[number].holders = 1;
+    uint32_t n_free = n < kv->n_free ? n : kv->n_free;
+    for (uint32_t i = 0; i < n_free; i++)
+        blocks_out[i] = kv->free_stack[--kv->n_free];
+    /* A prompt's blocks are given up from its end. Turned round they stand as they stood in it, most
+     * of them one behind the other in memory, where attention reads longer runs. */
+    for (uint32_t i = n; i-- > n_free;) {
+        uint32_t number = kv->oldest;
+        kept_remove(kv, number);
+        forget(kv, number);
         blocks_out[i] = number;
     }
+    for (uint32_t i = 0; i < n; i++)
+        kv->blocks[blocks_out[i]].holders = 1;
     return true;
 }
 

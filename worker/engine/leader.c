@@ -311,12 +311,10 @@ void leader_drafts_done(leader_t *leader, const draft_answers_t *answers)
     pthread_mutex_unlock(&leader->lock);
 }
 
-void leader_step_took(leader_t *leader, const step_plan_t *plan, uint64_t took_ns)
+void leader_step_took(leader_t *leader, uint64_t step, uint64_t took_ns)
 {
-    step_work_t work;
-    step_cost_work(plan, &work);
     pthread_mutex_lock(&leader->lock);
-    scheduler_step_took(leader->scheduler, &work, took_ns);
+    scheduler_step_took(leader->scheduler, step, took_ns);
     pthread_mutex_unlock(&leader->lock);
 }
 

@@ -81,8 +81,8 @@ status_t leader_step_done(leader_t *leader, const step_result_t *result) MUST_US
  * nothing. And what it answered. */
 bool leader_ask_drafts(leader_t *leader, draft_model_t *draft);
 void leader_drafts_done(leader_t *leader, const draft_answers_t *answers);
-/* As scheduler_step_took(), of this plan. */
-void leader_step_took(leader_t *leader, const step_plan_t *plan, uint64_t took_ns);
+/* As scheduler_step_took(). */
+void leader_step_took(leader_t *leader, uint64_t step, uint64_t took_ns);
 uint32_t leader_in_flight(leader_t *leader);
 /* Ends every sequence as REPLICA_LOST with these words; no stream can be opened any more. */
 void leader_lose(leader_t *leader, const char *why);

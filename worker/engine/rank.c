@@ -209,7 +209,7 @@ static bool holds_armed_token(const step_plan_t *plan)
 static status_t run_step(rank_t *rank, const step_plan_t *plan, step_result_t *result_out)
 {
     stage_t *stage = rank->stage;
-    uint64_t begin_ns = rank->trace ? clock_ns() : 0;
+    uint64_t begin_ns = clock_ns();
     if (rank->trace)
         rank->trace->step = plan->step;
     if (stage->pulse)
@@ -226,6 +226,7 @@ static status_t run_step(rank_t *rank, const step_plan_t *plan, step_result_t *r
                        (unsigned long long)plan->step);
     }
     trace_span(rank->trace, "step", begin_ns, plan->n_tokens);
+    result_out->took_ns = clock_ns() - begin_ns - stage->waited_ns;
     return STATUS_OK;
 }
 
@@ -358,9 +359,8 @@ static status_t lead_step(rank_t *rank)
     if (rank->fabric)
         TRY(send_plan(rank, &rank->plan_bytes));
     TRY(read_plan(rank, rank->plan_bytes.data, rank->plan_bytes.size, &plan));
-    uint64_t begin_ns = clock_ns();
     TRY(run_step(rank, &plan, &result));
-    leader_step_took(rank->leader, &plan, clock_ns() - begin_ns);
+    leader_step_took(rank->leader, plan.step, result.took_ns);
     if (rank->sampling_rank == 0)
         return leader_step_done(rank->leader, &result);
     return collect_results(rank, 0);

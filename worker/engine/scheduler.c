@@ -18,6 +18,7 @@ static void take_step_memory(scheduler_t *s)
     if (s->running_max > STEP_SLOTS_MAX)
         s->running_max = STEP_SLOTS_MAX;
     s->running = MEM_NEW_ARRAY(sequence_t *, s->running_max);
+    s->prompts = MEM_NEW_ARRAY(sequence_t *, s->running_max);
     s->plan.closes = MEM_NEW_ARRAY(uint32_t, STEP_SLOTS_MAX);
     s->plan.opens = MEM_NEW_ARRAY(step_open_t, STEP_SLOTS_MAX);
     s->plan.entries = MEM_NEW_ARRAY(step_entry_t, c->batch_max);
@@ -107,6 +108,7 @@ void scheduler_free(scheduler_t *s)
     free(s->plan.entries);
     free(s->table);
     free(s->running);
+    free(s->prompts);
     scheduler_close_pools(s);
     free(s);
 }
@@ -153,8 +155,7 @@ void scheduler_add(scheduler_t *s, sequence_t *q)
         s->all = q;
     s->all_last = q;
     s->n_known++;
-    s->n_waiting++;
-    s->waiting_rows += q->n_prompt;
+    scheduler_count_waiting(s, q, true);
     s->n_solo += q->solo;
     s->tenants[q->tenant].n_live++;
     s->tokens_committed += scheduler_tokens_held(s, sequence_committed(q));
@@ -207,8 +208,7 @@ void scheduler_preempt(scheduler_t *s, sequence_t *q)
 {
     scheduler_leave_running(s, q);
     q->state = SEQUENCE_WAITING;
-    s->n_waiting++;
-    s->waiting_rows += q->n_prompt;
+    scheduler_count_waiting(s, q, true);
     s->load.preemptions++;
     if (q->n_in_flight == 0)
         scheduler_line_up(s, q);
@@ -223,12 +223,9 @@ void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t fin
      * next stands in a later plan, and ranks run plans in order. */
     if (q->state == SEQUENCE_RUNNING)
         scheduler_leave_running(s, q);
-    else {
-        s->n_waiting--;
-        s->waiting_rows -= q->n_prompt;
-    }
-    s->n_refused -= q->refused;
-    q->refused = false;
+    else
+        scheduler_count_waiting(s, q, false);
+    scheduler_set_refused(s, q, false);
     scheduler_leave_line(s, q);
     if (q->slot != SLOT_NONE) {
         s->slots[q->slot] = NULL;
@@ -351,16 +348,24 @@ status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64
         if (k > first)
             take_drawn(s, entry->sequence, &result->drawn[first], k - first);
     }
+    scheduler_step_took(s, flight->step, result->took_ns);
+    if (flight->took_ns > 0) {
+        step_cost_learn(&s->cost, &flight->work, flight->took_ns);
+        draft_cost_step_took(&s->draft_cost, flight->took_ns);
+    }
     flight->n = 0;
     s->flight_first = (s->flight_first + 1) % s->config.stages;
     s->n_flights--;
     return STATUS_OK;
 }
 
-void scheduler_step_took(scheduler_t *s, const step_work_t *work, uint64_t took_ns)
+void scheduler_step_took(scheduler_t *s, uint64_t step, uint64_t took_ns)
 {
-    step_cost_learn(&s->cost, work, took_ns);
-    draft_cost_step_took(&s->draft_cost, took_ns);
+    for (uint32_t i = 0; i < s->n_flights; i++) {
+        flight_t *flight = &s->flights[(s->flight_first + i) % s->config.stages];
+        if (flight->step == step && took_ns > flight->took_ns)
+            flight->took_ns = took_ns;
+    }
 }
 
 uint32_t scheduler_in_flight(const scheduler_t *s)

@@ -8,7 +8,10 @@
  *   step_tokens_max. With S stages up to S batches are in flight; a sequence that decodes is in one of
  *   them, a prompt in pieces that follow each other through the stages.
  * - While some decode, a step has no more rows of prompts than what those would wait for them allows
- *   (step_cost.h), and no prompt takes all of them while another waits.
+ *   (step_cost.h), and no prompt takes all of them while another of its priority waits. Prompts have
+ *   their turns by priority, then by tokens served to their tenants, then by arrival. Those that are
+ *   less urgent than somebody who decodes count as one, however many they are; those that are more
+ *   urgent than all who decode take what a step has.
  * - Waiting sequences start by priority, then by tokens served to their tenant while it wanted some,
  *   then by arrival.
  * One that lacks blocks may be passed by others SCHEDULER_PASSES_MAX times; then blocks are saved
@@ -184,9 +187,10 @@ bool scheduler_plan(scheduler_t *s, uint64_t now_ms, step_plan_t *plan_out);
 /* A step came back. Steps come back in the order in which they were planned. INTERNAL when the
  * result does not answer the plan. */
 status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64_t now_ms) MUST_USE;
-/* A step of this work took so long on the leader's rank. The next plans are made with what was learnt
- * of it (step_cost.h); a scheduler that is never told goes by a first guess. */
-void scheduler_step_took(scheduler_t *s, const step_work_t *work, uint64_t took_ns);
+/* A rank worked so long on a step in flight; of several, and of what the step's result says, the
+ * longest counts, since the slowest stage sets the pace. What is learnt of it (step_cost.h) when the
+ * step comes back goes into later plans; a scheduler that is never told goes by a first guess. */
+void scheduler_step_took(scheduler_t *s, uint64_t step, uint64_t took_ns);
 uint32_t scheduler_in_flight(const scheduler_t *s);
 
 /* Before a plan: which of those that it would let decode are worth guesses of a draft model, and how

@@ -1,6 +1,7 @@
 /* What the scheduler's files share: scheduler.c (life, ends and results), scheduler_queues.c (who
  * may start next, whose time is over), scheduler_streams.c (what coordinators ask for and are owed),
- * scheduler_plan.c (what runs next), scheduler_draft.c (what a draft model is asked). */
+ * scheduler_plan.c (what runs next), scheduler_prompts.c (of that, the prompts), scheduler_pools.c
+ * (blocks), scheduler_draft.c (what a draft model is asked). */
 #ifndef SHOAL_WORKER_ENGINE_SCHEDULER_INTERNAL_H
 #define SHOAL_WORKER_ENGINE_SCHEDULER_INTERNAL_H
 
@@ -16,6 +17,8 @@
 #define SLOT_NONE UINT32_MAX
 #define STAGES_MAX 64u
 #define SCHEDULER_LOOKS_MAX 16u /* waiting sequences looked at while one plan is made */
+#define SCHEDULER_PRIORITY_MAX 100 /* what coordinators take is from minus this on */
+#define SCHEDULER_PRIORITIES (2u * SCHEDULER_PRIORITY_MAX + 1)
 
 typedef enum { SEQUENCE_WAITING, SEQUENCE_RUNNING, SEQUENCE_ENDED } sequence_state_t;
 
@@ -36,6 +39,7 @@ typedef struct sequence {
     uint32_t slot;
     uint32_t pool;        /* of its blocks, while it runs; of the last ones otherwise */
     uint32_t tenant;      /* index into the tenants */
+    int32_t priority;
     uint32_t logits_next; /* eval: next position whose logits are owed */
     uint32_t stream;      /* attached, 0 when nobody is */
     uint64_t planned;     /* the round in whose plan it stands */
@@ -55,7 +59,6 @@ typedef struct sequence {
     uint32_t choice;
     uint64_t owner;
     sampling_t sampling;
-    int32_t priority;
     uint64_t deadline_at_ms; /* UINT64_MAX is none */
     uint32_t namespace_id;
     uint32_t n_cached; /* prompt tokens found in the cache at the first start */
@@ -114,6 +117,8 @@ typedef struct {
 typedef struct {
     uint64_t step;
     bool alone; /* solo, or eval's rows of logits: nothing else may be in flight */
+    step_work_t work;
+    uint64_t took_ns; /* of the slowest rank that told; 0: none */
     uint32_t n;
     struct flown {
         sequence_t *sequence;
@@ -143,6 +148,10 @@ struct scheduler {
     sequence_t **running; /* ascending serial */
     uint32_t n_running, running_max;
     uint32_t n_waiting, n_refused; /* refused: of those who wait, lacked blocks at their last try */
+    struct {
+        uint32_t n, n_refused;
+    } waiting_by[SCHEDULER_PRIORITIES]; /* the same of each priority, lowest first */
+    sequence_t **prompts; /* of the plan in work: those that run and have more than one row to come */
     uint64_t waiting_rows; /* of their prompts */
     uint32_t n_solo; /* of those that have not ended */
     heap_t solo;    /* those of them that may start */
@@ -177,6 +186,30 @@ struct scheduler {
     scheduler_load_t load;
 };
 
+/* A plan in the making. */
+typedef struct {
+    scheduler_t *s;
+    flight_t *flight;
+    uint32_t tokens_left;
+    uint32_t entries_max;
+    uint32_t drafts_left; /* of the tokens that one step may give */
+    bool by_model; /* the guesses made last are a draft model's */
+    bool alone;
+    int32_t decoding_top; /* the highest priority of those who decode; INT32_MAX: nobody does */
+    /* Rows that prompts may still take. Those that are more urgent than all who decode count, but
+     * are not held up when there are none left. */
+    uint32_t prompt_rows;
+    uint32_t piece_rows;  /* scheduler_piece_rows() */
+    bool prompts_limited; /* because others wait for their next token */
+    uint32_t n_prompts, prompt_at; /* of s->prompts, and how many of them had their turn */
+    uint32_t may_start;            /* of those who wait, as far as is known */
+    bool looked_again; /* at blocks for one that did not fit before */
+    bool starts_over;  /* nobody else may start */
+    uint32_t n_looked; /* taken out of line; those that did not start go back after the plan */
+    uint32_t n_too_big;
+    sequence_t *looked[SCHEDULER_LOOKS_MAX], *too_big[SCHEDULER_LOOKS_MAX];
+} planning_t;
+
 /* Between two steps a forward pass has gone through the caches; a plan that waits for each sequence
  * in turn spends half of its time there. */
 static inline void scheduler_fetch(const sequence_t *q)
@@ -188,6 +221,12 @@ static inline void scheduler_fetch(const sequence_t *q)
 static inline uint32_t sequence_produced(const sequence_t *q)
 {
     return q->n_ids - q->n_prompt;
+}
+
+/* Eval: rows of its prompt are wanted that were not asked for yet. */
+static inline bool sequence_owes_logits(const sequence_t *q)
+{
+    return q->logits_next < q->n_prompt;
 }
 
 static inline uint64_t sequence_committed(const sequence_t *q)
@@ -250,18 +289,47 @@ void scheduler_reserve(scheduler_t *s, const sequence_t *q);
 void scheduler_line_up(scheduler_t *s, sequence_t *q);
 /* q does not wait any more, or has ended. */
 void scheduler_leave_line(scheduler_t *s, sequence_t *q);
+/* q begins to wait, or does not wait any more: for the counts. */
+void scheduler_count_waiting(scheduler_t *s, const sequence_t *q, bool waits);
+void scheduler_set_refused(scheduler_t *s, sequence_t *q, bool refused);
+/* How many of this priority wait. */
+uint32_t scheduler_waiting_at(const scheduler_t *s, int32_t priority);
 /* The one that may start first, or NULL; it stays where it is. */
 sequence_t *scheduler_first_waiting(const scheduler_t *s);
-/* The same, taken out of its tenant's line. Whoever does not start it lets it line up again. */
-sequence_t *scheduler_next_waiting(scheduler_t *s);
-/* How many that wait could start, as far as is known: not those that lacked blocks at their last try,
- * but for the first in line when there is more room now. */
-uint32_t scheduler_could_start(const scheduler_t *s);
-/* Who waits for this plan, and for what. */
-void scheduler_queue(const scheduler_t *s, step_queue_t *out);
+/* q leaves its tenant's line while it is looked at. Whoever does not start it lets it line up again. */
+void scheduler_take_out(scheduler_t *s, sequence_t *q);
+/* How many that wait and have at least this priority could start, as far as is known: not those that
+ * lacked blocks at their last try, but for the first in line when there is more room now. And how many
+ * whatever their priority. */
+uint32_t scheduler_could_start(const scheduler_t *s, int32_t priority, uint32_t *all_out);
+/* Who waits for this plan, and for what; and the prompts that run, in the order of their turns: by
+ * priority, then, where rows are scarce, by tokens served to their tenants, then by arrival. */
+void scheduler_queue(planning_t *p, step_queue_t *out);
 /* Rows of prompts in a step, so that pieces of those there are follow each other through the stages;
  * UINT32_MAX: one chunk at a time, since there is one stage, or somebody decodes. */
 uint32_t scheduler_piece_rows(const scheduler_t *s, const step_queue_t *queue);
+/* ---- scheduler_prompts.c ---- */
+/* Rows that q's prompt may have of the n that it wants. */
+uint32_t scheduler_prompt_share(const planning_t *p, const sequence_t *q, uint32_t n);
+/* How many rows prompts may have beside those who wait for their next token, in whichever of the
+ * batches in flight they stand; before any of them has an entry. */
+void scheduler_limit_prompts(planning_t *p);
+/* Prompts that run, and those that start now; then further pieces of prompts of which some are still on
+ * their way. */
+void scheduler_plan_prompts(planning_t *p);
+static inline bool scheduler_has_slot(const scheduler_t *s, const sequence_t *q)
+{
+    return q->slot != SLOT_NONE || s->n_slots_free > 0;
+}
+static inline bool scheduler_has_room(const planning_t *p)
+{
+    return p->tokens_left > 0 && p->flight->n < p->entries_max;
+}
+/* Gives q its pool, its blocks and a slot. False when blocks are too few. */
+bool scheduler_start(scheduler_t *s, sequence_t *q);
+/* scheduler_plan.c: puts q's next chunk into the plan. False when it got nothing. */
+bool scheduler_add_entry(planning_t *p, sequence_t *q);
+
 /* The solo one that may start first; it stays where it is. */
 sequence_t *scheduler_next_solo(const scheduler_t *s);
 /* To be called when an end, a stream or a step in flight of q changed: finds out anew what time

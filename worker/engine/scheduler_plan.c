@@ -1,26 +1,10 @@
-/* What runs next: decoding sequences first, then prefill chunks, then waiting sequences, within the
- * budgets of one step. */
+/* What runs next: decoding sequences first, then prompts (scheduler_prompts.c), within the budgets of
+ * one step. */
 #include <string.h>
 
 #include "worker/engine/scheduler_internal.h"
 
 #define TICKS_MAX 32u /* sequences whose time is over that one plan deals with */
-
-typedef struct {
-    scheduler_t *s;
-    flight_t *flight;
-    uint32_t tokens_left;
-    uint32_t prompt_rows, prompts_left; /* rows that prompts may still take, and who wants some */
-    uint32_t piece_rows; /* scheduler_piece_rows() */
-    bool prompts_limited; /* because others wait for their next token */
-    uint32_t entries_max;
-    uint32_t drafts_left; /* of the tokens that one step may give */
-    bool by_model; /* the guesses made last are a draft model's */
-    bool alone;
-    bool looked_again; /* at blocks for one that did not fit before */
-    uint32_t n_looked; /* taken out of line; those that did not start go back after the plan */
-    sequence_t *looked[SCHEDULER_LOOKS_MAX];
-} planning_t;
 
 /* ---- blocks ---- */
 
@@ -66,6 +50,11 @@ static bool hold_blocks(planning_t *p, sequence_t *q, uint32_t n_tokens)
 
 /* ---- entries ---- */
 
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
 static void publish(scheduler_t *s, sequence_t *q)
 {
     while ((q->n_published + 1) * KV_BLOCK_TOKENS <= q->n_computed) {
@@ -75,26 +64,16 @@ static void publish(scheduler_t *s, sequence_t *q)
     }
 }
 
-static bool owes_logits(const sequence_t *q)
-{
-    return q->logits_next < q->n_prompt;
-}
-
 static void ask_for_logits(sequence_t *q, step_entry_t *entry)
 {
     uint32_t end = entry->position + entry->n_tokens;
     entry->n_logits = entry->sample + entry->n_draft;
-    if (!owes_logits(q) || q->logits_next >= end)
+    if (!sequence_owes_logits(q) || q->logits_next >= end)
         return;
     uint32_t first = q->logits_next > entry->position ? q->logits_next : entry->position;
     entry->n_logits = end - first;
     entry->want_logits = true;
     q->logits_next = end;
-}
-
-static uint32_t least(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
 }
 
 /* Guesses behind q's last id, as many as pay and have room; what they need is what nobody else
@@ -106,7 +85,7 @@ static uint32_t guess(planning_t *p, sequence_t *q)
     uint32_t rows = p->tokens_left > s->n_running ? p->tokens_left - s->n_running : 0;
     uint32_t most = least(least(s->config.speculate_max, rows),
                           least(p->drafts_left, q->max_tokens - produced - 1));
-    if (most == 0 || q->n_ids - q->n_computed != 1 || owes_logits(q))
+    if (most == 0 || q->n_ids - q->n_computed != 1 || sequence_owes_logits(q))
         return 0;
     uint32_t n = 0, fixed = scheduler_fixed_rows(s);
     if (q->draft.places && draft_may_pay(n_rows, fixed) &&
@@ -136,21 +115,7 @@ static uint32_t guess(planning_t *p, sequence_t *q)
     return n;
 }
 
-/* Rows that q's prompt may have. While rows are scarce no prompt takes more than half of what the
- * ones before it left, so that a short one passes a long one. */
-static uint32_t prompt_share(planning_t *p, uint32_t n)
-{
-    uint32_t most = p->prompt_rows;
-    if (p->prompts_limited && p->prompts_left > 1)
-        most -= most / 2;
-    p->prompts_left -= p->prompts_left > 0;
-    n = least(n, most);
-    p->prompt_rows -= n;
-    return n;
-}
-
-/* Puts q's next chunk into the plan. False when it got nothing. */
-static bool add_entry(planning_t *p, sequence_t *q)
+bool scheduler_add_entry(planning_t *p, sequence_t *q)
 {
     scheduler_t *s = p->s;
     uint32_t n = least(q->n_ids - q->n_computed, p->tokens_left);
@@ -158,13 +123,11 @@ static bool add_entry(planning_t *p, sequence_t *q)
         return false;
     bool is_prompt = n > 1;
     if (is_prompt)
-        n = prompt_share(p, n);
+        n = scheduler_prompt_share(p, q, n);
     /* Rows of logits are large; with only one such step in flight, no ring between stages can be
      * full in both directions at once. */
-    if (owes_logits(q) && q->logits_next < q->n_computed + n && s->n_flights > 0) {
-        p->prompt_rows += is_prompt ? n : 0;
+    if (sequence_owes_logits(q) && q->logits_next < q->n_computed + n && s->n_flights > 0)
         return false;
-    }
     if (n == 0)
         return false;
     if (!hold_blocks(p, q, q->n_computed + n))
@@ -189,6 +152,7 @@ static bool add_entry(planning_t *p, sequence_t *q)
     p->flight->entries[p->flight->n++] =
         (struct flown){q, q->slot, entry->sample + n_draft, p->by_model ? n_draft : 0};
     p->tokens_left -= entry->n_tokens;
+    p->prompt_rows -= is_prompt ? least(n, p->prompt_rows) : 0;
     q->n_computed += n;
     q->n_in_flight++;
     q->planned = s->round;
@@ -204,171 +168,15 @@ static bool add_entry(planning_t *p, sequence_t *q)
     return true;
 }
 
-/* ---- starting ---- */
-
-static void enter_running(scheduler_t *s, sequence_t *q)
-{
-    uint32_t at = s->n_running++;
-    for (; at > 0 && s->running[at - 1]->serial > q->serial; at--)
-        s->running[at] = s->running[at - 1];
-    s->running[at] = q;
-    q->state = SEQUENCE_RUNNING;
-    s->n_waiting--;
-    s->waiting_rows -= q->n_prompt;
-    s->pools[q->pool].n_running++;
-    scheduler_leave_line(s, q);
-}
-
-static bool has_slot(const scheduler_t *s, const sequence_t *q)
-{
-    return q->slot != SLOT_NONE || s->n_slots_free > 0;
-}
-
-static void open_slot(scheduler_t *s, sequence_t *q)
-{
-    uint32_t slot = s->slots_free[--s->n_slots_free];
-    q->slot = slot;
-    s->slots[slot] = q;
-    s->plan.opens[s->plan.n_opens++] = (step_open_t){
-        .slot = slot,
-        .choice = q->choice,
-        .n_prompt = q->n_prompt,
-        .n_produced = sequence_produced(q),
-        .ids = q->ids,
-        .sampling = q->sampling,
-    };
-}
-
-/* Gives q its pool, its blocks and a slot. False when blocks are too few. */
-static bool start(scheduler_t *s, sequence_t *q)
-{
-    /* The last token is always computed: somebody has to give its logits. */
-    uint32_t match_max = (q->n_ids - 1) / KV_BLOCK_TOKENS;
-    if (owes_logits(q))
-        match_max = least(match_max, q->logits_next / KV_BLOCK_TOKENS);
-    if (!scheduler_choose_pool(s, q, match_max)) {
-        s->n_refused += !q->refused;
-        q->refused = true;
-        q->refused_room = scheduler_room(s);
-        return false;
-    }
-    s->load.prefix_hit_tokens += q->n_computed;
-    if (!q->started)
-        q->n_cached = least(q->n_computed, q->n_prompt);
-    q->started = true;
-    s->n_refused -= q->refused;
-    q->refused = false;
-    q->passed = 0;
-    enter_running(s, q);
-    if (q->slot == SLOT_NONE)
-        open_slot(s, q);
-    return true;
-}
-
-/* Whether another try to start q can end otherwise than the last one. A try looks up every block of
- * the prompt, too much for each plan of a long wait. What others have published meanwhile may be
- * its own beginning, so one try a plan is made without a reason. */
-static bool is_worth_a_try(planning_t *p, const sequence_t *q)
-{
-    const scheduler_t *s = p->s;
-    if (!q->refused || scheduler_room(s) > q->refused_room)
-        return true;
-    if (p->looked_again)
-        return false;
-    p->looked_again = true;
-    return true;
-}
-
-static bool has_room(const planning_t *p)
-{
-    return p->tokens_left > 0 && p->flight->n < p->entries_max;
-}
-
-static bool has_room_for_prompts(const planning_t *p)
-{
-    return has_room(p) && p->prompt_rows > 0;
-}
-
-/* One more has gone before these; true when for one of them that was the last time. */
-static bool pass(sequence_t **too_big, uint32_t n)
-{
-    bool enough = false;
-    for (uint32_t i = 0; i < n; i++)
-        enough |= ++too_big[i]->passed >= SCHEDULER_PASSES_MAX;
-    return enough;
-}
-
-static void start_waiting(planning_t *p)
-{
-    scheduler_t *s = p->s;
-    sequence_t *too_big[SCHEDULER_LOOKS_MAX];
-    uint32_t n_too_big = 0;
-    for (uint32_t looks = 0; looks < SCHEDULER_LOOKS_MAX && has_room_for_prompts(p) &&
-                             s->n_running < s->running_max;
-         looks++) {
-        sequence_t *q = scheduler_next_waiting(s);
-        if (!q)
-            return;
-        p->looked[p->n_looked++] = q;
-        if (!has_slot(s, q))
-            return;
-        bool overdue = s->now_ms >= q->deadline_at_ms; /* its end is a matter of the next tick */
-        if (overdue || (owes_logits(q) && s->n_flights > 0))
-            continue;
-        /* A solo sequence starts in its own turn; here it only has its blocks saved. */
-        if (q->solo ? scheduler_room(s) >= scheduler_blocks_to_start(s, q)
-                    : is_worth_a_try(p, q) && start(s, q)) {
-            if (q->solo)
-                continue;
-            add_entry(p, q);
-            if (pass(too_big, n_too_big))
-                return;
-            continue;
-        }
-        if (q->passed >= SCHEDULER_PASSES_MAX)
-            return;
-        too_big[n_too_big++] = q;
-    }
-}
-
 /* ---- one plan ---- */
 
-/* How many rows prompts may have beside those who wait for their next token, in whichever of the
- * batches in flight they stand. */
-static void limit_prompts(planning_t *p)
+static void plan_decodes(planning_t *p)
 {
     scheduler_t *s = p->s;
-    step_queue_t queue;
-    scheduler_queue(s, &queue);
-    s->mean_context = queue.n_decoding ? queue.decode_keys / queue.n_decoding : 0;
-    p->prompts_left = queue.n_prompts;
-    if (!s->config.whole_prompts)
-        p->prompt_rows = step_cost_prompt_rows(&s->cost, &queue);
-    p->piece_rows = scheduler_piece_rows(s, &queue);
-}
-
-/* Who takes part in a plan: those that decode, then prompts, then further pieces of prompts of which
- * some are still on their way. Plans run in order on every stage: a later piece finds the keys of
- * those before. */
-typedef enum { DECODES, PROMPTS, FURTHER_PIECES } turn_t;
-
-static bool takes_part(const planning_t *p, const sequence_t *q, turn_t turn)
-{
-    uint32_t n = q->n_ids - q->n_computed;
-    if (turn == FURTHER_PIECES)
-        return p->piece_rows != UINT32_MAX && q->n_in_flight > 0 && q->planned != p->s->round &&
-               n > 0;
-    return q->n_in_flight == 0 && (n > 1) == (turn == PROMPTS);
-}
-
-static void plan_running(planning_t *p, turn_t turn)
-{
-    scheduler_t *s = p->s;
-    for (uint32_t i = 0;
-         i < s->n_running && (turn == DECODES ? has_room(p) : has_room_for_prompts(p));) {
+    for (uint32_t i = 0; i < s->n_running && scheduler_has_room(p);) {
         sequence_t *q = s->running[i];
-        if (!q->solo && takes_part(p, q, turn))
-            add_entry(p, q);
+        if (!q->solo && q->n_in_flight == 0 && q->n_ids - q->n_computed <= 1)
+            scheduler_add_entry(p, q);
         /* It may have preempted itself; then another one stands here now. Those that it
          * preempted are younger and stand behind it. */
         if (i < s->n_running && s->running[i] == q)
@@ -376,16 +184,11 @@ static void plan_running(planning_t *p, turn_t turn)
     }
 }
 
-/* A prompt's further pieces come last, or it would keep every other one waiting. */
 static void plan_together(planning_t *p)
 {
-    limit_prompts(p);
-    plan_running(p, DECODES);
-    p->prompts_limited = p->prompt_rows < p->tokens_left;
-    p->prompt_rows = least(least(p->prompt_rows, p->piece_rows), p->tokens_left);
-    plan_running(p, PROMPTS);
-    start_waiting(p);
-    plan_running(p, FURTHER_PIECES);
+    scheduler_limit_prompts(p);
+    plan_decodes(p);
+    scheduler_plan_prompts(p);
 }
 
 /* A solo sequence that could run, or NULL; one that waits is started. */
@@ -395,9 +198,9 @@ static sequence_t *ready_solo(scheduler_t *s)
         if (s->running[i]->solo && s->running[i]->n_in_flight == 0)
             return s->running[i];
     sequence_t *best = scheduler_next_solo(s);
-    if (!best || s->n_running >= s->running_max || !has_slot(s, best))
+    if (!best || s->n_running >= s->running_max || !scheduler_has_slot(s, best))
         return NULL;
-    return start(s, best) ? best : NULL;
+    return scheduler_start(s, best) ? best : NULL;
 }
 
 static void reset_plan(scheduler_t *s)
@@ -434,7 +237,7 @@ static void fill(planning_t *p)
         return;
     sequence_t *q = ready_solo(s);
     if (q)
-        add_entry(p, q);
+        scheduler_add_entry(p, q);
     if (p->flight->n > 0)
         s->solo_ran_last = true;
     else if (solo_turn)
@@ -458,6 +261,7 @@ static bool make_plan(scheduler_t *s)
         .flight = flight,
         .tokens_left = s->config.step_tokens_max,
         .prompt_rows = UINT32_MAX,
+        .decoding_top = INT32_MAX,
         .entries_max = least(s->config.batch_max, share > 0 ? share : 1),
         .drafts_left = STEP_SAMPLES_MAX - s->config.batch_max,
     };
@@ -474,12 +278,14 @@ static bool make_plan(scheduler_t *s)
         scheduler_sort_entries(s, flight);
     flight->step = ++s->load.steps;
     flight->alone = p.alone;
+    flight->took_ns = 0;
     s->n_flights++;
     if (flight->n > s->load.sequences_max_in_step)
         s->load.sequences_max_in_step = flight->n;
     s->plan.kind = STEP_RUN;
     s->plan.step = flight->step;
     s->plan.n_entries = flight->n;
+    step_cost_work(&s->plan, &flight->work);
     return true;
 }
 

@@ -47,7 +47,7 @@ void scheduler_line_up(scheduler_t *s, sequence_t *q)
     set_active(s, q->tenant, true);
 }
 
-static void take_out(scheduler_t *s, sequence_t *q)
+void scheduler_take_out(scheduler_t *s, sequence_t *q)
 {
     tenant_t *tenant = &s->tenants[q->tenant];
     heap_remove(&tenant->waiting, &q->waiting_place);
@@ -56,7 +56,7 @@ static void take_out(scheduler_t *s, sequence_t *q)
 
 void scheduler_leave_line(scheduler_t *s, sequence_t *q)
 {
-    take_out(s, q);
+    scheduler_take_out(s, q);
     heap_remove(&s->solo, &q->solo_place);
 }
 
@@ -79,15 +79,42 @@ sequence_t *scheduler_first_waiting(const scheduler_t *s)
     return best ? best->thing : NULL;
 }
 
-sequence_t *scheduler_next_waiting(scheduler_t *s)
+static uint32_t class_of(int32_t priority)
 {
-    sequence_t *q = scheduler_first_waiting(s);
-    if (q)
-        take_out(s, q);
-    return q;
+    const int32_t most = SCHEDULER_PRIORITY_MAX;
+    int32_t within = priority < -most ? -most : priority > most ? most : priority;
+    return (uint32_t)(within + most);
 }
 
-uint32_t scheduler_could_start(const scheduler_t *s)
+void scheduler_count_waiting(scheduler_t *s, const sequence_t *q, bool waits)
+{
+    if (waits) {
+        s->n_waiting++;
+        s->waiting_rows += q->n_prompt;
+        s->waiting_by[class_of(q->priority)].n++;
+        return;
+    }
+    s->n_waiting--;
+    s->waiting_rows -= q->n_prompt;
+    s->waiting_by[class_of(q->priority)].n--;
+}
+
+uint32_t scheduler_waiting_at(const scheduler_t *s, int32_t priority)
+{
+    return s->waiting_by[class_of(priority)].n;
+}
+
+void scheduler_set_refused(scheduler_t *s, sequence_t *q, bool refused)
+{
+    uint32_t *of_class = &s->waiting_by[class_of(q->priority)].n_refused;
+    if (q->refused == refused)
+        return;
+    q->refused = refused;
+    s->n_refused += refused ? 1u : -1u;
+    *of_class += refused ? 1u : -1u;
+}
+
+uint32_t scheduler_could_start(const scheduler_t *s, int32_t priority, uint32_t *all_out)
 {
     const sequence_t *first = scheduler_first_waiting(s);
     bool lacks = first && first->refused;
@@ -95,28 +122,67 @@ uint32_t scheduler_could_start(const scheduler_t *s)
     /* Behind so many that lack blocks no plan looks. */
     bool blocked = lacks && (s->n_refused >= SCHEDULER_LOOKS_MAX ||
                              first->passed >= SCHEDULER_PASSES_MAX);
-    uint32_t n = (blocked ? 0 : s->n_waiting - s->n_refused) + again;
+    uint32_t n = again && first->priority >= priority;
+    for (uint32_t i = class_of(priority); i < SCHEDULER_PRIORITIES && !blocked; i++)
+        n += s->waiting_by[i].n - s->waiting_by[i].n_refused;
+    uint32_t all = (blocked ? 0 : s->n_waiting - s->n_refused) + again;
     uint32_t most = s->running_max - s->n_running;
+    *all_out = all < most ? all : most;
     return n < most ? n : most;
 }
 
-void scheduler_queue(const scheduler_t *s, step_queue_t *out)
+/* Whether a's turn comes before b's. */
+static bool goes_first(const scheduler_t *s, const sequence_t *a, const sequence_t *b, bool scarce)
 {
+    if (a->priority != b->priority)
+        return a->priority > b->priority;
+    uint64_t served_a = s->tenants[a->tenant].served, served_b = s->tenants[b->tenant].served;
+    if (scarce && served_a != served_b)
+        return served_a < served_b;
+    return a->serial < b->serial;
+}
+
+/* In the order of arrival they are nearly sorted, and rows for a dozen are all that a step has. */
+static void sort_prompts(const planning_t *p, bool scarce)
+{
+    sequence_t **prompts = p->s->prompts;
+    for (uint32_t i = 1; i < p->n_prompts; i++) {
+        sequence_t *q = prompts[i];
+        uint32_t at = i;
+        for (; at > 0 && goes_first(p->s, q, prompts[at - 1], scarce); at--)
+            prompts[at] = prompts[at - 1];
+        prompts[at] = q;
+    }
+}
+
+void scheduler_queue(planning_t *p, step_queue_t *out)
+{
+    scheduler_t *s = p->s;
+    int32_t top = INT32_MIN;
     *out = (step_queue_t){.stages = s->config.stages};
     for (uint32_t i = 0; i < s->n_running; i++) {
-        const sequence_t *q = s->running[i];
+        sequence_t *q = s->running[i];
         if (i + FETCH_AHEAD < s->n_running)
             scheduler_fetch(s->running[i + FETCH_AHEAD]);
-        if (q->n_ids - q->n_computed <= 1) {
-            out->n_decoding++;
-            out->decode_keys += q->n_ids;
-        } else if (out->n_prompts++ == 0) {
-            out->context = q->n_computed;
+        if (q->n_ids - q->n_computed > 1) {
+            s->prompts[p->n_prompts++] = q;
+            continue;
         }
+        out->n_decoding++;
+        out->decode_keys += q->n_ids;
+        top = q->priority > top ? q->priority : top;
     }
-    out->n_prompts += scheduler_could_start(s);
-    if (out->n_prompts == 0 && s->n_waiting > 0)
-        out->n_prompts = 1; /* should one of them start after all, it takes no whole step */
+    p->decoding_top = out->n_decoding > 0 ? top : INT32_MAX;
+    sort_prompts(p, out->n_decoding > 0 && !s->config.whole_prompts);
+    if (p->n_prompts > 0)
+        out->context = s->prompts[0]->n_computed;
+    for (uint32_t i = 0; i < p->n_prompts && s->prompts[i]->priority >= top; i++)
+        out->n_prompts++;
+    out->n_prompts += scheduler_could_start(s, top, &p->may_start);
+    /* Those that are less urgent than somebody who decodes count as one, however many they are. Nor
+     * does one that starts after all take a whole step. */
+    if (out->n_prompts == 0 && (p->n_prompts > 0 || s->n_waiting > 0))
+        out->n_prompts = 1;
 }
 
 uint32_t scheduler_piece_rows(const scheduler_t *s, const step_queue_t *queue)

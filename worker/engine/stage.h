@@ -192,6 +192,7 @@ struct stage {
     rank_pulse_t *pulse;
     trace_t *trace; /* of the rank; NULL: none */
     uint64_t step;
+    uint64_t waited_ns; /* in it, for the stages before and behind */
     uint32_t n_rows;
     plan_run_t replica_rows[PLAN_TP_MAX]; /* of each replica of attention, one behind the other */
     /* What the rows that the block in work leaves are turned into first: the input of `weight`,

@@ -3,6 +3,7 @@
  * as a host call, in its place. */
 #include <string.h>
 
+#include "common/base/clock.h"
 #include "common/base/failpoint.h"
 #include "worker/engine/stage.h"
 
@@ -26,12 +27,14 @@ static status_t receive_rows(void *arg)
     fabric_where_t where = where_of(call, "receive of activations");
     stage_label(stage, where.operation,
                 (uint64_t)stage->n_rows * stage->residual_columns * sizeof(float));
+    uint64_t begin_ns = clock_ns();
     stage_waiting(stage, true);
     status_t status =
         fabric_receive_exact(stage->fabric, stage->config.rank - stage->config.tp,
                              FABRIC_ACTIVATIONS, &where, host_of(stage, stage->residual),
                              (size_t)stage->n_rows * stage->residual_columns * sizeof(float));
     stage_waiting(stage, false);
+    stage->waited_ns += clock_ns() - begin_ns;
     return status;
 }
 
@@ -44,11 +47,13 @@ static status_t send_rows(void *arg)
                 (uint64_t)stage->n_rows * stage->residual_columns * sizeof(float));
     if (FAILPOINT("rank.send"))
         return fail(STATUS_INTERNAL, "fail point rank.send");
+    uint64_t begin_ns = clock_ns();
     stage_waiting(stage, true);
     status_t status = fabric_send(stage->fabric, stage->config.rank + stage->config.tp,
                                   FABRIC_ACTIVATIONS, &where, host_of(stage, stage->residual),
                                   (size_t)stage->n_rows * stage->residual_columns * sizeof(float));
     stage_waiting(stage, false);
+    stage->waited_ns += clock_ns() - begin_ns;
     return status;
 }
 
@@ -91,6 +96,7 @@ static status_t set_rows(stage_t *stage, const step_plan_t *plan)
                 .token = entry->ids[t], .position = entry->position + t, .sequence = i};
     }
     stage->step = plan->step;
+    stage->waited_ns = 0;
     stage->n_rows = row;
     stage->prepared = NULL;
     stage_work_on_all(stage);

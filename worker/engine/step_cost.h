@@ -51,7 +51,8 @@ uint32_t step_cost_fixed_rows(const step_cost_t *cost, uint64_t context);
 typedef struct {
     uint32_t n_decoding;  /* sequences that wait for their next token */
     uint64_t decode_keys; /* their tokens together */
-    uint32_t n_prompts;   /* sequences that wait for their first one and could run */
+    uint32_t n_prompts;   /* sequences that wait for their first one, could run, and are no less
+                             urgent than those that decode */
     uint64_t context;     /* tokens before the rows that would come next */
     uint32_t stages;      /* batches in flight */
 } step_queue_t;

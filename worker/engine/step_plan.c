@@ -90,6 +90,7 @@ void step_result_write(const step_result_t *result, buffer_t *out)
     put_u32(out, RESULT_MAGIC);
     put_u32(out, result->n);
     put_u64(out, result->step);
+    put_u64(out, result->took_ns);
     for (uint32_t i = 0; i < result->n; i++) {
         const step_drawn_t *drawn = &result->drawn[i];
         put_u32(out, drawn->slot);
@@ -357,6 +358,7 @@ status_t step_result_read(const void *bytes, size_t size, uint32_t vocab, arena_
     uint32_t magic = get_u32(&in);
     step_result_t result = {.n = get_u32(&in)};
     result.step = get_u64(&in);
+    result.took_ns = get_u64(&in);
     if (in.short_of || magic != RESULT_MAGIC || result.n > STEP_SAMPLES_MAX)
         return fail(STATUS_INVALID, "a message of %zu bytes is no step result", size);
     result.drawn = ARENA_NEW_ARRAY(arena, step_drawn_t, result.n + 1);

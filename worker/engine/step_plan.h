@@ -24,7 +24,7 @@
 #define STEP_SAMPLES_MAX STEP_ENTRIES_MAX /* tokens that one step gives */
 #define STEP_PLAN_BYTES_MAX (64u << 20)
 /* Part of what ranks agree on when they form: those with other plans are of another version. */
-#define STEP_PLAN_VERSION "plans 2"
+#define STEP_PLAN_VERSION "plans 3"
 
 typedef enum {
     STEP_RUN = 1,  /* compute the entries */
@@ -108,6 +108,7 @@ typedef struct {
 
 typedef struct {
     uint64_t step;
+    uint64_t took_ns; /* that the answering rank worked on it, without its waits for other stages */
     uint32_t n;
     step_drawn_t *drawn; /* in the order of the plan's entries */
 } step_result_t;

@@ -67,6 +67,25 @@ static void test_a_later_prompt_that_begins_alike_gets_the_same_blocks(void **st
     kv_free(kv);
 }
 
+/* Neighbours in a sequence are neighbours in memory, also in room that a kept prompt gives up. */
+static void test_what_a_kept_prompt_gives_up_is_taken_in_its_order(void **state)
+{
+    (void)state;
+    kv_t *kv = make(8, true);
+    uint32_t ids[96], blocks[8], again[6], ns = kv_namespace(kv, "", "");
+    fill_ids(ids, 96, 0);
+    run_sequence(kv, ns, ids, 6, blocks);
+    kv_release(kv, blocks, 6);
+    assert_true(kv_take(kv, 6, again)); /* the two that were never used, and four */
+    for (uint32_t i = 0; i < 2; i++)
+        assert_int_equal(again[i], 6 + i);
+    for (uint32_t i = 2; i < 6; i++)
+        assert_int_equal(again[i], blocks[i]);
+    kv_link_t link;
+    assert_int_equal(kv_match(kv, ns, ids, 6, blocks, &link), 2); /* its beginning is still known */
+    kv_free(kv);
+}
+
 static void test_equal_tokens_after_another_beginning_are_no_match(void **state)
 {
     (void)state;
@@ -259,6 +278,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_taking_is_all_or_nothing),
         cmocka_unit_test(test_a_later_prompt_that_begins_alike_gets_the_same_blocks),
+        cmocka_unit_test(test_what_a_kept_prompt_gives_up_is_taken_in_its_order),
         cmocka_unit_test(test_equal_tokens_after_another_beginning_are_no_match),
         cmocka_unit_test(test_tenants_do_not_see_each_others_prefixes),
         cmocka_unit_test(test_the_prefix_used_longest_ago_is_given_up_first_and_from_its_end),

@@ -12,7 +12,7 @@
 #include "rank_rig.h"
 #include "worker/engine/kv.h"
 
-enum { N_SEQUENCES = 5 };
+enum { N_SEQUENCES = 5, N_ROWS = 24 };
 
 typedef struct {
     uint32_t n_prompt, n_ids, context;
@@ -32,20 +32,27 @@ static uint32_t layers_of(const char *path)
            strstr(path, "deepseek-v4/") ? 4 : 3;
 }
 
-/* All sequences at once on a rank with that many tokens of cache; how often one was preempted. */
-static uint64_t run_all(const char *path, const char *kv, const shape_t *shape, uint64_t kv_tokens,
+static rank_config_t config_of(const char *path, const char *kv, const shape_t *shape,
+                               uint64_t kv_tokens)
+{
+    return (rank_config_t){.model_path = path,
+                           .kv = kv,
+                           .tp = 1,
+                           .stages = 1,
+                           .layer_count = layers_of(path),
+                           .threads = 1,
+                           .context_max = shape->context,
+                           .kv_tokens_max = kv_tokens,
+                           .prefill_tokens_max = N_ROWS,
+                           .batch_max = N_SEQUENCES};
+}
+
+/* All sequences at once on a rank with that many tokens of cache; how often one was preempted, and how
+ * many stood in one step. */
+static scheduler_load_t run_all(const char *path, const char *kv, const shape_t *shape, uint64_t kv_tokens,
                         text_t texts[N_SEQUENCES])
 {
-    rank_config_t config = {.model_path = path,
-                            .kv = kv,
-                            .tp = 1,
-                            .stages = 1,
-                            .layer_count = layers_of(path),
-                            .threads = 1,
-                            .context_max = shape->context,
-                            .kv_tokens_max = kv_tokens,
-                            .prefill_tokens_max = 24,
-                            .batch_max = N_SEQUENCES};
+    rank_config_t config = config_of(path, kv, shape, kv_tokens);
     static uint32_t prompts[N_SEQUENCES][RIG_PROMPT_MAX];
     rank_t *rank;
     epoch_t epoch;
@@ -55,6 +62,7 @@ static uint64_t run_all(const char *path, const char *kv, const shape_t *shape, 
     sampled_t drawn[SCHEDULER_OUTPUT_IDS_MAX];
     if (rank_open(&config, &rank) != STATUS_OK)
         fail_msg("%s", status_text());
+    assert_int_equal(rank_kv_tokens(rank), kv_tokens); /* all that it was given, and no more */
     epoch_begin(&epoch, rank);
     client_open(&client, &epoch);
     for (uint32_t i = 0; i < N_SEQUENCES; i++) {
@@ -76,7 +84,7 @@ static uint64_t run_all(const char *path, const char *kv, const shape_t *shape, 
     epoch_end(&epoch);
     assert_int_equal(epoch.status, STATUS_OK);
     rank_close(rank);
-    return load.preemptions;
+    return load;
 }
 
 /* So many tokens as the planner counts into some bytes are there when a rank has those. */
@@ -118,8 +126,8 @@ static void check_model(void **state)
     memset(narrow, 0, sizeof narrow);
     check_bytes(path, kv, layers_of(path));
     uint64_t room = (uint64_t)N_SEQUENCES * SHORT.context * 2;
-    assert_int_equal(run_all(path, kv, &SHORT, room, roomy), 0);
-    uint64_t preemptions = run_all(path, kv, &SHORT, SHORT.context, narrow);
+    assert_int_equal(run_all(path, kv, &SHORT, room, roomy).preemptions, 0);
+    uint64_t preemptions = run_all(path, kv, &SHORT, SHORT.context, narrow).preemptions;
     print_message("%s: %u preemptions\n", (const char *)*state, (unsigned)preemptions);
     assert_true(preemptions >= 1);
     for (uint32_t i = 0; i < N_SEQUENCES; i++) {
@@ -130,18 +138,40 @@ static void check_model(void **state)
     assert_memory_not_equal(roomy[0].ids, roomy[1].ids, sizeof roomy[0].ids);
 }
 
+/* KV tokens that one sequence holds at most at once. A rank with a block less is refused. */
+static uint64_t held_by_one(const char *path, const shape_t *shape)
+{
+    model_t *model;
+    rank_t *rank;
+    assert_int_equal(model_open(path, &model), STATUS_OK);
+    uint32_t window = plan_kv_window(model_config(model));
+    model_close(model);
+    uint64_t held = plan_kv_tokens_held(window, N_ROWS, shape->context);
+    assert_in_range(held, window + N_ROWS, shape->context / 2);
+    rank_config_t config = config_of(path, NULL, shape, held - KV_BLOCK_TOKENS);
+    assert_int_equal(rank_open(&config, &rank), STATUS_REFUSED);
+    return held;
+}
+
 /* With room for all no block is ever taken twice, so what was given back is still what it was; with
- * room for two windows it holds other rows long before a sequence has passed its window 20 times. */
+ * room for two windows it holds other rows long before a sequence has passed its window 20 times. And
+ * with a block more than one sequence holds they run one after the other. */
 static void check_window(void **state)
 {
     (void)state;
     static text_t roomy[N_SEQUENCES], narrow[N_SEQUENCES], least[N_SEQUENCES];
     char path[512];
     snprintf(path, sizeof path, "%s/mistral-swa/", SHOAL_TEST_DATA);
-    run_all(path, NULL, &LONG, (uint64_t)N_SEQUENCES * LONG.context * 2, roomy);
-    run_all(path, NULL, &LONG, 320, narrow);
-    uint64_t preemptions = run_all(path, NULL, &LONG, 144, least);
-    print_message("mistral-swa in 144 tokens: %u preemptions\n", (unsigned)preemptions);
+    uint64_t held = held_by_one(path, &LONG), room = (uint64_t)N_SEQUENCES * LONG.context * 2;
+    scheduler_load_t in_room = run_all(path, NULL, &LONG, room, roomy);
+    scheduler_load_t in_narrow = run_all(path, NULL, &LONG, 320, narrow);
+    scheduler_load_t in_least = run_all(path, NULL, &LONG, held + KV_BLOCK_TOKENS, least);
+    print_message("mistral-swa in 320 tokens: %u together, %u preemptions\n",
+                  (unsigned)in_narrow.sequences_max_in_step, (unsigned)in_narrow.preemptions);
+    assert_int_equal(in_room.sequences_max_in_step, N_SEQUENCES);
+    assert_in_range(in_narrow.sequences_max_in_step, 2, N_SEQUENCES - 1);
+    assert_int_equal(in_least.sequences_max_in_step, 1);
+    assert_int_equal(in_room.preemptions + in_least.preemptions, 0);
     for (uint32_t i = 0; i < N_SEQUENCES; i++) {
         assert_int_equal(roomy[i].n, LONG.n_ids);
         assert_int_equal(roomy[i].end, END_FINISHED);

@@ -8,7 +8,8 @@ static void on_active(void *context, const char *identity, uint64_t kv_tokens, u
 {
     epoch_t *epoch = context;
     assert_string_equal(identity, rank_text_identity(epoch->rank));
-    assert_true(kv_tokens > 0 && context_max > 0);
+    assert_int_equal(kv_tokens, rank_kv_tokens(epoch->rank)); /* no other rank has less */
+    assert_int_equal(context_max, rank_context_max(epoch->rank));
     pthread_mutex_lock(&epoch->lock);
     epoch->active = true;
     pthread_cond_broadcast(&epoch->changed);

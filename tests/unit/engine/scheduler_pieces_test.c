@@ -76,7 +76,7 @@ static void run_pieces(void (*change)(scheduler_config_t *config))
                   n, n_cancelled, (unsigned long long)load.preemptions,
                   (unsigned long long)load.prefix_hit_tokens,
                   (unsigned long long)load.accepted_tokens, n_follow);
-    assert_true(n_follow > 100 && n_cancelled > 5 && load.preemptions > 3);
+    assert_true(n_follow > 50 && n_cancelled > 5 && load.preemptions > 3);
     assert_true(load.prefix_hit_tokens > 1000);
     assert_true(rig->config.speculate_max == 0 || load.accepted_tokens > 100);
     assert_int_equal(load.kv_tokens_free, load.kv_tokens_total);
@@ -216,8 +216,17 @@ static void test_whole_prompts_stay_whole_beside_those_who_decode(void **state)
     for (int i = 0; i < 4; i++) {
         snprintf(name, sizeof name, "d%d", i);
         rig_admit(rig, name, 5, (uint32_t)i, 50, NULL);
-        rig_step(rig);
     }
+    /* One batch on each stage, or two of the four would never get a place. */
+    for (int turn = 0; turn < 6; turn++) {
+        while (rig_plan(rig))
+            continue;
+        while (rig->n_flights > 0)
+            rig_return(rig);
+        rig_take(rig, rig->stream);
+    }
+    for (int i = 0; i < 4; i++)
+        assert_true(rig->sequences[i].n_ids > 0);
     rig_admit(rig, "prompt", 400, 5, 3, NULL);
     plans_until(rig, "prompt");
     assert_int_equal(rig->entries[rig->n_entries - 1].n_tokens, 400);

@@ -338,6 +338,16 @@ void rig_solo(admission_t *admission)
     admission->solo = true;
 }
 
+/* Of the random request that comes next. */
+static bool random_solo;
+static int32_t random_priority;
+
+static void random_request(admission_t *admission)
+{
+    admission->solo = random_solo;
+    admission->priority = random_priority;
+}
+
 uint32_t rig_run_random(rig_t *rig, uint32_t random, uint32_t turns, uint32_t n_max,
                         uint32_t tokens_max)
 {
@@ -348,8 +358,10 @@ uint32_t rig_run_random(rig_t *rig, uint32_t random, uint32_t turns, uint32_t n_
         uint32_t what = random >> 24 & 7;
         if (what == 0 && n < n_max) {
             snprintf(name, sizeof name, "s%u", n++);
+            random_solo = (random >> 20 & 8) == 0;
+            random_priority = (int32_t)(random >> 12 & 3) - 1;
             rig_admit(rig, name, 1 + (random >> 8) % 100, random >> 16 & 3,
-                      1 + (random >> 10) % tokens_max, random >> 20 & 8 ? NULL : rig_solo);
+                      1 + (random >> 10) % tokens_max, random_request);
         } else if (what == 1 && n > 0 && (random >> 8) % 4 == 0) {
             snprintf(name, sizeof name, "s%u", (random >> 8) % n);
             scheduler_cancel(rig->s, name, 0, 1, rig->now_ms);

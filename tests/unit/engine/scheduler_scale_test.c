@@ -1,5 +1,6 @@
 /* What a step costs the scheduler while thousands wait: nothing that grows with them, no allocation
- * and no system call. And that the orders which make it so still start the right one. */
+ * and no system call. And that the orders which make it so still start the right one. With --bench it
+ * prints what steps cost instead. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -417,8 +418,65 @@ static void test_the_one_that_starts_is_the_one_that_a_search_through_all_finds(
     bench_free(b);
 }
 
-int main(void)
+/* ---- figures ---- */
+
+enum { ROUNDS = 9, PROMPT = 512, ANSWER = 32, TOGETHER = 8 };
+
+/* Nanoseconds of all that the scheduler does for some prompts that have nothing in common. */
+static uint64_t cost_of_a_round(bench_t *b)
 {
+    step_plan_t plan;
+    uint64_t start = clock_ns(), ns;
+    for (uint32_t i = 0; i < TOGETHER; i++)
+        admit(b, PROMPT, 0, ANSWER, 0, 0);
+    ns = clock_ns() - start;
+    for (uint32_t n_ends = 0; n_ends < TOGETHER;) {
+        forget_caches();
+        start = clock_ns();
+        assert_true(step(b, &plan));
+        n_ends += read_outputs(b);
+        ns += clock_ns() - start;
+    }
+    return ns;
+}
+
+/* In as many blocks as `shoal bench` has for them, which are given up again from the second round on. */
+static uint64_t rounds(bool keep_prefixes)
+{
+    uint64_t ns[ROUNDS];
+    bench_t *b = calloc(1, sizeof *b);
+    scheduler_config_t config = {.n_blocks = 388,
+                                 .vocab = VOCAB,
+                                 .context_max = PROMPT + ANSWER,
+                                 .stages = 1,
+                                 .batch_max = TOGETHER,
+                                 .step_tokens_max = 512,
+                                 .keep_prefixes = keep_prefixes,
+                                 .whole_prompts = true,
+                                 .text_identity = "rounds"};
+    assert_int_equal(scheduler_new(&config, &b->s), STATUS_OK);
+    b->stream = scheduler_stream_open(b->s, 0);
+    for (uint32_t i = 0; i < ROUNDS; i++)
+        ns[i] = cost_of_a_round(b);
+    bench_free(b);
+    qsort(ns, ROUNDS, sizeof *ns, by_value);
+    return ns[ROUNDS / 2];
+}
+
+/* For bench/peers: medians, in microseconds. */
+static int print_figures(void)
+{
+    printf("{\"churning_us\": %.1f, \"blocked_us\": %.1f, ", (double)churning(1000) / 1e3,
+           (double)blocked(1000) / 1e3);
+    printf("\"cached_us\": %.1f, \"uncached_us\": %.1f}\n", (double)rounds(true) / 1e3,
+           (double)rounds(false) / 1e3);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0)
+        return print_figures();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_step_makes_no_system_call),
         cmocka_unit_test(test_a_step_of_256_with_1000_waiting_costs_50_microseconds),

@@ -213,12 +213,13 @@ static void test_a_result_is_read_as_it_was_written_and_checked(void **state)
     step_drawn_t drawn[2] = {{.slot = 3, .sampled = {.id = 42, .logprob = -0.5f, .n_top = 2}},
                              {.slot = 1, .failed = true}};
     drawn[0].sampled.top[1] = (token_logprob_t){7, -2.0f};
-    step_result_t result = {.step = 9, .n = 2, .drawn = drawn}, got;
+    step_result_t result = {.step = 9, .took_ns = 1ull << 40, .n = 2, .drawn = drawn}, got;
     buffer_t bytes = {0};
     arena_t arena = {0};
     step_result_write(&result, &bytes);
     assert_int_equal(step_result_read(bytes.data, bytes.size, 100, &arena, &got), STATUS_OK);
     assert_int_equal(got.step, 9);
+    assert_true(got.took_ns == 1ull << 40);
     assert_int_equal(got.drawn[0].sampled.id, 42);
     assert_int_equal(got.drawn[0].sampled.top[1].id, 7);
     assert_true(got.drawn[1].failed && !got.drawn[0].failed);
