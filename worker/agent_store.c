@@ -196,6 +196,9 @@ static bool take_plan(const agent_store_t *store, const heard_t *heard, agent_pl
         snprintf(to->draft_digest, sizeof to->draft_digest, "%s", from->draft_digest);
         snprintf(to->draft_path, sizeof to->draft_path, "%s",
                  agent_host_model_path(store->host, from->draft_digest));
+        if (from->draft_digest[0] && !to->draft_path[0])
+            log_info("%s/%u: its draft model %s is not under --models here: a leader on this host "
+                     "goes without it", from->deployment, from->ordinal, from->draft_digest);
         to->ordinal = from->ordinal;
         to->incarnation = from->incarnation;
         to->epoch = (uint64_t)heard->mod_revision;

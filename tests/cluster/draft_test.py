@@ -13,11 +13,14 @@ SHAPE = ("--tp", 2, "--stages", 1)
 class Draft(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.cluster = Cluster("--replicas", 1, *SHAPE)
+        cls.cluster = Cluster("--replicas", 1, *SHAPE, "--draft-model", MODEL)
         cls.cluster.__enter__()
         cls.addClassCleanup(cls.cluster.__exit__, None, None, None)
         cls.file = os.path.join(cls.cluster.dir, "jobs.jsonl")
         write_jobs(cls.file, ITEMS, max_tokens=40, temperature=0.8)
+        cls.started, = cls.cluster.replicas()
+        cls.from_the_start = cls.run_job()
+        cls.cluster.shoal("deploy", "smol", "--model", MODEL, *SHAPE, "--wait")
         cls.undisturbed = cls.run_job()
         cls.before, = cls.cluster.replicas()
         cls.cluster.shoal("deploy", "smol", "--model", MODEL, "--draft-model", MODEL, *SHAPE, "--wait")
@@ -33,6 +36,8 @@ class Draft(unittest.TestCase):
 
     def test_a_change_of_the_draft_model_alone_reaches_the_replica(self):
         now, = self.cluster.replicas()
+        self.assertEqual(self.from_the_start, self.undisturbed)
+        self.assertEqual(self.started["draft_digest"], now["draft_digest"])
         self.assertEqual(self.before["draft_digest"], "")
         self.assertRegex(now["draft_digest"], r"^sha256:[0-9a-f]{64}$")
         self.assertEqual(now["text_identity"], self.before["text_identity"])

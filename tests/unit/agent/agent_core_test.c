@@ -15,8 +15,11 @@ static void test_an_assignment_becomes_ranks_an_epoch_and_an_active_record(void 
     assert_true(start->expert_groups == 2 && start->attention_slices == 1 &&
                 start->attention_replicas == 1); /* as the plan says */
     assert_true(start->speculate_max == 3 && start->prefix_cache_off && start->whole_prompts);
+    assert_string_equal(start->draft_path, "/models/draft.gguf");
+    assert_string_equal(start->draft_digest, "sha256:bb");
     expect(&world, AGENT_SPAWN);
     assert_true(!world.action.start->serve && world.action.start->slice == 1);
+    assert_string_equal(world.action.start->draft_path, ""); /* the leader alone has it */
     expect_nothing(&world);
     agent_core_spawned(world.core, 1, 501, "", world.now);
     agent_core_spawned(world.core, 2, 502, "", world.now);

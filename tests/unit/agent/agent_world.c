@@ -50,6 +50,8 @@ agent_plan_t plan_of(uint64_t epoch, uint32_t tp, uint32_t stages, const char *h
     snprintf(plan.activations, sizeof plan.activations, "native");
     snprintf(plan.model_digest, sizeof plan.model_digest, "sha256:aa");
     snprintf(plan.model_path, sizeof plan.model_path, "/models/smol.gguf");
+    snprintf(plan.draft_digest, sizeof plan.draft_digest, "sha256:bb");
+    snprintf(plan.draft_path, sizeof plan.draft_path, "/models/draft.gguf");
     for (uint32_t i = 0; i < plan.n_ranks; i++) {
         plan.ranks[i] = (agent_plan_rank_t){.stage = i / tp, .slice = i % tp,
                                             .layer_first = i / tp * 10, .layer_count = 10};

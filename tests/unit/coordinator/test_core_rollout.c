@@ -312,7 +312,8 @@ static Shoal__Cluster__V1__ReplicaPlan *formed_anew(rig_t *rig,
 static void test_another_kv_capacity_or_way_to_fill_steps_is_formed_anew(void **state)
 {
     (void)state;
-    for (int i = 0; i < 6; i++) {
+    char draft[] = "sha256:dd";
+    for (int i = 0; i < 7; i++) {
         rig_t rig;
         Shoal__Cluster__V1__DeploymentRecord d = SHOAL__CLUSTER__V1__DEPLOYMENT_RECORD__INIT;
         d.kv_tokens_max = i == 0 ? 4096 : 0;
@@ -321,6 +322,9 @@ static void test_another_kv_capacity_or_way_to_fill_steps_is_formed_anew(void **
         d.speculate_off = i == 3;
         d.prefix_cache_off = i == 4;
         d.whole_prompts = i == 5;
+        if (i == 6)
+            d.draft_digest = draft;
+        d.draft_bytes = i == 6 ? 1 << 20 : 0;
         Shoal__Cluster__V1__ReplicaPlan *plan = formed_anew(&rig, d);
         assert_int_equal(plan->kv_tokens_wanted, d.kv_tokens_max);
         assert_int_equal(plan->prefill_tokens_max, d.prefill_tokens_max);
@@ -328,6 +332,8 @@ static void test_another_kv_capacity_or_way_to_fill_steps_is_formed_anew(void **
         assert_int_equal(plan->speculate_off, d.speculate_off);
         assert_int_equal(plan->prefix_cache_off, d.prefix_cache_off);
         assert_int_equal(plan->whole_prompts, d.whole_prompts);
+        assert_string_equal(plan->draft_digest, d.draft_digest);
+        assert_int_equal(plan->draft_bytes, d.draft_bytes);
         shoal__cluster__v1__replica_plan__free_unpacked(plan, NULL);
         rig_stop(&rig);
     }
