@@ -8,6 +8,7 @@ import shutil
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 
 import peers_build as built
@@ -221,14 +222,20 @@ def first_token(file, room):
     command = [os.path.join(m.BIN, "shoal-worker"), "offline", "eval", "--model", file, "--ids", room + "/ids.json",
                "--out", room + "/out.safetensors", "--tp", "1", "--threads", "2", "--last", "--chunk", "64",
                "--pack-cache", room + "/cache", "-o", "json"]
-    begun, peak = time.monotonic(), 0
+    begun, peak, ended = time.monotonic(), [0], threading.Event()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ, SHOAL_LOG="error")) as child:
-        while child.poll() is None:
-            peak = max(peak, peak_rss(child.pid) or 0)
-            time.sleep(0.005)
+        def watch():
+            while not ended.wait(0.005):
+                peak[0] = max(peak[0], peak_rss(child.pid) or 0)
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        child.wait()  # by the end itself, as `cat` is timed, not by the watcher's next look
+        seconds = time.monotonic() - begun
+        ended.set()
+        watcher.join()
     if child.returncode != 0:
         raise SystemExit(f"peers: {' '.join(command)} gave {child.returncode}")
-    return {"seconds": time.monotonic() - begun, "rss": peak}
+    return {"seconds": seconds, "rss": peak[0]}
 
 
 def up_s(file):

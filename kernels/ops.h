@@ -32,7 +32,7 @@
 #include "kernels/tree.h"
 #include "kernels/weight.h"
 
-#define KERNELS_OPS_VERSION 3
+#define KERNELS_OPS_VERSION 4
 
 typedef struct kdevice kdevice_t;
 typedef struct kqueue kqueue_t;
@@ -332,14 +332,14 @@ typedef struct {
 
     /* --- weights and tables ------------------------------------------------------------------ */
     status_t (*weight_pack)(kdevice_t *device, const kweight_spec_t *spec, kweight_t **own_out);
-    /* Packed weights as bytes, so that they can be kept on disk. weight_layout names how this
-     * device packs: images of another name must not be opened. weight_image: the
+    /* Packed weights as bytes, so that they can be kept on disk. weight_layout names how the
+     * devices of a mode pack: images of another name must not be opened. weight_image: the
      * weight_info.packed_bytes bytes of a weight, borrowed; NULL where the host cannot see them,
      * and of an empty weight. weight_open_image makes the weight of the same specification of
      * them: `image` (at a multiple of 64, a mapped file for example) is read where it lies and
      * must outlive the weight; the parts' rows are not read, so those pointers may be NULL.
      * INVALID when `bytes` are not those of the specification. */
-    const char *(*weight_layout)(const kdevice_t *device);
+    const char *(*weight_layout)(kmode_t mode);
     const void *(*weight_image)(const kweight_t *weight);
     status_t (*weight_open_image)(kdevice_t *device, const kweight_spec_t *spec,
                                   const void *image, size_t bytes, kweight_t **own_out);

@@ -403,7 +403,7 @@ static inline const kapart_t *apart_of(const kinput_t *layout, const uint8_t *ro
 }
 
 /* weight_image.c */
-const char *weight_layout(const kdevice_t *device);
+const char *weight_layout(kmode_t mode);
 const void *weight_image(const kweight_t *weight);
 status_t weight_open_image(kdevice_t *device, const kweight_spec_t *spec, const void *image,
                            size_t bytes, kweight_t **own_out);

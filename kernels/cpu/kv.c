@@ -74,11 +74,12 @@ static status_t check_shape(kmode_t mode, const kkv_shape_t *shape)
 
 /* Each layer's first block, the one that a replica's first sequence gets: a huge page for each
  * layer is cleared here, while the rank loads, and not inside its first step. */
-static void touch_first_blocks(const kpages_t *pages)
+static void touch_first_blocks(void *arg, uint32_t thread, uint32_t n_threads)
 {
-    if (pages->n_blocks == 0 || pages->k_bytes + pages->v_bytes == 0)
-        return;
-    for (uint32_t layer = 0; layer < pages->n_layers && pages->data != NULL; layer++)
+    const kpages_t *pages = arg;
+    uint32_t first, end;
+    pool_slice(pages->n_layers, thread, n_threads, &first, &end);
+    for (uint32_t layer = first; layer < end; layer++)
         *(volatile uint8_t *)(pages->data + (kv_page(pages, layer, 0, 0) - pages->data)) = 0;
 }
 
@@ -103,7 +104,8 @@ status_t kv_open(kdevice_t *device, const kkv_shape_t *shape, kkv_t **own_out)
         return fail(STATUS_NO_MEMORY, "no memory for %u KV blocks of %zu bytes", shape->n_blocks,
                     kv_block_bytes(device->mode, shape));
     }
-    touch_first_blocks(&kv->pages);
+    if (bytes > 0)
+        pool_run(device->pool, touch_first_blocks, &kv->pages);
     *own_out = kv;
     return STATUS_OK;
 }

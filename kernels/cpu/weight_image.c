@@ -8,9 +8,9 @@
 /* To be counted up with every change of what panels hold. All levels read the same panels. */
 #define LAYOUT "cpu panels 5, "
 
-const char *weight_layout(const kdevice_t *device)
+const char *weight_layout(kmode_t mode)
 {
-    return device->mode == KMODE_F32 ? LAYOUT "f32" : LAYOUT "native";
+    return mode == KMODE_F32 ? LAYOUT "f32" : LAYOUT "native";
 }
 
 const void *weight_image(const kweight_t *weight)

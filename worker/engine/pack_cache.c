@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -17,7 +16,7 @@
 #include "common/base/digest.h"
 #include "common/base/log.h"
 #include "common/base/memory.h"
-#include "worker/engine/pack_cache_file.h"
+#include "worker/engine/pack_cache_check.h"
 
 struct pack_cache {
     char *dir, *path, *key;
@@ -29,7 +28,8 @@ struct pack_cache {
     pack_file_head_t head;
     uint8_t *table;
     uint8_t *map; /* the whole file, until the end; NULL without one */
-    size_t next;  /* of the entries: the one that should be asked for */
+    pack_check_t *check;
+    size_t next; /* of the entries: the one that should be asked for */
 
     pack_file_image_t *images; /* what was noted */
     size_t n, capacity;
@@ -41,6 +41,8 @@ struct pack_cache {
  * that the file's bytes would stay on the disk. */
 static void drop_file(pack_cache_t *cache)
 {
+    pack_check_end(cache->check);
+    cache->check = NULL;
     if (cache->fd >= 0 && cache->fd != cache->held)
         close(cache->fd);
     cache->fd = -1;
@@ -102,6 +104,8 @@ pack_cache_t *pack_cache_open(const pack_cache_config_t *config)
         } else {
             cache->held = cache->fd;
             hold_file(cache->held);
+            cache->check =
+                pack_check_start(cache->map, &cache->head, cache->table, config->threads);
         }
     }
     if (why != NULL)
@@ -109,44 +113,7 @@ pack_cache_t *pack_cache_open(const pack_cache_config_t *config)
     return cache;
 }
 
-typedef struct {
-    uint8_t *image;
-    size_t bytes;
-    const uint8_t *sums; /* that its pieces should have */
-    uint32_t n_pieces;
-    _Atomic bool bad;
-} check_job_t;
-
-/* Fetches before it reads, because a page that the disk cannot give, or that the file lost, is an
- * error then and not a signal. Before Linux 5.14 the system cannot, and it is a signal. */
-static bool check_pieces(const check_job_t *job, uint32_t first, uint32_t end)
-{
-    size_t at = (size_t)first * PACK_FILE_PIECE, last = (size_t)end * PACK_FILE_PIECE;
-    last = last < job->bytes ? last : job->bytes;
-    if (madvise(job->image + at, last - at, MADV_POPULATE_READ) != 0 && errno != EINVAL)
-        return false;
-    for (uint32_t i = first; i < end; i++, at += PACK_FILE_PIECE) {
-        uint8_t sum[PACK_FILE_CHECKSUM];
-        size_t left = last - at;
-        pack_file_checksum(job->image + at, left < PACK_FILE_PIECE ? left : PACK_FILE_PIECE, sum);
-        if (memcmp(sum, job->sums + (size_t)i * sizeof sum, sizeof sum) != 0)
-            return false;
-    }
-    return true;
-}
-
-static void check_thread(void *argument, uint32_t thread, uint32_t n_threads)
-{
-    enum { TURN = PACK_FILE_HUGE / PACK_FILE_PIECE };
-    check_job_t *job = argument;
-    uint32_t first, end;
-    pool_slice(job->n_pieces, thread, n_threads, &first, &end);
-    for (; first < end && !atomic_load(&job->bad); first += TURN)
-        if (!check_pieces(job, first, end - first < TURN ? end : first + TURN))
-            atomic_store(&job->bad, true);
-}
-
-const void *pack_cache_find(pack_cache_t *cache, pool_t *pool, const char *id, size_t *bytes_out)
+const void *pack_cache_find(pack_cache_t *cache, const char *id, size_t *bytes_out)
 {
     if (cache->fd < 0)
         return NULL;
@@ -154,17 +121,9 @@ const void *pack_cache_find(pack_cache_t *cache, pool_t *pool, const char *id, s
     if (cache->next < cache->head.n_entries &&
         memcmp(entries[cache->next].id, id, PACK_FILE_DIGITS) == 0) {
         const pack_file_entry_t *found = &entries[cache->next++];
-        check_job_t job = {
-            .image = cache->map + found->offset,
-            .bytes = (size_t)found->bytes,
-            .sums = cache->table + cache->head.n_entries * sizeof *found +
-                    found->piece_first * PACK_FILE_CHECKSUM,
-            .n_pieces = (uint32_t)pack_file_pieces(found->bytes),
-        };
-        pool_run(pool, check_thread, &job);
-        *bytes_out = job.bytes;
-        if (!job.bad)
-            return job.image;
+        *bytes_out = (size_t)found->bytes;
+        if (pack_check_entry(cache->check, cache->next - 1))
+            return cache->map + found->offset;
     }
     pack_cache_spoiled(cache);
     return NULL;

@@ -12,15 +12,13 @@
  * What is taken was checked against its checksums when it was taken. What the system has to read
  * again later, because it needed the memory, is not checked once more, as with a model's file.
  *
- * Used by one thread. Never fails: what is wrong is logged. */
+ * Used by one thread, which others help. Never fails: what is wrong is logged. */
 #ifndef SHOAL_WORKER_ENGINE_PACK_CACHE_H
 #define SHOAL_WORKER_ENGINE_PACK_CACHE_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include "common/base/pool.h"
 
 enum {
     PACK_CACHE_KEY_MAX = 2048,
@@ -33,18 +31,19 @@ typedef struct {
     const char *key;    /* text, shorter than PACK_CACHE_KEY_MAX */
     uint64_t bytes_max; /* of all files of the directory */
     uint64_t bytes_min; /* what is smaller is packed so fast that it is not kept */
+    uint32_t threads;   /* that check the file, the caller's among them */
 } pack_cache_config_t;
 
 typedef struct pack_cache pack_cache_t;
 
-/* Opens the file of that key, if there is a good one. */
+/* Opens the file of that key, if there is a good one, and begins to check it. */
 pack_cache_t *pack_cache_open(const pack_cache_config_t *config);
 
 /* The image of the weight `id` (a digest of what it is made from), as it was written; NULL when
- * there is none. All threads of the pool fetch and check it. It starts on a page and is borrowed
+ * there is none. It is checked when this returns. It starts on a page and is borrowed
  * until pack_cache_close. After the first miss there are no more: such a file is not what this
  * program wrote. */
-const void *pack_cache_find(pack_cache_t *cache, pool_t *pool, const char *id, size_t *bytes_out);
+const void *pack_cache_find(pack_cache_t *cache, const char *id, size_t *bytes_out);
 /* The image found last could not be used: the file is given up and will be written anew. */
 void pack_cache_spoiled(pack_cache_t *cache);
 

@@ -6,6 +6,7 @@
 
 #include "common/base/memory.h"
 #include "worker/engine/kv.h"
+#include "worker/engine/stage_read.h"
 
 static void cut_leaves(stage_cut_t *cut, uint32_t n_leaves, const plan_cut_t *plan, bool attention)
 {
@@ -224,6 +225,7 @@ status_t stage_open(const rank_config_t *config, const model_t *model, stage_t *
         cut_stage(stage);
         stage_cut_projections(stage);
         describe_layers(stage);
+        stage_open_kept(stage);
         status = open_device(stage);
     }
     if (status == STATUS_OK)

@@ -34,17 +34,18 @@ static char *cache_key(const stage_t *stage)
     if (status != STATUS_OK)
         return NULL;
     char copies[32] = "";
+    kmode_t mode = config->activations_f32 ? KMODE_F32 : KMODE_NATIVE;
     if (stage->cut.attention_replicas > 1)
         snprintf(copies, sizeof copies, "replicas %u\n", stage->cut.attention_replicas);
     return mem_format("layout %s\nmodel %s\nseal %s\nquantize %s\nslice %u of %u\nexperts %u\n"
                       "attention %u\nlayers %u+%u of %u\n%s",
-                      stage->ops->weight_layout(stage->device), config->model_digest, seal,
+                      stage->ops->weight_layout(mode), config->model_digest, seal,
                       config->quantize ? config->quantize : "", config->slice, config->tp,
                       stage->cut.expert_groups, stage->cut.attention_slices,
                       config->layer_first, config->layer_count, stage->shape->n_layers, copies);
 }
 
-static void open_cache(stage_t *stage)
+void stage_open_kept(stage_t *stage)
 {
     const rank_config_t *config = &stage->config;
     if (config->pack_cache_bytes == 0 || !config->cache_dir || !config->model_digest)
@@ -60,6 +61,7 @@ static void open_cache(stage_t *stage)
         .key = key,
         .bytes_max = config->pack_cache_bytes,
         .bytes_min = config->pack_cache_bytes_min,
+        .threads = config->threads ? config->threads : pool_cpus(),
     };
     if (strlen(key) < PACK_CACHE_KEY_MAX)
         stage->pack_cache = pack_cache_open(&cache);
@@ -91,7 +93,7 @@ bool stage_weight_kept(stage_t *stage, const kweight_spec_t *spec, const char *i
 {
     size_t bytes;
     const void *image =
-        stage->pack_cache ? pack_cache_find(stage->pack_cache, stage->readers, id, &bytes) : NULL;
+        stage->pack_cache ? pack_cache_find(stage->pack_cache, id, &bytes) : NULL;
     if (image == NULL)
         return false;
     if (stage->ops->weight_open_image(stage->device, spec, image, bytes, own_out) == STATUS_OK)
@@ -112,7 +114,6 @@ void stage_keep_weight(stage_t *stage, const char *id, const kweight_t *weight)
 status_t stage_read_begin(stage_t *stage)
 {
     stage->load_told_ms = clock_ms();
-    open_cache(stage);
     /* Checking against a seal reads more than this rank's rows. */
     if (stage->manifest)
         source_fetch_around(model_source(stage->model), true);

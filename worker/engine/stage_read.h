@@ -7,6 +7,10 @@
 #include "worker/engine/pack_cache.h"
 #include "worker/engine/stage_pack.h"
 
+/* Opens what was kept, whose check goes on beside what follows. Once the slice and the cut are
+ * known; what is wrong with it is logged. */
+void stage_open_kept(stage_t *stage);
+
 /* Before the first weight and after the last; stage_read_end also when loading failed. */
 status_t stage_read_begin(stage_t *stage) MUST_USE;
 void stage_read_end(stage_t *stage, bool loaded);

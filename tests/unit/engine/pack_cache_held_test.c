@@ -43,11 +43,8 @@ static pack_cache_t *start(const char *key, uint64_t bytes_max, const void **fou
 {
     pack_cache_config_t config = {.dir = dir, .key = key, .bytes_max = bytes_max, .bytes_min = 1};
     pack_cache_t *cache = pack_cache_open(&config);
-    pool_t *pool;
     size_t bytes;
-    assert_int_equal(pool_open(1, NULL, &pool), STATUS_OK);
-    *found_out = pack_cache_find(cache, pool, id, &bytes);
-    pool_close(pool);
+    *found_out = pack_cache_find(cache, id, &bytes);
     pack_cache_note(cache, id, *found_out ? *found_out : image, BYTES);
     pack_cache_finish(cache);
     return cache;
