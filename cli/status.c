@@ -6,6 +6,7 @@
 #include "cli/command.h"
 #include "cli/deployment_view.h"
 #include "cli/output.h"
+#include "common/base/buffer.h"
 #include "common/base/memory.h"
 #include "common/net/rpc_message.h"
 #include "shoal/v1/admin.pb-c.h"
@@ -15,8 +16,11 @@ static json_t *host_json(const Shoal__V1__Host *host)
     json_t *models = json_array();
     for (size_t i = 0; i < host->n_models; i++)
         json_array_append_new(models, json_string(host->models[i]));
-    return json_pack("{s:s,s:s,s:s,s:I,s:f,s:s,s:s,s:o}", "host", host->id, "address", host->address,
-                     "state", host->state, "cores", (json_int_t)host->cores, "memory_gib",
+    json_t *nodes = json_array();
+    for (size_t i = 0; i < host->n_node_cores; i++)
+        json_array_append_new(nodes, json_integer(host->node_cores[i]));
+    return json_pack("{s:s,s:s,s:s,s:I,s:o,s:f,s:s,s:s,s:o}", "host", host->id, "address", host->address,
+                     "state", host->state, "cores", (json_int_t)host->cores, "node_cores", nodes, "memory_gib",
                      (double)host->memory_bytes / 1073741824.0, "isa", host->isa, "build", host->build,
                      "models", models);
 }
@@ -158,9 +162,21 @@ static void print_replicas(const json_t *replicas)
     json_decref(rows);
 }
 
+/* "16+16": the cores of each node that ranks are spread over; "-" where there is one. */
+static void show_nodes(json_t *row)
+{
+    const json_t *cores = json_object_get(row, "node_cores");
+    buffer_t text = {0};
+    for (size_t i = 0; json_array_size(cores) > 1 && i < json_array_size(cores); i++)
+        buffer_format(&text, "%s%lld", i > 0 ? "+" : "",
+                      (long long)json_integer_value(json_array_get(cores, i)));
+    json_object_set_new(row, "numa", json_string(text.size > 0 ? buffer_text(&text) : "-"));
+    buffer_release(&text);
+}
+
 static void print_hosts(const json_t *hosts)
 {
-    static const char *const columns[] = {"host", "state", "address", "cores", "memory_gib", "isa",
+    static const char *const columns[] = {"host", "state", "address", "cores", "numa", "memory_gib", "isa",
                                           "offers"};
     json_t *rows = json_deep_copy(hosts);
     for (size_t i = 0; i < json_array_size(rows); i++) {
@@ -170,6 +186,7 @@ static void print_hosts(const json_t *hosts)
                        : n == 1 ? mem_strdup("1 model")
                                 : mem_format("%zu models", n);
         json_object_set_new(row, "offers", json_string(offers));
+        show_nodes(row);
         free(offers);
     }
     output_table(columns, sizeof columns / sizeof *columns, rows);

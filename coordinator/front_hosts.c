@@ -42,6 +42,9 @@ static Shoal__V1__Host *show_host(arena_t *arena, const record_t *record)
     host->models = ARENA_NEW_ARRAY(arena, char *, record->n_models + 1);
     for (size_t i = 0; i < record->n_models; i++)
         host->models[host->n_models++] = copy_text(arena, record->models[i]->name);
+    host->node_cores = ARENA_NEW_ARRAY(arena, uint32_t, record->n_node_cores + 1);
+    for (size_t i = 0; i < record->n_node_cores; i++)
+        host->node_cores[host->n_node_cores++] = record->node_cores[i];
     return host;
 }
 

@@ -71,12 +71,15 @@ static void spawn_rank(agent_t *agent, const agent_action_t *action)
     }
     agent->children[agent->n_children++] =
         (child_t){action->rank_id, action->replica, process};
+    char node[32] = "";
+    if (action->start->in_node)
+        snprintf(node, sizeof node, ", NUMA node %u", action->start->numa_node);
     log_info("%s: rank %u is process %d: stage %u, slice %u of %u (%u groups of experts, attention "
-             "on %u, %u of it), layers %u to %u", action->start->replica, action->start->rank,
+             "on %u, %u of it), layers %u to %u%s", action->start->replica, action->start->rank,
              (int)rank_process_pid(process), action->start->stage, action->start->slice,
              action->start->tp, action->start->expert_groups, action->start->attention_slices,
              action->start->attention_replicas, action->start->layer_first,
-             action->start->layer_first + action->start->layer_count - 1);
+             action->start->layer_first + action->start->layer_count - 1, node);
     agent_core_spawned(agent->core, action->rank_id, rank_process_pid(process), "", now);
 }
 
@@ -413,7 +416,8 @@ static status_t prepare(agent_t *agent)
                              .step_timeout_ms = (uint32_t)options->step_timeout_ms,
                              .load_stuck_ms = (uint32_t)options->load_stuck_ms,
                              .incarnation_begun = agent->incarnation_begun,
-                             .epoch_begun = agent->epoch_begun};
+                             .epoch_begun = agent->epoch_begun,
+                             .numa = agent->host.numa};
     snprintf(config.host, sizeof config.host, "%s", agent->host.id);
     snprintf(config.address, sizeof config.address, "%s", agent->host.address);
     snprintf(config.data_dir, sizeof config.data_dir, "%s", options->data);

@@ -16,6 +16,7 @@
 
 #include "common/base/status.h"
 #include "worker/control.h"
+#include "worker/numa.h"
 
 #define AGENT_REPLICAS_MAX 64
 #define AGENT_RANKS_MAX 256 /* processes of one host */
@@ -68,6 +69,7 @@ typedef struct {
     char data_dir[512];
     uint64_t pack_cache_bytes;
     uint32_t cores;
+    numa_t numa; /* ranks are spread over its nodes; without any they are not bound */
     uint32_t step_timeout_ms;
     uint32_t load_stuck_ms; /* a rank that loads without progress is killed; 0: the default */
     /* Epochs up to this one were begun by an earlier process of this agent, whose ranks are

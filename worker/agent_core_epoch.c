@@ -9,6 +9,9 @@
  * leader to say whose sequences were in the step. */
 /* Without a plan's word: KV for a rank when the plan names no number of tokens. */
 #define KV_BYTES_DEFAULT ((uint64_t)1 << 30)
+/* What a rank packs in less is not worth the disk; of 92 MiB a start takes a quarter when they are
+ * kept. */
+#define PACK_CACHE_BYTES_MIN ((uint64_t)16 << 20)
 
 static void fill_start(const agent_core_t *core, const agent_plan_t *plan, uint32_t rank,
                        rank_start_t *out)
@@ -26,6 +29,7 @@ static void fill_start(const agent_core_t *core, const agent_plan_t *plan, uint3
     snprintf(out->address, sizeof out->address, "%s", config->address);
     snprintf(out->data_dir, sizeof out->data_dir, "%s", config->data_dir);
     out->pack_cache_bytes = config->pack_cache_bytes;
+    out->pack_cache_bytes_min = PACK_CACHE_BYTES_MIN;
     out->rank = rank;
     out->n_ranks = plan->n_ranks;
     out->tp = plan->tp;
@@ -60,6 +64,30 @@ static void fill_start(const agent_core_t *core, const agent_plan_t *plan, uint3
     out->whole_prompts = plan->whole_prompts;
     out->memory_bytes = plan->kv_tokens_max ? 0 : KV_BYTES_DEFAULT;
     out->serve = rank == 0;
+}
+
+/* The NUMA node of a rank. A living one stays where its weights are; one that is to be spawned goes
+ * where those that are there leave it most room. */
+static void place(const agent_core_t *core, const agent_rank_t *living, rank_start_t *start)
+{
+    if (living != NULL) {
+        start->in_node = living->start.in_node;
+        start->numa_node = living->start.numa_node;
+        return;
+    }
+    const numa_t *numa = &core->config.numa;
+    uint32_t used[NUMA_NODES_MAX] = {0};
+    for (uint32_t i = 0; i < AGENT_RANKS_MAX; i++) {
+        const agent_rank_t *rank = &core->ranks[i];
+        if (rank->state == RANK_NONE || !rank->start.in_node)
+            continue;
+        uint32_t node = numa_index(numa, rank->start.numa_node);
+        if (node < numa->n)
+            used[node] += rank->start.threads;
+    }
+    uint32_t id = numa_choose(numa, used, start->threads);
+    start->in_node = id != NUMA_NONE;
+    start->numa_node = start->in_node ? id : 0;
 }
 
 /* A process can be kept when it holds just what the plan wants; one that has an endpoint serves a
@@ -116,6 +144,7 @@ static bool form_local(agent_core_t *core, uint32_t slot, uint32_t rank, uint64_
     agent_rank_t *process = agent_rank_of(core, slot, rank);
     rank_start_t want;
     fill_start(core, &replica->plan, rank, &want);
+    place(core, process, &want);
     if (process && (process->state == RANK_DYING || process->state == RANK_STOPPING))
         return false; /* its place is free when its death is reported */
     if (process && !can_keep(&process->start, &want)) {

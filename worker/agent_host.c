@@ -63,6 +63,7 @@ status_t agent_host_read(const char *id, const char *address, uint32_t threads_m
     if (sched_getaffinity(0, sizeof set, &set) == 0)
         cores = (uint32_t)CPU_COUNT(&set);
     host.cores = threads_max && threads_max < cores ? threads_max : cores;
+    numa_read("", &host.numa);
     host.memory_bytes = memory_bytes ? memory_bytes : offered_memory();
     const char *levels[3];
     uint32_t n_levels = kernels_cpu_levels(levels);
@@ -92,6 +93,9 @@ size_t agent_host_pack(const agent_host_t *host, uint8_t **own_out)
         MEM_NEW_ARRAY(Shoal__Cluster__V1__ModelRecord *, host->n_models + 1);
     agent_host_t copy = *host; /* protobuf-c wants strings that may be written */
     char build[] = SHOAL_VERSION, backend[] = "cpu";
+    uint32_t node_cores[NUMA_NODES_MAX];
+    for (uint32_t i = 0; i < host->numa.n; i++)
+        node_cores[i] = host->numa.nodes[i].n_cpus;
     for (size_t i = 0; i < host->n_models; i++) {
         shoal__cluster__v1__model_record__init(&models[i]);
         models[i].name = host->models[i].name;
@@ -110,6 +114,8 @@ size_t agent_host_pack(const agent_host_t *host, uint8_t **own_out)
     record.backend = backend;
     record.models = list;
     record.n_models = host->n_models;
+    record.node_cores = node_cores;
+    record.n_node_cores = host->numa.n;
     *own_out = mem_new(1, shoal__cluster__v1__host_record__get_packed_size(&record) + 1);
     size_t n = shoal__cluster__v1__host_record__pack(&record, *own_out);
     free(list);

@@ -1,4 +1,4 @@
-/* What this host is: its id, address, cores, memory and models. */
+/* What this host is: its id, address, cores and their NUMA nodes, memory and models. */
 #ifndef SHOAL_WORKER_AGENT_HOST_H
 #define SHOAL_WORKER_AGENT_HOST_H
 
@@ -6,6 +6,7 @@
 
 #include "common/base/status.h"
 #include "shoal/cluster/v1/state.pb-c.h"
+#include "worker/numa.h"
 
 #define AGENT_MODELS_MAX 256
 
@@ -21,6 +22,7 @@ typedef struct {
     char address[64];
     char boot_id[64];
     uint32_t cores;
+    numa_t numa;
     uint64_t memory_bytes;
     char isa[16];
     agent_model_t *models; /* own */

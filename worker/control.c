@@ -11,6 +11,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "worker/numa.h"
+
 #define CONTROL_MAGIC 0x43414853u
 #define SEND_LOOK_MS 1000
 
@@ -94,7 +96,7 @@ static bool start_is_good(const rank_start_t *start)
            start->stages > 0 && start->tp * start->stages == start->n_ranks &&
            start->slice < start->tp && start->stage < start->stages &&
            start->expert_groups <= start->tp && start->attention_slices <= start->tp &&
-           start->attention_replicas <= start->tp &&
+           start->attention_replicas <= start->tp && start->numa_node <= NUMA_ID_MAX &&
            start->rank == start->stage * start->tp + start->slice;
 }
 

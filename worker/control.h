@@ -17,7 +17,7 @@
 #include "common/base/status.h"
 #include "worker/fabric/fabric.h"
 
-#define CONTROL_VERSION 4u
+#define CONTROL_VERSION 5u
 #define CONTROL_FD 3
 #define CONTROL_MESSAGE_BYTES_MAX ((size_t)128 << 10)
 #define CONTROL_BEAT_MS 100u
@@ -57,12 +57,15 @@ typedef struct {
     uint32_t attention_replicas;
     uint32_t layer_first, layer_count;
     uint32_t threads;
+    uint8_t in_node;            /* bound to this NUMA node, as numa_bind() */
+    uint32_t numa_node;
     uint32_t context_max;
     uint32_t step_timeout_ms;   /* 0: the fabric's default */
     uint64_t kv_tokens_max;     /* 0: what fits into memory_bytes */
     uint64_t prefill_tokens_max;/* 0: the default */
     uint64_t memory_bytes;      /* what this rank may use; 0: no limit given */
     uint64_t pack_cache_bytes;  /* that packed weights may take under data_dir; 0: none are kept */
+    uint64_t pack_cache_bytes_min; /* smaller ones are not kept */
     uint8_t spans_hosts;        /* some rank is on another host: an endpoint is opened */
     uint8_t serve;              /* rank 0 offers the Engine service (false in offline mode) */
     uint32_t speculate_max;     /* tokens guessed ahead; 0: none */

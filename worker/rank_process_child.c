@@ -12,8 +12,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "common/base/clock.h"
@@ -21,13 +19,13 @@
 #include "common/base/log.h"
 #include "common/base/memory.h"
 #include "worker/engine/rank.h"
+#include "worker/numa.h"
 #include "worker/rank_process.h"
 #include "worker/service.h"
 #include "worker/step_page.h"
+#include "worker/usage.h"
 
 #define EXIT_PARENT_GONE 90
-/* Less is packed in well under a second, and is not worth the disk. */
-#define PACK_CACHE_SERVING_MIN ((uint64_t)256 << 20)
 /* The leader has this long to hand out what its streams are owed when an epoch ends. */
 #define SERVICE_GRACE_MS 1000u
 /* A rank that is told to stop and does not come to an end by itself leaves after this. */
@@ -124,35 +122,17 @@ static void take_message(child_t *child, const control_message_t *message)
     pthread_mutex_unlock(&child->mutex);
 }
 
-static uint64_t cpu_ms(void)
-{
-    struct timespec used = {0};
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
-    return (uint64_t)used.tv_sec * 1000 + (uint64_t)used.tv_nsec / 1000000;
-}
-
-/* Pages that the process has got, this thread left out: a large tensor on a slow disk moves nothing
- * else for long, and one that stands still moves not even those. */
-static uint64_t pages_got(void)
-{
-    struct rusage all = {0}, own = {0};
-    getrusage(RUSAGE_SELF, &all);
-    getrusage(RUSAGE_THREAD, &own);
-    return (uint64_t)(all.ru_minflt + all.ru_majflt - own.ru_minflt - own.ru_majflt) +
-           (uint64_t)(all.ru_inblock - own.ru_inblock);
-}
-
 static void beat(child_t *child)
 {
     control_message_t *message = MEM_NEW(control_message_t);
     bool loading = atomic_load(&child->loading);
     message->kind = CONTROL_BEAT;
     message->fd = -1;
-    message->beat.progress = atomic_load(&child->pulse.beats) + (loading ? pages_got() : 0);
+    message->beat.progress = atomic_load(&child->pulse.beats) + (loading ? usage_pages_got() : 0);
     message->beat.busy = loading || !atomic_load(&child->pulse.waiting);
     message->beat.loading = loading;
     message->beat.loaded_percent = (uint8_t)atomic_load(&child->pulse.loaded_percent);
-    message->beat.cpu_ms = cpu_ms();
+    message->beat.cpu_ms = usage_cpu_ms();
     pthread_mutex_lock(&child->mutex);
     if (child->leader) {
         scheduler_load_t load = {0};
@@ -367,7 +347,7 @@ static status_t open_rank(child_t *child, rank_t **own_out)
         .model_digest = start->model_digest[0] ? start->model_digest : NULL,
         .cache_dir = start->data_dir[0] ? start->data_dir : NULL,
         .pack_cache_bytes = start->pack_cache_bytes,
-        .pack_cache_bytes_min = start->serve ? PACK_CACHE_SERVING_MIN : 0,
+        .pack_cache_bytes_min = start->pack_cache_bytes_min,
         .rank = start->rank, .stage = start->stage, .slice = start->slice,
         .tp = start->tp, .stages = start->stages,
         .draft_path = start->draft_path[0] ? start->draft_path : NULL,
@@ -412,6 +392,9 @@ static rank_epoch_t *next_epoch(child_t *child, int *shm_out)
 static status_t prepare(child_t *child, rank_t **own_rank_out)
 {
     const rank_start_t *start = &child->start;
+    /* Before any thread starts and anything large is touched. */
+    if (start->in_node && numa_bind("", start->numa_node) != STATUS_OK)
+        log_warn("%s; the rank runs all the same", status_text());
     if (start->spans_hosts)
         TRY(fabric_endpoint_open(start->address, &child->endpoint));
     send_hello(child);

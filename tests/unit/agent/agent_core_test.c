@@ -12,6 +12,7 @@ static void test_an_assignment_becomes_ranks_an_epoch_and_an_active_record(void 
     assert_string_equal(start->replica, "smol/0");
     assert_int_equal(start->threads, 4); /* the host's eight cores, shared out */
     assert_true(start->serve && !start->spans_hosts && start->tp == 2 && start->slice == 0);
+    assert_true(start->pack_cache_bytes_min > 0); /* small ones are not worth the disk */
     assert_true(start->expert_groups == 2 && start->attention_slices == 1 &&
                 start->attention_replicas == 1); /* as the plan says */
     assert_true(start->speculate_max == 3 && start->prefix_cache_off && start->whole_prompts);
@@ -124,6 +125,48 @@ static void test_a_plan_of_another_shape_replaces_the_ranks_one_by_one(void **st
     expect(&world, AGENT_SPAWN);
     assert_int_equal(world.action.start->tp, 1);
     expect_nothing(&world);
+    agent_core_free(world.core);
+}
+
+static void test_ranks_are_spread_over_nodes_and_stay_where_they_live(void **state)
+{
+    (void)state;
+    agent_config_t config = {.cores = 8, .numa = {.n = 2}};
+    config.numa.nodes[0] = (numa_node_t){.id = 0, .n_cpus = 4};
+    config.numa.nodes[1] = (numa_node_t){.id = 3, .n_cpus = 4};
+    snprintf(config.host, sizeof config.host, "a");
+    world_t world = {.core = agent_core_new(&config), .now = 1000};
+    assign(&world, 10, 2, 1, "aa");
+    for (uint32_t rank = 0; rank < 2; rank++) {
+        skip_to(&world, AGENT_SPAWN);
+        assert_true(world.action.start->threads == 4 && world.action.start->in_node);
+        assert_int_equal(world.action.start->numa_node, rank == 0 ? 0 : 3);
+        agent_core_spawned(world.core, 1 + rank, 501 + rank, "", world.now);
+    }
+    hello(&world, 1, "");
+    hello(&world, 2, "");
+    active(&world, 1, 10);
+    skip_to(&world, AGENT_PUBLISH_ACTIVE);
+    /* The first dies. The second stays where it is, and the new one takes the room of the dead. */
+    died(&world, 1, false, "killed by signal 9");
+    failed(&world, 2, 10, STATUS_PEER_LOST, 0, false, NULL);
+    tick(&world, 1);
+    beat(&world, 2, 1, false, 0);
+    assign(&world, 20, 2, 1, "aa");
+    skip_to(&world, AGENT_SPAWN);
+    assert_true(world.action.rank == 0 && world.action.start->in_node);
+    assert_int_equal(world.action.start->numa_node, 0);
+    hello(&world, 3, "");
+    skip_to(&world, AGENT_SEND_EPOCH);
+    expect(&world, AGENT_SEND_EPOCH);
+    assert_int_equal(world.action.rank_id, 2);
+    expect_nothing(&world);
+    agent_core_free(world.core);
+    /* One rank of all cores is larger than each node. */
+    world = (world_t){.core = agent_core_new(&config), .now = 1000};
+    assign(&world, 10, 1, 1, "a");
+    skip_to(&world, AGENT_SPAWN);
+    assert_true(world.action.start->threads == 8 && !world.action.start->in_node);
     agent_core_free(world.core);
 }
 
@@ -269,6 +312,7 @@ int main(void)
         cmocka_unit_test(test_an_epoch_over_two_hosts_waits_for_the_addresses_of_all_its_ranks),
         cmocka_unit_test(test_a_living_rank_is_kept_over_epochs_when_its_slice_is_unchanged),
         cmocka_unit_test(test_a_plan_of_another_shape_replaces_the_ranks_one_by_one),
+        cmocka_unit_test(test_ranks_are_spread_over_nodes_and_stay_where_they_live),
         cmocka_unit_test(test_a_formation_that_does_not_end_names_who_is_missing),
         cmocka_unit_test(test_a_plan_that_is_gone_stops_its_ranks_and_kills_the_deaf),
         cmocka_unit_test(test_an_epoch_of_an_earlier_agent_is_failed_and_not_formed_again),

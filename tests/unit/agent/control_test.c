@@ -138,6 +138,9 @@ static void test_texts_without_an_end_and_counts_beyond_their_arrays_are_refused
     message = example(CONTROL_START);
     message->start.n_ranks = 65;
     refuse(message);
+    message = example(CONTROL_START);
+    message->start.numa_node = 1024;
+    refuse(message);
     message = example(CONTROL_EPOCH);
     message->epoch.peers[1].address_bytes = FABRIC_ADDRESS_BYTES_MAX + 1;
     refuse(message);
