@@ -30,9 +30,9 @@ static char room[512], weights_path[640];
 typedef struct {
     json_t *header;
     uint64_t at;
-} draft_t;
+} file_draft_t;
 
-static void add_tensor(draft_t *draft, const char *name, uint64_t rows, uint64_t columns)
+static void add_tensor(file_draft_t *draft, const char *name, uint64_t rows, uint64_t columns)
 {
     uint64_t n = rows * (columns ? columns : 1) * 2;
     json_t *shape = json_pack("[I]", (json_int_t)rows);
@@ -45,7 +45,7 @@ static void add_tensor(draft_t *draft, const char *name, uint64_t rows, uint64_t
     draft->at += n;
 }
 
-static void add_layer(draft_t *draft, uint32_t layer)
+static void add_layer(file_draft_t *draft, uint32_t layer)
 {
     static const struct {
         const char *name;
@@ -93,7 +93,7 @@ static int setup(void **state)
     assert_non_null(mkdtemp(room));
     snprintf(weights_path, sizeof weights_path, "%s/model.safetensors", room);
     write_config();
-    draft_t draft = {.header = json_object()};
+    file_draft_t draft = {.header = json_object()};
     add_tensor(&draft, "model.embed_tokens.weight", VOCAB, HIDDEN);
     add_tensor(&draft, "lm_head.weight", VOCAB, HIDDEN);
     add_tensor(&draft, "model.norm.weight", HIDDEN, 0);
