@@ -56,7 +56,9 @@ typedef enum {
 } kmode_t;
 
 typedef struct {
-    const char *isa;  /* "ref", "avx2", "avx512", "amx"; NULL: $SHOAL_ISA, else the best */
+    /* "ref", "avx2", "avx512", "amx"; NULL: $SHOAL_ISA, else the best, which amx is not while it
+     * has only been emulated */
+    const char *isa;
     uint32_t threads; /* 0: the CPUs this process may run on */
     kmode_t mode;
 } kdevice_options_t;
@@ -487,8 +489,9 @@ typedef struct {
 /* The CPU's table; valid for ever. */
 const kernel_ops_t *kernels_cpu(void);
 
-/* "ref", "avx2", "avx512" that this machine can run, best last; returns their number (<= 3). Tests
- * and benches walk over it. */
-uint32_t kernels_cpu_levels(const char *names_out[3]);
+/* "ref", "avx2", "amx", "avx512" that this machine can run; the last is the one that is taken
+ * without being asked for. Returns their number. Tests and benches walk over it. */
+enum { KLEVELS_MAX = 4 };
+uint32_t kernels_cpu_levels(const char *names_out[KLEVELS_MAX]);
 
 #endif

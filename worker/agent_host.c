@@ -65,7 +65,7 @@ status_t agent_host_read(const char *id, const char *address, uint32_t threads_m
     host.cores = threads_max && threads_max < cores ? threads_max : cores;
     numa_read("", &host.numa);
     host.memory_bytes = memory_bytes ? memory_bytes : offered_memory();
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     const char *forced = getenv("SHOAL_ISA");
     snprintf(host.isa, sizeof host.isa, "%s", forced && forced[0] ? forced

@@ -259,7 +259,7 @@ int main(int argc, char **argv)
             usage(argv[i]);
         }
     }
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     probes_t probes = probes_run(n_levels, options.n_rounds);
     printf("K = %u, %u %s, one thread; best of %u rounds\n", options.k, options.n_leaves,

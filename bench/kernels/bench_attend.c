@@ -173,7 +173,7 @@ static void bench_level(bench_t *b, const char *only)
 int main(int argc, char **argv)
 {
     bench_t b = {.threads = 1, .n_rounds = 5, .n_layers = LAYERS, .ops = kernels_cpu()};
-    const char *isa = NULL, *only = NULL, *levels[3];
+    const char *isa = NULL, *only = NULL, *levels[KLEVELS_MAX];
     for (int i = 1; i < argc; i += 2) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (strcmp(argv[i], "--isa") == 0)

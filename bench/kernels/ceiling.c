@@ -120,9 +120,15 @@ static bool held_as_nibbles(qtype_t type)
            type == QTYPE_Q5_K || type == QTYPE_Q6_K;
 }
 
+/* What tile registers do at level amx is given as shares of what the vectors could. */
+static bool has_avx512(const char *isa)
+{
+    return strcmp(isa, "avx512") == 0 || strcmp(isa, "amx") == 0;
+}
+
 double ceiling_peak(const probes_t *probes, const char *isa, qtype_t type)
 {
-    bool avx512 = strcmp(isa, "avx512") == 0;
+    bool avx512 = has_avx512(isa);
     switch (multiplied(type).products) {
     case PRODUCTS_INT8:
         return avx512 ? probes->vnni : probes->maddubs / (held_as_nibbles(type) ? 1 : 2);
@@ -140,7 +146,7 @@ double ceiling_compute(const probes_t *probes, const char *isa, qtype_t type)
     if (how.products != PRODUCTS_INT8)
         return peak;
     double scalings = 2.0 + how.minimums, dots = how.segment / 4.0;
-    if (strcmp(isa, "avx512") != 0) {
+    if (!has_avx512(isa)) {
         /* Products of 16 bits are widened once a segment, and 8-bit weights go as two nibbles. */
         uint32_t halves = held_as_nibbles(type) ? 1 : 2;
         dots *= halves;

@@ -2,7 +2,7 @@
  * behind the handles of ops.h. Nothing above kernels/cpu includes this, except its tests and
  * benches.
  *
- * A *level* (ref, avx2, avx512) is one table of functions over plain pointers. ref is the
+ * A *level* (ref, avx2, avx512, amx) is one table of functions over plain pointers. ref is the
  * definition; the others must give its bits. They all read the same packed weights and the same KV
  * pages. */
 #ifndef SHOAL_KERNELS_CPU_INTERNAL_H
@@ -301,6 +301,8 @@ typedef struct {
                    uint32_t row_first, uint32_t row_end);
     /* What matmul takes of its scratch for a part with many rows. NULL: nothing. */
     size_t (*spread_bytes)(const kpart_t *part);
+    /* Rows from which matmul works with tile registers; 0: never. */
+    uint32_t tile_rows;
     /* residual and bias may be NULL. Columns [first, end) of one row. */
     void (*tree_add)(const tree_program_t *program, const float *const *inputs, const float *bias,
                      const float *residual, float *out, uint32_t first, uint32_t end);
@@ -322,6 +324,7 @@ typedef struct {
 extern const klevel_t level_ref;
 extern const klevel_t level_avx2;
 extern const klevel_t level_avx512;
+extern const klevel_t level_amx;
 
 struct kdevice {
     const klevel_t *level;

@@ -2,10 +2,14 @@
  * saves when it switches threads (without that, AVX-512 registers of one process leak into another
  * or are lost), and the self-check whether the results are ref's to the bit. */
 #include <cpuid.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include "common/base/log.h"
 #include "kernels/cpu/internal.h"
 #include "kernels/cpu/ref.h"
 #include "kernels/cpu/selfcheck.h"
@@ -25,6 +29,9 @@ const klevel_t level_ref = {
 };
 
 enum { XCR0_AVX = 0x6, XCR0_AVX512 = 0xe6, XCR0_AMX = 0x60000 };
+/* Linux lends tile registers only to processes that ask (its documentation of x86, "Using XSTATE
+ * features in user space applications"). */
+enum { ARCH_GET_XCOMP_SUPP = 0x1021, ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_TILES = 18 };
 
 typedef struct {
     const char *name;
@@ -33,7 +40,8 @@ typedef struct {
 
 typedef struct {
     unsigned leaf1_ecx, leaf7_ebx, leaf7_ecx, leaf7_edx, leaf7_1_eax;
-    uint64_t xcr0; /* 0 where the system does not use XSAVE */
+    unsigned tile_ebx, tile_ecx; /* of palette 1 */
+    uint64_t xcr0;               /* 0 where the system does not use XSAVE */
 } cpu_t;
 
 static cpu_t read_cpu(void)
@@ -48,6 +56,10 @@ static cpu_t read_cpu(void)
         cpu.leaf7_edx = d;
         if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d))
             cpu.leaf7_1_eax = a;
+    }
+    if (__get_cpuid_count(0x1d, 1, &a, &b, &c, &d)) {
+        cpu.tile_ebx = b;
+        cpu.tile_ecx = c;
     }
     if (cpu.leaf1_ecx & 1u << 27) {
         uint32_t low, high;
@@ -98,10 +110,26 @@ static const char *avx512_missing(const cpu_t *cpu)
 
 static const char *amx_missing(const cpu_t *cpu)
 {
-    const char *name = MISSING(cpu->leaf7_edx, {"AMX_TILE", 24}, {"AMX_INT8", 25});
+    const unsigned rows = 16, registers_and_row_bytes = 8u << 16 | 64;
+    uint64_t supported = 0;
+    const char *name = avx512_missing(cpu);
+    if (name == NULL)
+        name = MISSING(cpu->leaf7_edx, {"AMX_TILE", 24}, {"AMX_INT8", 25});
+    if (name == NULL &&
+        (cpu->tile_ebx != registers_and_row_bytes || (cpu->tile_ecx & 0xffff) != rows))
+        name = "eight AMX tiles of 16 rows of 64 bytes";
     if (name == NULL && (cpu->xcr0 & XCR0_AMX) != XCR0_AMX)
         name = "the operating system's consent to AMX tiles (XCR0)";
+    if (name == NULL && (syscall(SYS_arch_prctl, ARCH_GET_XCOMP_SUPP, &supported) != 0 ||
+                         !(supported >> XFEATURE_TILES & 1u)))
+        name = "an operating system that lends AMX tiles (arch_prctl)";
     return name;
+}
+
+/* For all threads of the process, those to come as well. Frames of signals are larger then. */
+static bool ask_for_tiles(void)
+{
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_TILES) == 0;
 }
 
 static const char *nothing_missing(const cpu_t *cpu)
@@ -110,16 +138,19 @@ static const char *nothing_missing(const cpu_t *cpu)
     return NULL;
 }
 
-/* Worst first. amx has no kernels: its dots would be served by tiles, which no build holds yet. */
+/* The one that is taken without being asked for comes last. amx is taken only by its name, because
+ * it has only been emulated: a self-check finds wrong bits, but not an instruction that faults. */
 static const struct {
     const char *name;
     const klevel_t *level;
     const char *(*missing)(const cpu_t *cpu);
+    bool (*ask)(void); /* the operating system; NULL: no need to */
+    const char *caution;
 } LEVELS[] = {
-    {"ref", &level_ref, nothing_missing},
-    {"avx2", &level_avx2, avx2_missing},
-    {"avx512", &level_avx512, avx512_missing},
-    {"amx", NULL, amx_missing},
+    {"ref", &level_ref, nothing_missing, NULL, NULL},
+    {"avx2", &level_avx2, avx2_missing, NULL, NULL},
+    {"amx", &level_amx, amx_missing, ask_for_tiles, "emulated only, never run on real AMX"},
+    {"avx512", &level_avx512, avx512_missing, NULL, NULL},
 };
 enum { N_LEVELS = sizeof LEVELS / sizeof LEVELS[0] };
 
@@ -131,8 +162,9 @@ static bool level_works(size_t i, const cpu_t *cpu, char *why_out, size_t why_si
         snprintf(why_out, why_size, "%s: this machine lacks %s", LEVELS[i].name, name);
         return false;
     }
-    if (LEVELS[i].level == NULL) {
-        snprintf(why_out, why_size, "%s: this build has no kernels for it", LEVELS[i].name);
+    if (LEVELS[i].ask != NULL && !LEVELS[i].ask()) {
+        snprintf(why_out, why_size, "%s: the operating system refused AMX tiles (arch_prctl: %s)",
+                 LEVELS[i].name, strerror(errno));
         return false;
     }
     const char *kernel = selfcheck(LEVELS[i].level);
@@ -154,9 +186,11 @@ status_t level_choose(const char *forced, const klevel_t **level_out, char *refu
     refused_out[0] = 0;
     for (size_t i = N_LEVELS; i-- > 0;) {
         bool asked = forced != NULL && forced[0] != 0;
-        if (asked ? strcmp(forced, LEVELS[i].name) != 0 : LEVELS[i].level == NULL)
+        if (asked ? strcmp(forced, LEVELS[i].name) != 0 : LEVELS[i].caution != NULL)
             continue;
         if (level_works(i, &cpu, why, sizeof why)) {
+            if (LEVELS[i].caution != NULL)
+                log_warn("kernel level %s: %s", LEVELS[i].name, LEVELS[i].caution);
             *level_out = LEVELS[i].level;
             return STATUS_OK;
         }
@@ -171,12 +205,12 @@ status_t level_choose(const char *forced, const klevel_t **level_out, char *refu
     return fail(STATUS_INVALID, "kernel level \"%s\" is unknown: ref, avx2, avx512 or amx", forced);
 }
 
-uint32_t kernels_cpu_levels(const char *names_out[3])
+uint32_t kernels_cpu_levels(const char *names_out[KLEVELS_MAX])
 {
     cpu_t cpu = read_cpu();
     uint32_t n = 0;
     for (size_t i = 0; i < N_LEVELS; i++)
-        if (LEVELS[i].level != NULL && LEVELS[i].missing(&cpu) == NULL)
+        if (LEVELS[i].missing(&cpu) == NULL)
             names_out[n++] = LEVELS[i].name;
     return n;
 }

@@ -61,9 +61,10 @@ static double best_rate(kdevice_t *device, double (*compute)(uint64_t), const ui
 
 status_t device_peak(kdevice_t *device, kpeak_t *out)
 {
-    bool avx512 = strcmp(device->level->name, "avx512") == 0;
+    bool amx = device->level == &level_amx;
+    bool avx512 = amx || device->level == &level_avx512;
     *out = (kpeak_t){0};
-    if (!avx512 && strcmp(device->level->name, "avx2") != 0)
+    if (!avx512 && device->level != &level_avx2)
         return STATUS_OK;
     size_t bytes = (size_t)pool_threads(device->pool) * READ_BYTES;
     uint8_t *data = map_pages(bytes);
@@ -73,7 +74,11 @@ status_t device_peak(kdevice_t *device, kpeak_t *out)
     clear_t clear = {data, pool_threads(device->pool)};
     pool_run(device->pool, clear_thread, &clear);
     *out = (kpeak_t){
-        .int8_gops = best_rate(device, avx512 ? peak_int8_avx512 : peak_int8_avx2, NULL),
+        .int8_gops = best_rate(device,
+                               amx      ? peak_int8_amx
+                               : avx512 ? peak_int8_avx512
+                                        : peak_int8_avx2,
+                               NULL),
         .bf16_gflops = best_rate(device, avx512 ? peak_bf16_avx512 : peak_bf16_avx2, NULL),
         .read_gb = best_rate(device, NULL, data),
     };

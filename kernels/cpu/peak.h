@@ -9,6 +9,7 @@
 
 #include "kernels/ops.h"
 
+double peak_int8_amx(uint64_t rounds); /* amx.c */
 double peak_int8_avx512(uint64_t rounds);
 double peak_bf16_avx512(uint64_t rounds);
 double peak_int8_avx2(uint64_t rounds);

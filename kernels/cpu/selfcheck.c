@@ -15,7 +15,8 @@
 enum {
     CHECK_K = 352,
     CHECK_N = 40,
-    CHECK_ROWS = 9,
+    CHECK_ROWS = 40,
+    CHECK_TILE_ROWS = 37, /* of both halves of tile registers, and a second go */
     CHECK_KEYS = 590,
     CHECK_DIM = 80,
     CHECK_BLOCKS = (CHECK_KEYS + KKV_BLOCK_TOKENS - 1) / KKV_BLOCK_TOKENS,
@@ -308,6 +309,18 @@ static const char *check_attention(check_t *check, kmode_t mode)
     return bad;
 }
 
+/* What only types with integer inputs have: values apart, where there is one leaf, and tile
+ * registers, where there are many rows. */
+static const char *check_integers(check_t *check, const shape_t *shape)
+{
+    shape_t few = {shape->type, 2, shape->k == 256 ? 256 : 160};
+    shape_t many = {shape->type, CHECK_TILE_ROWS, shape->k};
+    const char *bad = check_matmul(check, &few, KMODE_NATIVE, true);
+    for (int one_leaf = 0; bad == NULL && check->level->tile_rows > 0 && one_leaf < 2; one_leaf++)
+        bad = check_matmul(check, &many, KMODE_NATIVE, one_leaf == 1);
+    return bad;
+}
+
 const char *selfcheck(const klevel_t *level)
 {
     if (level == &level_ref)
@@ -336,8 +349,7 @@ const char *selfcheck(const klevel_t *level)
     for (uint32_t i = 0; bad == NULL && i < sizeof shapes / sizeof shapes[0]; i++)
         if (shapes[i].type != QTYPE_BF16 && shapes[i].type != QTYPE_F16 &&
             shapes[i].type != QTYPE_F32 && shapes[i].type != QTYPE_F8S)
-            bad = check_matmul(&check, &(shape_t){shapes[i].type, 2, shapes[i].k == 256 ? 256 : 160},
-                               KMODE_NATIVE, true);
+            bad = check_integers(&check, &shapes[i]);
     if (bad == NULL)
         bad = check_matmul(&check, &(shape_t){QTYPE_Q4_1, 7, 352}, KMODE_F32, false);
     if (bad == NULL)

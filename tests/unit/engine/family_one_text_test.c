@@ -16,10 +16,10 @@ enum { N_DIMENSIONS = 7, VALUES_MAX = 6, CASES_MAX = 256, RANKS_MAX = 12, N_PROM
 enum { TP, STAGES, THREADS, BATCH, CHUNK, WARM, ISA };
 
 static const uint32_t values[N_DIMENSIONS][VALUES_MAX] = {
-    {1, 2, 3, 4, 5, 8}, {1, 2, 3}, {1, 2}, {1, 3, 16}, {8, 32, 512}, {0, 1}, {0, 1, 2},
+    {1, 2, 3, 4, 5, 8}, {1, 2, 3}, {1, 2}, {1, 3, 16}, {8, 32, 512}, {0, 1}, {0, 1, 2, 3},
 };
 static uint32_t n_values[N_DIMENSIONS] = {4, 3, 2, 3, 3, 2, 3};
-static const char *isa_names[3];
+static const char *isa_names[KLEVELS_MAX];
 
 typedef struct {
     const char *name;

@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { ONE_TEXT_CASES_MAX = 1024, ONE_TEXT_NAME_MAX = 64 };
+enum { ONE_TEXT_CASES_MAX = 1536, ONE_TEXT_NAME_MAX = 64 };
 
 typedef struct {
     const char *path; /* NULL: nothing is kept */

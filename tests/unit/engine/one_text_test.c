@@ -21,14 +21,14 @@
 #include "kernels/ops.h"
 #include "one_text_log.h"
 
-enum { N_DIMENSIONS = 7, VALUES_MAX = 3, CASES_MAX = ONE_TEXT_CASES_MAX };
+enum { N_DIMENSIONS = 7, VALUES_MAX = 4, CASES_MAX = ONE_TEXT_CASES_MAX };
 enum { TP, STAGES, THREADS, BATCH, CHUNK, WARM, ISA };
 
 static const uint32_t values[N_DIMENSIONS][VALUES_MAX] = {
-    {1, 2, 3}, {1, 2, 3}, {1, 2}, {1, 5, 16}, {16, 64, 512}, {0, 1}, {0, 1, 2},
+    {1, 2, 3}, {1, 2, 3}, {1, 2}, {1, 5, 16}, {16, 64, 512}, {0, 1}, {0, 1, 2, 3},
 };
 static uint32_t n_values[N_DIMENSIONS] = {3, 3, 2, 3, 3, 2, 3};
-static const char *isa_names[3];
+static const char *isa_names[KLEVELS_MAX];
 
 typedef struct {
     uint8_t at[N_DIMENSIONS];

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "emulated.h"
 #include "kernels/cpu/numbers.h"
 
 uint32_t random_u32(random_t *random)
@@ -181,11 +182,23 @@ void assert_ok_at(status_t status, const char *expression, const char *file, int
     _assert_int_equal(status, STATUS_OK, file, line);
 }
 
+uint32_t test_levels(const char *names_out[TEST_LEVELS_MAX])
+{
+    uint32_t n = kernels_cpu_levels(names_out);
+    if (strcmp(names_out[n - 1], "avx512") == 0)
+        names_out[n++] = EMULATED_AMX;
+    return n;
+}
+
 fixture_t open_fixture(const char *isa, uint32_t threads, kmode_t mode, kqueue_kind_t kind)
 {
     fixture_t fixture = {.ops = kernels_cpu()};
-    kdevice_options_t options = {.isa = isa, .threads = threads, .mode = mode};
+    bool emulated = isa != NULL && strcmp(isa, EMULATED_AMX) == 0;
+    kdevice_options_t options = {
+        .isa = emulated ? "avx512" : isa, .threads = threads, .mode = mode};
     assert_ok(fixture.ops->device_open(&options, &fixture.device));
+    if (emulated)
+        fixture.device->level = level_emulated();
     assert_ok(fixture.ops->queue_open(fixture.device, kind, &fixture.queue));
     return fixture;
 }

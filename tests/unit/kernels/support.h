@@ -42,6 +42,11 @@ typedef struct {
     kqueue_t *queue;
 } fixture_t;
 
+/* kernels_cpu_levels and behind them, where this machine can run the rest of it, "amx emulated":
+ * the kernels of amx over tile registers in plain C. open_fixture knows its name. */
+enum { TEST_LEVELS_MAX = KLEVELS_MAX + 1 };
+uint32_t test_levels(const char *names_out[TEST_LEVELS_MAX]);
+
 fixture_t open_fixture(const char *isa, uint32_t threads, kmode_t mode, kqueue_kind_t kind);
 void close_fixture(fixture_t *fixture);
 void wait_all(const fixture_t *fixture);

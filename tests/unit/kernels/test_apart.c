@@ -90,8 +90,8 @@ static void test_the_largest_values_of_a_row_of_one_leaf_are_multiplied_apart(vo
 static void test_every_level_takes_refs_values_apart(void **state)
 {
     (void)state;
-    const char *levels[3];
-    uint32_t n_levels = kernels_cpu_levels(levels);
+    const char *levels[TEST_LEVELS_MAX];
+    uint32_t n_levels = test_levels(levels);
     static const uint32_t widths[] = {7, 32, 45, 64, 333, 8230};
     enum { ROWS = 400 }; /* more than matmul lists at once */
     random_t random = {13};

@@ -187,7 +187,7 @@ static void test_ref_is_an_exact_softmax_within_the_rounding_of_its_probabilitie
 static void test_every_level_thread_count_and_chunk_gives_refs_bits(void **state)
 {
     (void)state;
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     static const struct {
         uint32_t n, heads, kv_heads, dim;
@@ -217,7 +217,7 @@ static void test_every_level_thread_count_and_chunk_gives_refs_bits(void **state
  * them. */
 static void neighbours_and_used_blocks(void)
 {
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     random_t random = {13};
     sequence_t a = make_sequence(&random, 90, 9, 3, 64);
@@ -303,7 +303,7 @@ static void test_heads_cut_over_ranks_give_the_bits_of_the_whole(void **state)
 /* What is stored for such a row is zeros: its own output must tell. */
 static void keys_and_values_that_are_not_finite(void)
 {
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     random_t random = {17};
     sequence_t a = make_sequence(&random, 90, 9, 3, 64);

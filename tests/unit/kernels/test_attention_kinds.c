@@ -295,7 +295,7 @@ static void assert_exact(const sequence_t *s, kmode_t mode, uint32_t from, uint3
 static void test_every_kind_is_its_softmax_and_has_one_set_of_bits(void **state)
 {
     (void)state;
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     static const uint32_t chunks[] = {1000, 64, 7};
     for (uint32_t i = 0; i < 4 * N_KINDS; i++) {
@@ -330,7 +330,7 @@ static void test_every_kind_is_its_softmax_beyond_position_8192(void **state)
 {
     (void)state;
     enum { N = 8300, FROM = N - 3 };
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     for (uint32_t i = 0; i < 3 * N_KINDS; i++) {
         kind_t few = KINDS[i / 3];

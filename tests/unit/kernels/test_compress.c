@@ -272,7 +272,7 @@ static void check_compressed(const compress_data_t *data, kmode_t mode, uint32_t
 static void test_compressed_attention_is_exact_and_has_one_set_of_bits(void **state)
 {
     (void)state;
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     static const struct {
         uint32_t rate;

@@ -57,7 +57,7 @@ static float *run(const char *isa, uint32_t threads, kqueue_kind_t kind, call_fn
 /* What ref writes, after every level, threads and a late queue have written the same bits. */
 static float *run_everywhere(const char *what, call_fn fn, const void *arg, const data_t *data)
 {
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     float *wanted = run("ref", 1, KQUEUE_NOW, fn, arg, data);
     for (uint32_t v = 0; v < 2 * n_levels; v++) {

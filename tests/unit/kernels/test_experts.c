@@ -231,8 +231,8 @@ static void run_placement(const char *isa, uint32_t threads, kmode_t mode, kqueu
 static void test_any_placement_order_and_level_gives_the_same_bits(void **state)
 {
     (void)state;
-    const char *levels[3];
-    uint32_t n_levels = kernels_cpu_levels(levels);
+    const char *levels[TEST_LEVELS_MAX];
+    uint32_t n_levels = test_levels(levels);
     static const qtype_t types[] = {QTYPE_BF16, QTYPE_F32, QTYPE_Q8_0, QTYPE_Q4_1};
     float *wanted = MEM_NEW_ARRAY(float, ROWS *HIDDEN), *found = MEM_NEW_ARRAY(float, ROWS *HIDDEN);
     uint8_t errors[ROWS];

@@ -6,6 +6,8 @@
 
 #include "common/base/memory.h"
 #include "kernels/fused.h"
+#include "emulated.h"
+#include "kernels/cpu/amx.h"
 #include "support.h"
 
 static const char *level_name; /* what a failure names */
@@ -57,8 +59,10 @@ static uint8_t *run_on(const char *isa, uint32_t threads, kqueue_kind_t kind, km
 static void check_everywhere(const char *what, kmode_t mode, uint32_t rows, run_fn fn,
                              const void *arg)
 {
-    const char *levels[3];
-    uint32_t n_levels = kernels_cpu_levels(levels);
+    const char *levels[TEST_LEVELS_MAX];
+    /* Tile registers are for many rows of integers; what is left is avx512's. */
+    bool tiles = mode == KMODE_NATIVE && rows >= AMX_ROWS_MIN;
+    uint32_t n_levels = tiles ? test_levels(levels) : kernels_cpu_levels(levels);
     size_t n, n_wanted;
     uint8_t wanted_errors[512], errors[512];
     uint8_t *wanted = run_on("ref", 1, KQUEUE_NOW, mode, rows, false, fn, arg, &n_wanted,

@@ -115,7 +115,7 @@ static void check_list(const index_data_t *data, kmode_t mode, uint32_t row, con
 static void test_the_indexer_selects_the_highest_scores_on_every_level(void **state)
 {
     (void)state;
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     for (int mode = KMODE_NATIVE; mode <= KMODE_F32; mode++) {
         index_data_t data = make_index(333, 90 + (uint64_t)mode);
@@ -136,7 +136,7 @@ static void test_the_indexer_works_beyond_position_8192_and_prefers_lower_ties(v
 {
     (void)state;
     enum { N = 8700, FROM = N - 3 };
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     index_data_t data = make_index(N, 92);
     for (int mode = KMODE_NATIVE; mode <= KMODE_F32; mode++) {

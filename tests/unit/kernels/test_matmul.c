@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "emulated.h"
+#include "kernels/cpu/amx.h"
 #include "product.h"
 
 static const qtype_t TYPES[] = {
@@ -96,8 +98,8 @@ static void test_ref_is_the_dequantized_product_within_the_noise_of_its_activati
 static void test_every_level_row_count_and_thread_count_gives_refs_bits(void **state)
 {
     (void)state;
-    const char *levels[3];
-    uint32_t n_levels = kernels_cpu_levels(levels);
+    const char *levels[TEST_LEVELS_MAX];
+    uint32_t n_levels = test_levels(levels);
     static const uint32_t row_counts[] = {1, 2, 3, 4, 5, 6, 7, 8, 13, 31, 64};
     random_t random = {2};
     for (uint32_t i = 0; i < N_WIDTHS; i++) {
@@ -115,6 +117,9 @@ static void test_every_level_row_count_and_thread_count_gives_refs_bits(void **s
                 uint32_t rows = row_counts[v % 11];
                 if (i >= 36 && (v < 11 || v % 3 != i % 3))
                     continue; /* the first six types have seen every number of rows */
+                bool tiles = mode == KMODE_NATIVE && rows >= AMX_ROWS_MIN;
+                if (!tiles && strcmp(levels[v / 11], EMULATED_AMX) == 0)
+                    continue; /* it is avx512 then */
                 char what[96];
                 snprintf(what, sizeof what, "%s %s K %u M %u", levels[v / 11], qtype_name(type),
                          width, rows);
@@ -144,8 +149,8 @@ static void cut(uint32_t n_leaves, uint32_t n_ranks, uint32_t shift, tree_run_t 
 static void test_every_cut_of_the_leaves_gives_the_uncut_bits(void **state)
 {
     (void)state;
-    const char *levels[3];
-    uint32_t n_levels = kernels_cpu_levels(levels);
+    const char *levels[TEST_LEVELS_MAX];
+    uint32_t n_levels = test_levels(levels);
     static const uint32_t ranks[] = {2, 3, 4, 6, 8};
     random_t random = {3};
     for (uint32_t i = 0; i < N_WIDTHS; i++) {
@@ -179,8 +184,8 @@ static void test_leaves_with_odd_edges_give_refs_bits_and_the_exact_product(void
                                     QTYPE_I8S,  QTYPE_Q8_0, QTYPE_Z4, QTYPE_S4_BF16 + 1};
     enum { N = sizeof types / sizeof *types };
     const shape_t shape = {.k = 96, .n = 35, .n_leaves = 5, .edges = {0, 11, 12, 47, 47, 96}};
-    const char *levels[3];
-    uint32_t n_levels = kernels_cpu_levels(levels);
+    const char *levels[TEST_LEVELS_MAX];
+    uint32_t n_levels = test_levels(levels);
     random_t random = {8};
     for (uint32_t t = 0; t < 2 * N; t++) {
         kmode_t mode = t % 2 ? KMODE_F32 : KMODE_NATIVE;
@@ -216,8 +221,8 @@ static void test_parts_of_several_types_have_the_bits_that_they_have_alone(void 
     (void)state;
     enum { K = 512, N = 37, ROWS = 6, PARTS = 5 };
     static const qtype_t types[PARTS] = {QTYPE_Q4_K, QTYPE_Q6_K, QTYPE_BF16, QTYPE_F16, QTYPE_Q8_0};
-    const char *levels[3];
-    uint32_t n_levels = kernels_cpu_levels(levels);
+    const char *levels[TEST_LEVELS_MAX];
+    uint32_t n_levels = test_levels(levels);
     random_t random = {9};
     shape_t shape = ffn_shape(K, N);
     uint8_t *data[PARTS];
@@ -266,8 +271,8 @@ static void test_parts_of_several_types_have_the_bits_that_they_have_alone(void 
 static void test_a_quantized_input_of_two_to_the_hundredth_is_a_row_error(void **state)
 {
     (void)state;
-    const char *levels[3];
-    uint32_t n_levels = kernels_cpu_levels(levels);
+    const char *levels[TEST_LEVELS_MAX];
+    uint32_t n_levels = test_levels(levels);
     shape_t shape = whole_shape(96, 40);
     random_t random = {4};
     size_t bytes;

@@ -80,7 +80,7 @@ static void close_rows(rows_t *r)
 static void test_rmsnorm_is_the_f64_norm_on_every_level_with_one_set_of_bits(void **state)
 {
     (void)state;
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     static const uint32_t widths[] = {1, 15, 16, 20, 24, 40, 96, 576, 1408, 2880};
     random_t random = {6};
@@ -125,7 +125,7 @@ static void test_silu_is_within_f32_noise_of_the_truth_with_one_set_of_bits(void
 {
     (void)state;
     enum { N = 1541 };
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     static float x[5][2 * N];
     for (uint32_t row = 0; row < 5; row++)

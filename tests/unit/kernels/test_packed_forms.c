@@ -53,8 +53,8 @@ static void check_twins(const shape_t *shape, qtype_t small, const uint8_t *smal
                         size_t small_bytes, qtype_t large, const uint8_t *large_rows,
                         size_t large_bytes)
 {
-    const char *levels[3];
-    uint32_t n_levels = kernels_cpu_levels(levels);
+    const char *levels[TEST_LEVELS_MAX];
+    uint32_t n_levels = test_levels(levels);
     random_t random = {77};
     for (uint32_t rows = 1; rows <= 11; rows++) {
         shape_t with = *shape;
@@ -218,8 +218,8 @@ static void test_e4m3_codes_give_the_bits_of_bf16(void **state)
 static void test_a_code_that_is_no_number_makes_its_column_none(void **state)
 {
     (void)state;
-    const char *levels[3];
-    uint32_t n_levels = kernels_cpu_levels(levels);
+    const char *levels[TEST_LEVELS_MAX];
+    uint32_t n_levels = test_levels(levels);
     shape_t shape = {.k = 128, .n = 40, .rows = 2, .n_leaves = 1, .edges = {0, 128}};
     random_t random = {9};
     size_t bytes, packed;
@@ -294,8 +294,8 @@ static float *run_e4(fixture_t *f, const kweight_t *weight, const float *x, uint
 static void test_scales_that_columns_share_change_no_bit(void **state)
 {
     (void)state;
-    const char *levels[3];
-    uint32_t n_levels = kernels_cpu_levels(levels);
+    const char *levels[TEST_LEVELS_MAX];
+    uint32_t n_levels = test_levels(levels);
     random_t random = {31};
     size_t bytes;
     uint8_t *rows = make_rows(&random, QTYPE_F8S, 76, 520, &bytes);

@@ -199,7 +199,7 @@ static void test_a_row_error_spoils_its_own_row_wholly_and_no_other(void **state
 {
     (void)state;
     static const qtype_t types[] = {QTYPE_Q8_0, QTYPE_Q4_1, QTYPE_BF16, QTYPE_F32};
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     for (uint32_t v = 0; v < n_levels * 4; v++) {
         fixture_t f = open_fixture(levels[v / 4], 1, KMODE_NATIVE, KQUEUE_NOW);

@@ -242,7 +242,7 @@ static void test_each_head_has_its_own_matrix_and_place(void **state)
 {
     (void)state;
     enum { HEADS = 5, IN = 39, OUT = 50, N = 70, X_LD = HEADS * 45, OUT_LD = HEADS * 52 + 3 };
-    const char *levels[3];
+    const char *levels[KLEVELS_MAX];
     uint32_t n_levels = kernels_cpu_levels(levels);
     random_t random = {81};
     float *w = MEM_NEW_ARRAY(float, HEADS *OUT *IN), *x = MEM_NEW_ARRAY(float, N *X_LD);

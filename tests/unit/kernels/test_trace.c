@@ -119,7 +119,7 @@ static void test_a_full_ring_keeps_the_newest_events_in_order(void **state)
 static void test_peaks_are_measured_on_levels_with_vectors(void **state)
 {
     (void)state;
-    const char *names[3];
+    const char *names[KLEVELS_MAX];
     uint32_t n = kernels_cpu_levels(names);
     for (uint32_t i = 0; i < n; i++) {
         fixture_t f = open_fixture(names[i], 1, KMODE_NATIVE, KQUEUE_NOW);
