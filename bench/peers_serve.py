@@ -153,7 +153,8 @@ def scheduling(budget, _probe):
                 note="the engine takes more than a second for them")
 
 
-JOIN = {"clients": 8, "requests": 8, "prompt": 64, "gen": 2048}
+# Streams that repeat themselves get some nine tokens a step, guesses included, and the prompt takes some 180 steps.
+JOIN = {"clients": 8, "requests": 8, "prompt": 64, "gen": 3072}
 
 
 def too_few(rounds):
