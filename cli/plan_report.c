@@ -88,6 +88,7 @@ void plan_report_forecast(json_t *report, const forecast_question_t *question,
         set_integer(report, "expert_groups", shape->expert_groups);
     set_integer(report, "attention_slices", shape->attention_slices);
     set_integer(report, "attention_replicas", shape->attention_replicas);
+    set_integer(report, "head_stages", shape->shared_head ? shape->stages : 1);
     set_integer(report, "context", shape->context_max);
     set_integer(report, "devices", hosts->n_devices);
     set_integer(report, "hosts", hosts->n_hosts);
@@ -213,6 +214,9 @@ void plan_report_print(const json_t *report)
         describe_line("attention", "on %llu of %llu slices",
                       (unsigned long long)integer(report, "attention_slices"),
                       (unsigned long long)integer(report, "tp"));
+    if (integer(report, "head_stages") > 1)
+        describe_line("head", "shared by all %llu stages",
+                      (unsigned long long)integer(report, "head_stages"));
     if (integer(report, "attention_replicas") > 1)
         describe_line("replicas", "%llu of attention, each with the cache of its own sequences",
                       (unsigned long long)integer(report, "attention_replicas"));

@@ -254,7 +254,7 @@ static status_t check_cut(const plan_sizes_t *sizes, uint32_t tp, uint32_t stage
         return fail(STATUS_INVALID, "tp x stages: %u x %u are over %d ranks", tp, stages,
                     PLAN_RANKS_MAX);
     plan_run_t layers[PLAN_STAGES_MAX];
-    return stages ? plan_stages(sizes, stages, layers) : STATUS_OK;
+    return stages ? plan_stages(sizes, stages, false, layers) : STATUS_OK;
 }
 
 static status_t check_cuts(const plan_sizes_t *sizes, const Shoal__V1__Deployment *d)

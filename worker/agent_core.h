@@ -51,6 +51,7 @@ typedef struct {
     uint32_t tp, stages, context_max;
     uint32_t expert_groups, attention_slices; /* as rank_start_t */
     uint32_t attention_replicas;
+    bool shared_head;
     char activations[8];
     char kv[8];       /* the cache's type (common/model/kv_type.h) */
     char quantize[8]; /* "" | "q8" | "q4" | "fp8" */

@@ -39,6 +39,7 @@ static void fill_start(const agent_core_t *core, const agent_plan_t *plan, uint3
     out->expert_groups = plan->expert_groups;
     out->attention_slices = plan->attention_slices;
     out->attention_replicas = plan->attention_replicas;
+    out->shared_head = plan->shared_head;
     out->layer_first = place->layer_first;
     out->layer_count = place->layer_count;
     uint32_t n_local = 0;

@@ -207,6 +207,7 @@ static bool take_plan(const agent_store_t *store, const heard_t *heard, agent_pl
         to->expert_groups = from->expert_groups;
         to->attention_slices = from->attention_slices;
         to->attention_replicas = from->attention_replicas;
+        to->shared_head = from->shared_head;
         to->context_max = from->context_max;
         to->kv_tokens_max = from->kv_tokens_max;
         to->prefill_tokens_max = from->prefill_tokens_max;

@@ -55,6 +55,7 @@ typedef struct {
     uint32_t stage, slice;
     uint32_t expert_groups, attention_slices; /* the plan's cut, as plan_cut() */
     uint32_t attention_replicas;
+    bool shared_head; /* every stage has a part of the head */
     uint32_t layer_first, layer_count;
     uint32_t threads;
     uint8_t in_node;            /* bound to this NUMA node, as numa_bind() */

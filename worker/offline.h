@@ -20,6 +20,7 @@ typedef struct {
     int64_t tp, stages, threads; /* threads 0: the cores shared out among the ranks */
     int64_t expert_groups, attention_slices; /* as plan_cut(); 0: chosen */
     int64_t attention_replicas;
+    const char *head; /* "auto", "last" or "shared": which stages have it */
     const char *activations;     /* "native" | "f32" */
     const char *kv;              /* the cache's type (common/model/kv_type.h) */
     const char *quantize;        /* as model_open_quantized; "" is as stored */
@@ -72,6 +73,7 @@ typedef struct {
 #define OFFLINE_EXPERT_GROUPS_HELP \
     "groups of slices, each with whole experts of its own; 0 takes the planner's rule"
 #define OFFLINE_ATTENTION_SLICES_HELP "slices that hold attention and its KV; 0: all"
+#define OFFLINE_HEAD_HELP "the stage that has the output projection; auto: all share a large one"
 #define OFFLINE_ATTENTION_REPLICAS_HELP \
     "replicas of attention among those, each with the KV of its own sequences"
 

@@ -244,6 +244,7 @@ int offline_bench(int argc, char **argv)
         {"attention-replicas", OPTION_INTEGER, &r->attention_replicas, "1", "R",
          OFFLINE_ATTENTION_REPLICAS_HELP, 1, 16, NULL},
         {"stages", OPTION_INTEGER, &r->stages, "1", "S", "pipeline stages", 1, 64, NULL},
+        {"head", OPTION_TEXT, &r->head, "auto", "auto|last|shared", OFFLINE_HEAD_HELP, 0, 0, NULL},
         {"threads", OPTION_INTEGER, &r->threads, "0", "N",
          "threads of each rank; 0 shares the cores out", 0, 1024, NULL},
         {"chunk", OPTION_INTEGER, &r->chunk, "512", "C", "tokens in one step at most", 1, 8192,

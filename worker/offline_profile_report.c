@@ -23,6 +23,12 @@ static bool is_step(const trace_event_t *event)
     return strcmp(event->op, "step") == 0;
 }
 
+/* An earlier stage's part of the head, whose ops are events of their own. */
+static bool is_head_part(const trace_event_t *event)
+{
+    return strcmp(event->op, "head part") == 0;
+}
+
 /* Host calls that move bytes between ranks. */
 static bool is_link(const row_t *row)
 {
@@ -88,18 +94,21 @@ static int compare_rows(const void *a, const void *b)
     return x->ns > y->ns ? -1 : x->ns < y->ns;
 }
 
-/* Sums up one step of one rank; returns the rows and the step's own event. */
+/* Sums up one step of one rank; returns the rows, the step's own event, and its time with that of the
+ * rank's parts of the head. */
 static uint32_t sum_rows(const profile_t *profile, uint32_t rank, uint64_t step, row_t *rows,
-                         const trace_event_t **step_out)
+                         const trace_event_t **step_out, uint64_t *ns_out)
 {
     uint32_t n = 0;
     *step_out = NULL;
+    *ns_out = 0;
     for (uint32_t i = 0; i < profile->n_events[rank]; i++) {
         const trace_event_t *event = &profile->events[rank][i];
         if (event->step != step)
             continue;
-        if (is_step(event)) {
-            *step_out = event;
+        if (is_step(event) || is_head_part(event)) {
+            *step_out = is_step(event) ? event : *step_out;
+            *ns_out += event->end_ns - event->begin_ns;
             continue;
         }
         row_t *row = find_row(rows, &n, event);
@@ -136,8 +145,8 @@ static void print_row(FILE *out, uint32_t rank, const row_t *row, double step_us
             gops, gb, roof);
 }
 
-static void print_row_json(FILE *out, const char *phase, const trace_event_t *step, uint32_t rank,
-                           const row_t *row)
+static void print_row_json(FILE *out, const char *phase, const trace_event_t *step,
+                           uint64_t step_ns, uint32_t rank, const row_t *row)
 {
     double ns = (double)row->ns > 0 ? (double)row->ns : 1;
     fprintf(out,
@@ -145,7 +154,7 @@ static void print_row_json(FILE *out, const char *phase, const trace_event_t *st
             "\"k\":%u,\"calls\":%u,\"us\":%.1f,\"share\":%.4f,\"busy\":%.4f,\"operations\":%" PRIu64
             ",\"bytes\":%" PRIu64 ",\"of_roof\":%.4f}\n",
             phase, step->step, step->rows, rank, row->op, row->n, row->k, row->calls, ns / 1e3,
-            ns / (double)(step->end_ns - step->begin_ns),
+            ns / (double)step_ns,
             (double)row->busy_ns / (double)row->capacity_ns, row->operations, row->bytes,
             row->operations > 0 ? row->least_ns / ns : 0);
 }
@@ -154,10 +163,11 @@ static void print_step_json(const profile_t *profile, FILE *out, const char *pha
 {
     row_t rows[ROWS_MAX];
     const trace_event_t *step;
+    uint64_t ns;
     for (uint32_t rank = 0; rank < profile->n_ranks && number > 0; rank++) {
-        uint32_t n = sum_rows(profile, rank, number, rows, &step);
+        uint32_t n = sum_rows(profile, rank, number, rows, &step, &ns);
         for (uint32_t i = 0; step && i < n; i++)
-            print_row_json(out, phase, step, rank, &rows[i]);
+            print_row_json(out, phase, step, ns, rank, &rows[i]);
     }
 }
 
@@ -179,11 +189,12 @@ static void print_step(const profile_t *profile, FILE *out, const char *phase, u
     row_t slowest = {0};
     uint32_t slowest_rank = 0;
     const trace_event_t *step;
+    uint64_t ns;
     for (uint32_t rank = 0; rank < profile->n_ranks && number > 0; rank++) {
-        uint32_t n = sum_rows(profile, rank, number, rows, &step);
+        uint32_t n = sum_rows(profile, rank, number, rows, &step, &ns);
         if (!step)
             continue;
-        double us = (double)(step->end_ns - step->begin_ns) / 1e3, in_ops = 0;
+        double us = (double)ns / 1e3, in_ops = 0;
         if (rank == 0)
             fprintf(out, "%s step %" PRIu64 ": %u rows\n%4s %-24s %6s %10s %7s %7s %8s %8s %9s\n",
                     phase, number, step->rows, "RANK", "OP", "CALLS", "US", "SHARE", "BUSY", "GOPS",

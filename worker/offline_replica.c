@@ -149,9 +149,18 @@ static void copy_text(char *to, size_t size, const char *from)
     snprintf(to, size, "%s", from);
 }
 
+/* What is planned of a replica. */
+typedef struct {
+    plan_cut_t cut;
+    bool shared_head;
+    plan_run_t layers[PLAN_STAGES_MAX];
+} planned_t;
+
 static void fill_start(rank_start_t *start, const offline_replica_t *replica, const char *digest,
-                       const plan_cut_t *cut, const plan_run_t *layers, uint32_t rank)
+                       const planned_t *planned, uint32_t rank)
 {
+    const plan_cut_t *cut = &planned->cut;
+    const plan_run_t *layers = planned->layers;
     uint32_t tp = (uint32_t)replica->tp, stages = (uint32_t)replica->stages;
     copy_text(start->replica, sizeof start->replica, "offline/0");
     /* The seal of a file stands beside the file, not beside a link to it. */
@@ -177,6 +186,7 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
     start->expert_groups = cut->expert_groups;
     start->attention_slices = cut->attention_slices;
     start->attention_replicas = cut->attention_replicas;
+    start->shared_head = planned->shared_head;
     start->layer_first = layers[rank / tp].first;
     start->layer_count = layers[rank / tp].count;
     start->threads = offline_threads(replica);
@@ -190,19 +200,34 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
         snprintf(start->trace_path, sizeof start->trace_path, "%s.%u", replica->trace_path, rank);
 }
 
-static status_t plan_all(const offline_replica_t *replica, plan_cut_t *cut_out,
-                         plan_run_t layers[PLAN_STAGES_MAX])
+/* As for a replica on one host, unless told otherwise. */
+static status_t plan_head(const offline_replica_t *replica, const plan_sizes_t *sizes,
+                          bool *shared_out)
+{
+    const char *head = replica->head;
+    bool shared = strcmp(head, "shared") == 0;
+    if (strcmp(head, "auto") == 0)
+        shared = plan_head_is_large(sizes, (uint32_t)replica->stages);
+    else if (!shared && strcmp(head, "last") != 0)
+        return fail(STATUS_INVALID, "--head is \"%s\"; it must be auto, last or shared", head);
+    *shared_out = shared && replica->stages > 1;
+    return STATUS_OK;
+}
+
+static status_t plan_all(const offline_replica_t *replica, planned_t *out)
 {
     model_t *model;
     plan_sizes_t sizes;
     TRY(model_open_quantized(replica->model_path, replica->quantize, &model));
     plan_sizes(model, &sizes);
-    status_t status = plan_stages(&sizes, (uint32_t)replica->stages, layers);
+    status_t status = plan_head(replica, &sizes, &out->shared_head);
+    if (status == STATUS_OK)
+        status = plan_stages(&sizes, (uint32_t)replica->stages, out->shared_head, out->layers);
     plan_cut_t wanted = {(uint32_t)replica->tp, (uint32_t)replica->expert_groups,
                          (uint32_t)replica->attention_slices,
                          (uint32_t)replica->attention_replicas};
     if (status == STATUS_OK)
-        status = plan_cut(&sizes.config, &wanted, cut_out);
+        status = plan_cut(&sizes.config, &wanted, &out->cut);
     model_close(model);
     return status;
 }
@@ -222,6 +247,7 @@ static void own_config(const offline_replica_t *replica, const rank_start_t *sta
         .expert_groups = start->expert_groups,
         .attention_slices = start->attention_slices,
         .attention_replicas = start->attention_replicas,
+        .shared_head = start->shared_head,
         .layer_first = start->layer_first,
         .layer_count = start->layer_count,
         .threads = start->threads,
@@ -297,8 +323,7 @@ static status_t run_ranks(offline_t *offline, const rank_start_t *starts)
 
 status_t offline_run(const offline_replica_t *replica, const offline_work_t *work)
 {
-    plan_cut_t cut;
-    plan_run_t layers[PLAN_STAGES_MAX];
+    planned_t planned;
     char digest[MODEL_DIGEST_SIZE];
     if (replica->tp * replica->stages > FABRIC_RANKS_MAX)
         return fail(STATUS_INVALID, "tp %lld × %lld stages: at most %d ranks",
@@ -307,12 +332,12 @@ status_t offline_run(const offline_replica_t *replica, const offline_work_t *wor
         return fail(STATUS_INVALID, "--activations is \"%s\"; it must be native or f32",
                     replica->activations);
     TRY(kv_type_check(replica->kv, strcmp(replica->activations, "f32") == 0));
-    TRY(plan_all(replica, &cut, layers));
+    TRY(plan_all(replica, &planned));
     TRY(model_digest(replica->model_path, replica->pack_cache, digest));
     uint32_t n = (uint32_t)(replica->tp * replica->stages);
     rank_start_t *starts = MEM_NEW_ARRAY(rank_start_t, n);
     for (uint32_t i = 0; i < n; i++)
-        fill_start(&starts[i], replica, digest, &cut, layers, i);
+        fill_start(&starts[i], replica, digest, &planned, i);
     offline_t offline = {.replica = replica, .work = work};
     status_t status = run_ranks(&offline, starts);
     free(starts);

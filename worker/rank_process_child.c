@@ -354,7 +354,7 @@ static status_t open_rank(child_t *child, rank_t **own_out)
         .draft_digest = start->draft_digest[0] ? start->draft_digest : NULL,
         .expert_groups = start->expert_groups,
         .attention_slices = start->attention_slices,
-        .attention_replicas = start->attention_replicas,
+        .attention_replicas = start->attention_replicas, .shared_head = start->shared_head,
         .layer_first = start->layer_first,
         .layer_count = start->layer_count,
         .threads = start->threads,

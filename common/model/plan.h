@@ -139,7 +139,7 @@ typedef struct {
     plan_run_t shared_ffn;
     uint32_t projection_slices; /* that share the projections (plan_projection_slices), this one
                                    among them; 0 when it has no attention, and none of them */
-    plan_run_t vocab;       /* rows of the head; edges at multiples of PLAN_VOCAB_BLOCK, or vocab */
+    plan_run_t vocab;       /* rows of the last stage's head (plan_head_run) */
 } plan_slice_t;
 
 /* `cut` is one that plan_cut() made of this model. STATUS_INVALID unless slice < tp. */
@@ -149,6 +149,11 @@ status_t plan_slice(const model_config_t *config, const plan_cut_t *cut, uint32_
 /* Rows [first, first + count) of the vocabulary for one slice: whole blocks of PLAN_VOCAB_BLOCK
  * tokens, as even as can be, earlier slices first. */
 plan_run_t plan_vocab_run(uint32_t vocab, uint32_t tp, uint32_t slice);
+
+/* Rows of the head that one rank of `stages` has, cut as plan_vocab_run(): among the slices of the last
+ * stage or, when the head is shared, among all ranks in their order. */
+plan_run_t plan_head_run(uint32_t vocab, uint32_t tp, uint32_t stages, bool shared, uint32_t stage,
+                         uint32_t slice);
 
 /* --- sizes --- */
 
@@ -176,12 +181,16 @@ void plan_sizes(const model_t *model, plan_sizes_t *out);
 /* Layers of each stage: contiguous, at least one each. The largest cost is as small as can be, and
  * among such cuts the costs are as even as can be. A layer costs the values it multiplies (of
  * experts, those that are used); stage 0
- * also embeds (a row's copy: one norm's worth); the last stage also has the head, which runs for
- * every row of a decode. A prompt runs it for one row, so its stages are less even; but an answer
- * takes longer than its prompt, and time is lost on the slowest stage of each.
- * STATUS_INVALID unless 1 <= stages <= min(layers, PLAN_STAGES_MAX). */
-status_t plan_stages(const plan_sizes_t *sizes, uint32_t stages,
+ * also embeds (a row's copy: one norm's worth). Unless all stages share the head, the last one has it
+ * alone, and it runs for every row of a decode. A prompt runs it for one row, so its stages are less
+ * even then; but an answer takes longer than its prompt, and time is lost on the slowest stage of
+ * each. STATUS_INVALID unless 1 <= stages <= min(layers, PLAN_STAGES_MAX). */
+status_t plan_stages(const plan_sizes_t *sizes, uint32_t stages, bool shared_head,
                      plan_run_t layers_out[PLAN_STAGES_MAX]) MUST_USE;
+
+/* Whether stages that reach each other through memory had better share the head: its values are more
+ * than a layer's, so that on one stage alone it would unbalance decodes or prompts. */
+bool plan_head_is_large(const plan_sizes_t *sizes, uint32_t stages);
 
 /* --- fit --- */
 
@@ -197,6 +206,7 @@ typedef struct {
     uint32_t expert_groups, attention_slices; /* as plan_cut(); 0 leaves them open */
     uint32_t attention_replicas;              /* the same; 0 is 1 */
     uint64_t draft_bytes; /* that the first rank's draft model takes; plan_draft_bytes() */
+    bool shared_head; /* every stage has a part of the head (plan_head_run) */
 } plan_shape_t;
 enum { PLAN_KV_SEQUENCES = 8, PLAN_STEP_ROWS = 512, PLAN_LOGIT_ROWS = 64 };
 
@@ -356,6 +366,7 @@ typedef struct {
     plan_rank_t ranks[PLAN_RANKS_MAX]; /* rank = stage * tp + slice */
     uint64_t kv_tokens;
     plan_cut_t cut;
+    bool shared_head; /* as plan_shape_t */
     bool oversubscribed; /* more threads than cores somewhere: right, but slower than it could be */
 } plan_placement_t;
 
@@ -366,7 +377,8 @@ typedef struct {
  * cores, most free memory, lowest id. Memory is a hard limit everywhere. Suspect hosts are tried
  * only when the rest cannot hold it. Pinned ranks go where they are pinned, the others by the same
  * order. Where the shape leaves the cut open, the next of plan_cuts() is tried when no host can
- * carry the one before.
+ * carry the one before. On one host the stages share a large head, on several they do not: every row
+ * of logits would pass between them. What the request's shape says of that is not looked at.
  *
  * STATUS_REFUSED with the reason when no placing is right now (no host has the model, too little
  * memory, all draining, pinned host missing), STATUS_INVALID when none ever would be. */

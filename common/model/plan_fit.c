@@ -157,7 +157,15 @@ static void layer_costs(const plan_sizes_t *sizes, stage_costs_t *out)
             out->before[i] + (config->layers[i].ffn == MODEL_FFN_DENSE ? dense : experts);
 }
 
-status_t plan_stages(const plan_sizes_t *sizes, uint32_t stages,
+bool plan_head_is_large(const plan_sizes_t *sizes, uint32_t stages)
+{
+    stage_costs_t costs;
+    layer_costs(sizes, &costs);
+    uint32_t n_layers = sizes->config.n_layers;
+    return stages > 1 && (double)sizes->head_values * n_layers > costs.before[n_layers];
+}
+
+status_t plan_stages(const plan_sizes_t *sizes, uint32_t stages, bool shared_head,
                      plan_run_t layers_out[PLAN_STAGES_MAX])
 {
     uint32_t n_layers = sizes->config.n_layers;
@@ -168,7 +176,7 @@ status_t plan_stages(const plan_sizes_t *sizes, uint32_t stages,
                     n_layers, max);
     stage_costs_t costs = {
         .first = (double)sizes->norm_values / 2,
-        .last = (double)sizes->head_values,
+        .last = shared_head ? 0 : (double)sizes->head_values,
         .stages = stages,
     };
     layer_costs(sizes, &costs);
@@ -272,7 +280,7 @@ static status_t check_shape(const plan_sizes_t *sizes, const plan_shape_t *shape
 }
 
 static uint64_t scratch_bytes(const plan_sizes_t *sizes, const plan_shape_t *shape,
-                              const plan_slice_t *slice, bool last)
+                              const plan_slice_t *slice, plan_run_t head, bool last)
 {
     const model_config_t *config = &sizes->config;
     uint64_t rows = shape->prefill_tokens_max ? shape->prefill_tokens_max : PLAN_STEP_ROWS;
@@ -290,8 +298,8 @@ static uint64_t scratch_bytes(const plan_sizes_t *sizes, const plan_shape_t *sha
                   3ull * slice->expert_ffn.count * config->experts.n_used +
                   3ull * slice->shared_ffn.count;
     uint64_t bytes = rows * values * sizeof(float);
-    if (last) /* the sampler also gathers whole rows of logits */
-        bytes += (uint64_t)PLAN_LOGIT_ROWS * (slice->vocab.count + config->vocab) * sizeof(float);
+    /* The sampler also gathers whole rows of logits. */
+    bytes += (uint64_t)PLAN_LOGIT_ROWS * (head.count + (last ? config->vocab : 0)) * sizeof(float);
     return bytes;
 }
 
@@ -343,6 +351,8 @@ static void need_of(const plan_sizes_t *sizes, const plan_shape_t *shape, const 
 {
     const model_config_t *config = &sizes->config;
     bool last = stage == shape->stages - 1;
+    plan_run_t head = plan_head_run(config->vocab, shape->tp, shape->stages, shape->shared_head,
+                                    stage, slice_index);
     uint64_t attention =
         packed(shape, sizes->norm_values - sizes->projection_values,
                sizes->norm_bytes - sizes->projection_bytes, 1, 1) +
@@ -360,10 +370,8 @@ static void need_of(const plan_sizes_t *sizes, const plan_shape_t *shape, const 
     /* Rows of the embedding are read from the mapped file, so it counts as stored. */
     if (stage == 0)
         need.weights += sizes->embedding_bytes;
-    if (last)
-        need.weights += packed(shape, sizes->head_values, sizes->head_bytes, slice->vocab.count,
-                               config->vocab);
-    need.scratch = scratch_bytes(sizes, shape, slice, last);
+    need.weights += packed(shape, sizes->head_values, sizes->head_bytes, head.count, config->vocab);
+    need.scratch = scratch_bytes(sizes, shape, slice, head, last);
     need.draft = stage == 0 && slice_index == 0 ? shape->draft_bytes : 0;
     need.fixed = need.weights + need.scratch + need.process + need.draft;
     for (uint32_t i = 0; i < layers[stage].count; i++)
@@ -378,7 +386,7 @@ status_t plan_needs(const plan_sizes_t *sizes, const plan_shape_t *shape,
     plan_cut_t cut;
     plan_cut_t wanted = plan_shape_cut(shape);
     TRY(plan_cut(&sizes->config, &wanted, &cut));
-    TRY(plan_stages(sizes, shape->stages, layers_out));
+    TRY(plan_stages(sizes, shape->stages, shape->shared_head, layers_out));
     for (uint32_t slice = 0; slice < shape->tp; slice++) {
         plan_slice_t owned;
         TRY(plan_slice(&sizes->config, &cut, slice, &owned));

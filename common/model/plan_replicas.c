@@ -24,12 +24,19 @@ typedef struct {
     uint64_t taken_memory;
 } seat_t;
 
+/* What the ranks need, and their layers. */
 typedef struct {
-    const plan_world_t *world;
-    const plan_request_t *request;
     plan_need_t needs[PLAN_RANKS_MAX];
     plan_run_t layers[PLAN_STAGES_MAX];
     uint64_t least[PLAN_RANKS_MAX]; /* bytes of a rank with plan_kv_tokens_needed() */
+} parts_t;
+
+typedef struct {
+    const plan_world_t *world;
+    const plan_request_t *request;
+    parts_t own_head, on_one; /* with the head on the last stage, and as it is on one host */
+    const parts_t *parts;     /* of the attempt at hand */
+    bool large_head;          /* which the stages share on one host */
     uint32_t n_ranks;
     seat_t *seats; /* in order of preference; the usable ones come first */
     size_t n_usable;
@@ -112,8 +119,9 @@ static void seat_hosts(search_t *search)
 
 /* --- one attempt --- */
 
-static void start_attempt(search_t *search)
+static void start_attempt(search_t *search, const parts_t *parts)
 {
+    search->parts = parts;
     for (uint32_t rank = 0; rank < search->n_chosen; rank++) {
         search->seats[search->chosen[rank]].taken_ranks = 0;
         search->seats[search->chosen[rank]].taken_memory = 0;
@@ -161,7 +169,7 @@ static bool can_take(const search_t *search, size_t index, uint32_t first, uint3
         return false;
     uint64_t bytes = seat->taken_memory;
     for (uint32_t rank = first; rank < first + n; rank++)
-        bytes += search->least[rank];
+        bytes += search->parts->least[rank];
     return bytes <= seat->memory_free && links_live(search, index);
 }
 
@@ -171,13 +179,13 @@ static void take(search_t *search, size_t index, uint32_t n)
         uint32_t rank = search->n_chosen++;
         search->chosen[rank] = index;
         search->seats[index].taken_ranks++;
-        search->seats[index].taken_memory += search->least[rank];
+        search->seats[index].taken_memory += search->parts->least[rank];
     }
 }
 
 static bool try_one_host(search_t *search)
 {
-    start_attempt(search);
+    start_attempt(search, &search->on_one);
     for (size_t i = 0; i < search->n_usable; i++)
         if (can_take(search, i, 0, search->n_ranks)) {
             take(search, i, search->n_ranks);
@@ -206,7 +214,7 @@ static bool try_several_hosts(search_t *search)
     uint32_t tp = search->request->shape.tp;
     size_t n_starts = search->n_usable < STARTS_MAX ? search->n_usable : STARTS_MAX;
     for (size_t start = 0; start < n_starts; start++) {
-        start_attempt(search);
+        start_attempt(search, &search->own_head);
         size_t at = start;
         bool placed = true;
         while (placed && search->n_chosen < search->n_ranks) {
@@ -245,12 +253,21 @@ static status_t take_pinned(search_t *search, const char *id)
                 search->request->deployment, search->request->ordinal, rank, id);
 }
 
+static bool pinned_to_one_host(const search_t *search)
+{
+    const char *const *ids = search->request->pinned_hosts;
+    for (uint32_t rank = 0; rank < search->n_ranks; rank++)
+        if (ids[rank] == NULL || strcmp(ids[rank], ids[0]) != 0)
+            return false;
+    return true;
+}
+
 static status_t place_pinned(search_t *search)
 {
     size_t at = 0;
     search->level = PLAN_RANKS_PER_CORE_MAX;
     search->allow_suspects = true;
-    start_attempt(search);
+    start_attempt(search, pinned_to_one_host(search) ? &search->on_one : &search->own_head);
     while (search->n_chosen < search->n_ranks) {
         uint32_t rank = search->n_chosen;
         const char *id = search->request->pinned_hosts[rank];
@@ -301,8 +318,9 @@ static status_t explain(const search_t *search)
                     n_with_model);
     uint64_t sum = 0, largest = 0;
     for (uint32_t rank = 0; rank < search->n_ranks; rank++) {
-        sum += search->least[rank];
-        largest = search->least[rank] > largest ? search->least[rank] : largest;
+        uint64_t least = search->own_head.least[rank];
+        sum += least;
+        largest = least > largest ? least : largest;
     }
     return fail(STATUS_REFUSED,
                 "%s/%u: no placing on %zu hosts with the model (%zu drain, %zu dead links): %u "
@@ -329,8 +347,8 @@ static uint64_t kv_tokens_of(const search_t *search)
         plan_need_t all = {.kv_pools = pools};
         for (uint32_t rank = 0; rank < search->n_ranks; rank++)
             if (search->chosen[rank] == search->chosen[i]) {
-                all.fixed += search->needs[rank].fixed;
-                all.kv_per_token += search->needs[rank].kv_per_token;
+                all.fixed += search->parts->needs[rank].fixed;
+                all.kv_per_token += search->parts->needs[rank].kv_per_token;
             }
         uint64_t room =
             plan_kv_tokens(&all, search->seats[search->chosen[i]].memory_free - all.fixed);
@@ -358,7 +376,8 @@ static void answer(const search_t *search, plan_placement_t *out)
 {
     uint32_t tp = search->request->shape.tp;
     *out = (plan_placement_t){
-        .n_ranks = search->n_ranks, .kv_tokens = kv_tokens_of(search), .cut = search->cut};
+        .n_ranks = search->n_ranks, .kv_tokens = kv_tokens_of(search), .cut = search->cut,
+        .shared_head = search->large_head && search->parts == &search->on_one};
     for (uint32_t rank = 0; rank < search->n_ranks; rank++) {
         const seat_t *seat = &search->seats[search->chosen[rank]];
         uint32_t stage = rank / tp, threads = threads_of(search, seat);
@@ -366,15 +385,26 @@ static void answer(const search_t *search, plan_placement_t *out)
             .stage = stage,
             .slice = rank % tp,
             .host = seat->host->id,
-            .layer_first = search->layers[stage].first,
-            .layer_count = search->layers[stage].count,
+            .layer_first = search->parts->layers[stage].first,
+            .layer_count = search->parts->layers[stage].count,
             .threads = threads,
-            .memory_bytes = search->needs[rank].fixed +
-                            plan_kv_bytes(&search->needs[rank], out->kv_tokens),
+            .memory_bytes = search->parts->needs[rank].fixed +
+                            plan_kv_bytes(&search->parts->needs[rank], out->kv_tokens),
         };
         if ((uint64_t)seat->threads + (uint64_t)threads * seat->taken_ranks > seat->host->cores)
             out->oversubscribed = true;
     }
+}
+
+static status_t set_parts(const plan_request_t *request, const plan_shape_t *shape, parts_t *out)
+{
+    TRY(plan_needs(request->sizes, shape, out->needs, out->layers));
+    for (uint32_t rank = 0; rank < shape->tp * shape->stages; rank++)
+        out->least[rank] =
+            out->needs[rank].fixed +
+            plan_kv_bytes(&out->needs[rank],
+                          plan_kv_tokens_needed(&request->sizes->config, shape));
+    return STATUS_OK;
 }
 
 /* What each rank needs in this cut. */
@@ -385,15 +415,13 @@ static status_t set_cut(search_t *search, const plan_cut_t *cut)
     shape.expert_groups = cut->expert_groups;
     shape.attention_slices = cut->attention_slices;
     shape.attention_replicas = cut->attention_replicas;
+    shape.shared_head = false;
     search->cut = *cut;
-    TRY(plan_needs(request->sizes, &shape, search->needs, search->layers));
     search->n_ranks = shape.tp * shape.stages;
-    for (uint32_t rank = 0; rank < search->n_ranks; rank++)
-        search->least[rank] =
-            search->needs[rank].fixed +
-            plan_kv_bytes(&search->needs[rank],
-                          plan_kv_tokens_needed(&request->sizes->config, &shape));
-    return STATUS_OK;
+    TRY(set_parts(request, &shape, &search->own_head));
+    search->large_head = plan_head_is_large(request->sizes, shape.stages);
+    shape.shared_head = search->large_head;
+    return set_parts(request, &shape, &search->on_one);
 }
 
 static status_t place_cut(search_t *search)

@@ -110,6 +110,15 @@ plan_run_t plan_vocab_run(uint32_t vocab, uint32_t tp, uint32_t slice)
     return (plan_run_t){first, end - first};
 }
 
+plan_run_t plan_head_run(uint32_t vocab, uint32_t tp, uint32_t stages, bool shared, uint32_t stage,
+                         uint32_t slice)
+{
+    CHECK(stage < stages);
+    if (shared)
+        return plan_vocab_run(vocab, tp * stages, stage * tp + slice);
+    return stage == stages - 1 ? plan_vocab_run(vocab, tp, slice) : (plan_run_t){0};
+}
+
 /* A run of leaves as a run of what the leaves' edges count. */
 static plan_run_t run_of_leaves(const plan_leaves_t *leaves, plan_run_t run)
 {

@@ -107,8 +107,8 @@ uint32_t roofline_rows_of_replica(const plan_shape_t *shape, const roofline_step
 }
 
 void roofline_work(const plan_sizes_t *sizes, const plan_shape_t *shape, const plan_run_t *layers,
-                   uint32_t stage, const plan_slice_t *slice, const roofline_step_t *step,
-                   roofline_work_t *out)
+                   uint32_t stage, uint32_t slice_index, const plan_slice_t *slice,
+                   const roofline_step_t *step, roofline_work_t *out)
 {
     const model_config_t *config = &sizes->config;
     uint32_t element = shape->activations_f32 ? 4 : shape->kv_codes ? 1 : 2;
@@ -140,9 +140,10 @@ void roofline_work(const plan_sizes_t *sizes, const plan_shape_t *shape, const p
     }
     if (stage == 0)
         work.weight_bytes += rows * (double)sizes->embedding_bytes / config->vocab;
-    if (stage == shape->stages - 1)
-        add_weights((double)sizes->head_values, (double)sizes->head_bytes, slice->vocab.count,
-                    config->vocab, step->logit_rows, 1, &work);
+    plan_run_t head = plan_head_run(config->vocab, shape->tp, shape->stages, shape->shared_head,
+                                    stage, slice_index);
+    add_weights((double)sizes->head_values, (double)sizes->head_bytes, head.count, config->vocab,
+                step->logit_rows, 1, &work);
     *out = work;
 }
 

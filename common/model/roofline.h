@@ -53,10 +53,11 @@ double roofline_attention_flops(const model_config_t *config, const plan_slice_t
 uint32_t roofline_rows_of_replica(const plan_shape_t *shape, const roofline_step_t *step,
                                   uint32_t n);
 
-/* The layers of one rank, and what belongs to its stage: the embedded rows, the head. */
+/* The layers of one rank, and what belongs to its stage: the embedded rows, its part of the head.
+ * `slice` is what slice `slice_index` owns. */
 void roofline_work(const plan_sizes_t *sizes, const plan_shape_t *shape, const plan_run_t *layers,
-                   uint32_t stage, const plan_slice_t *slice, const roofline_step_t *step,
-                   roofline_work_t *out);
+                   uint32_t stage, uint32_t slice_index, const plan_slice_t *slice,
+                   const roofline_step_t *step, roofline_work_t *out);
 
 /* Partial sums that a slice sends in the exchange behind attention, and behind the FFN of a layer:
  * `rows` * hidden values of 4 bytes for each tree node of its leaves, or of 8 bytes (exact

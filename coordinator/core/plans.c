@@ -143,6 +143,7 @@ static uint64_t rank_memory(const slot_t *slot, const Shoal__Cluster__V1__RankPl
     shape.prefill_tokens_max = (uint32_t)is->prefill_tokens_max;
     shape.kv_tokens_max = 0;
     shape.draft_bytes = is->draft_bytes;
+    shape.shared_head = is->shared_head;
     plan_need_t need;
     if (plan_need(d->sizes, &shape, rank->stage, rank->slice, &need) != STATUS_OK)
         return 0;
@@ -365,6 +366,7 @@ static void fill_plan(core_t *core, const slot_t *slot, const plan_placement_t *
     plan->expert_groups = placed->cut.expert_groups;
     plan->attention_slices = placed->cut.attention_slices;
     plan->attention_replicas = placed->cut.attention_replicas;
+    plan->shared_head = placed->shared_head;
     plan->context_max = d->record->context_max;
     plan->activations = d->record->activations;
     plan->quantize = d->record->quantize;

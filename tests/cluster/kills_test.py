@@ -72,6 +72,9 @@ class Kills(unittest.TestCase):
     def test_the_middle_stage_may_die(self):
         self.kill_rank("smol/1", 1, "rank.layer")
 
+    def test_the_middle_stage_may_die_in_its_part_of_the_head(self):
+        self.kill_rank("smol/1", 1, "rank.head")
+
     def test_the_last_stage_may_die_after_sampling(self):
         self.kill_rank("smol/1", 2, "rank.sampled")
 

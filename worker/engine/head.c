@@ -22,7 +22,7 @@ typedef struct {
 struct head {
     stage_t *stage;
     sampler_t *sampler; /* slice 0 */
-    float *whole;       /* slice 0 with tp > 1: STAGE_LOGIT_ROWS rows of the vocabulary */
+    float *whole;       /* slice 0, when several ranks have parts: STAGE_LOGIT_ROWS whole rows */
     uint32_t *rows;     /* of the step's batch: those that go through the head */
     uint32_t *row_entry;
     step_drawn_t *drawn;
@@ -39,7 +39,7 @@ head_t *head_new(stage_t *stage)
     head->drawn = MEM_NEW_ARRAY(step_drawn_t, STEP_SAMPLES_MAX);
     if (stage->config.slice == 0) {
         head->sampler = sampler_new(stage->shape->vocab);
-        if (stage->config.tp > 1)
+        if (stage_head_parts(stage) > 1)
             head->whole = MEM_NEW_ARRAY(float, (size_t)STAGE_LOGIT_ROWS * stage->shape->vocab);
     }
     return head;

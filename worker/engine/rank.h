@@ -46,6 +46,7 @@ typedef struct {
     uint32_t rank, stage, slice, tp, stages; /* rank = stage * tp + slice */
     uint32_t expert_groups, attention_slices; /* the cut, as plan_cut(); alike on all ranks */
     uint32_t attention_replicas;
+    bool shared_head; /* every stage has a part of the head (plan_head_run); alike on all ranks */
     uint32_t layer_first, layer_count;
     uint32_t threads;            /* compute threads, this one included; 0 takes all allowed cores */
     bool activations_f32;        /* "f32" mode; false is "native" */

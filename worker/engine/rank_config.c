@@ -20,6 +20,8 @@ status_t rank_config_check(const rank_config_t *c, const model_config_t *shape)
         (c->stage == c->stages - 1) != (c->layer_first + c->layer_count == shape->n_layers))
         return fail(STATUS_INVALID, "stage %u of %u cannot have layers %u to %u of %u", c->stage,
                     c->stages, c->layer_first, c->layer_first + c->layer_count, shape->n_layers);
+    if (c->shared_head && c->stages == 1)
+        return fail(STATUS_INVALID, "a head is shared by several stages; there is one");
     if (c->context_max > (c->beyond_context ? MODEL_CONTEXT_MAX : shape->context_train))
         return fail(STATUS_INVALID, "context_max is %u; the model was trained for %u",
                     c->context_max, shape->context_train);

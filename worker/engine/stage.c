@@ -152,6 +152,17 @@ static status_t open_expert_scratch(stage_t *stage)
     return new_rows(stage, 1, stage_sums_of_all_bytes(stage), &stage->sums_of_all);
 }
 
+static status_t open_head_scratch(stage_t *stage)
+{
+    size_t f = sizeof(float);
+    size_t input = stage->head ? stage->ops->weight_info(stage->head).input_row_bytes : 0;
+    /* Columns of every part come here; the first one has most. */
+    uint32_t columns = plan_vocab_run(stage->shape->vocab, stage_head_parts(stage), 0).count;
+    TRY(new_rows(stage, STAGE_LOGIT_ROWS, stage->residual_columns * f, &stage->head_rows));
+    TRY(new_rows(stage, STAGE_LOGIT_ROWS, input, &stage->head_input));
+    return new_rows(stage, STAGE_LOGIT_ROWS, (size_t)columns * f, &stage->logits);
+}
+
 static status_t open_scratch(stage_t *stage)
 {
     const model_config_t *shape = stage->shape;
@@ -176,12 +187,8 @@ static status_t open_scratch(stage_t *stage)
         TRY(open_stream_scratch(stage));
     if (stage->has_experts)
         TRY(open_expert_scratch(stage));
-    if (stage->last) {
-        size_t input = stage->head ? stage->ops->weight_info(stage->head).input_row_bytes : 0;
-        TRY(new_rows(stage, STAGE_LOGIT_ROWS, stage->residual_columns * f, &stage->head_rows));
-        TRY(new_rows(stage, STAGE_LOGIT_ROWS, input, &stage->head_input));
-        TRY(new_rows(stage, STAGE_LOGIT_ROWS, (size_t)slice->vocab.count * f, &stage->logits));
-    }
+    if (stage->has_head)
+        TRY(open_head_scratch(stage));
     stage->rows = MEM_NEW_ARRAY(kbatch_row_t, rows);
     stage->tables = MEM_NEW_ARRAY(kbatch_table_t, STEP_ENTRIES_MAX);
     stage->calls = MEM_NEW_ARRAY(stage_call_t, stage_calls_of_layer(stage) *
@@ -212,6 +219,7 @@ status_t stage_open(const rank_config_t *config, const model_t *model, stage_t *
     stage->pulse = config->pulse;
     stage->first = config->stage == 0;
     stage->last = config->stage == config->stages - 1;
+    stage->has_head = stage->last || config->shared_head;
     stage->rows_max = config->prefill_tokens_max;
     stage->blocks_max = config->batch_max * kv_blocks_for(config->context_max);
     plan_cut_t wanted = {config->tp, config->expert_groups, config->attention_slices,
@@ -222,6 +230,8 @@ status_t stage_open(const rank_config_t *config, const model_t *model, stage_t *
     if (status == STATUS_OK)
         status = plan_slice(stage->shape, &stage->cut, config->slice, &stage->slice);
     if (status == STATUS_OK) {
+        stage->slice.vocab = plan_head_run(stage->shape->vocab, config->tp, config->stages,
+                                           config->shared_head, config->stage, config->slice);
         cut_stage(stage);
         stage_cut_projections(stage);
         describe_layers(stage);

@@ -135,6 +135,7 @@ struct stage {
     plan_cut_t cut;
     plan_slice_t slice;
     bool first, last; /* of the replica's stages */
+    bool has_head;    /* the last one, or all of them when they share the head */
     stage_layer_t *layers;
     stage_cut_t attention_cut, ffn_cut;
     uint32_t projection_slices;           /* that share the projections; 1: each makes them whole */
@@ -146,7 +147,7 @@ struct stage {
     ktable_t *embedding; /* first stage */
     uint8_t *embedding_rows; /* own, where the files do not hold them as rows */
     kbuffer_t *output_norm;
-    kweight_t *head; /* last stage; NULL when this slice has no rows of the vocabulary */
+    kweight_t *head; /* NULL when this rank has no rows of the vocabulary */
     krope_t *ropes[MODEL_ROPES_MAX]; /* of keys and queries */
     krope_t *latent_key_rope;        /* the same for the one key head, which stands elsewhere */
     krope_t *index_rope;
@@ -181,7 +182,7 @@ struct stage {
     kbuffer_t *projected; /* by part_rows: this slice's columns of projections that are cut */
     kbuffer_t *router_out, *expert_ids, *expert_weights, *sums;
     kbuffer_t *index_q_out, *index_k_out, *index_weights_out, *selected, *n_selected;
-    kbuffer_t *head_rows, *head_input, *logits; /* last stage, by STAGE_LOGIT_ROWS */
+    kbuffer_t *head_rows, *head_input, *logits; /* with the head, by STAGE_LOGIT_ROWS */
     kbatch_row_t *rows;
     kbatch_table_t *tables;
     stage_projections_t *projections; /* 2 for each layer and part; NULL when they are not cut */
@@ -212,12 +213,21 @@ void stage_close(stage_t *take_stage);
  * into the residual buffer. Returns when it is done. */
 status_t stage_run(stage_t *stage, const step_plan_t *plan) MUST_USE;
 
-/* Last stage: gathers `n` (<= STAGE_LOGIT_ROWS) rows of the residual stream and multiplies them by
- * this slice's rows of the head. On slice 0 the rows of all slices follow each other in *rows_out,
- * each with the whole vocabulary; elsewhere it is NULL. `whole` is scratch of n * vocab, used when
- * tp > 1. */
+/* stage_head.c: the rows of the last stage's residual stream times the head. */
+/* Last stage: gathers `n` (<= STAGE_LOGIT_ROWS) rows of the residual stream, shows them to the other
+ * stages when those share the head, and multiplies them by this rank's rows of it. On slice 0 the rows
+ * of all ranks follow each other in *rows_out, each with the whole vocabulary; elsewhere it is NULL.
+ * `whole` is scratch of n * vocab, used when more than one rank has a part (stage_head_parts). */
 status_t stage_head(stage_t *stage, const uint32_t *rows, uint32_t n, float *whole,
                     const float **rows_out) MUST_USE;
+/* An earlier stage, beside stage_head() of the same rows of step `step` on the last one: waits for
+ * them, and sends what this rank makes of them. */
+status_t stage_head_part(stage_t *stage, uint64_t step, uint32_t n) MUST_USE;
+/* Ranks that have a part of the head. */
+uint32_t stage_head_parts(const stage_t *stage);
+/* Whether a step of so many rows may go to the next stage while rows of the head wait for that stage.
+ * What does not fit into the lane between them would wait for the last stage, and that for the head. */
+bool stage_passes_head(const stage_t *stage, uint32_t n_rows);
 
 static inline kref_t stage_at(kbuffer_t *buffer, size_t offset)
 {

@@ -116,7 +116,7 @@ static status_t load_ends(stage_t *stage)
 {
     if (stage->first)
         TRY(load_embedding(stage));
-    if (!stage->last)
+    if (!stage->has_head)
         return STATUS_OK;
     TRY(stage_pack_norm(stage, tensor_of(stage, MODEL_OUTPUT_NORM, 0), &stage->output_norm));
     TRY(stage_load_mix(stage, 0, MODEL_HEAD_MIX, &stage->head_mix));

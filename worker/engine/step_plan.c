@@ -329,7 +329,7 @@ status_t step_plan_read(const void *bytes, size_t size, const step_limits_t *lim
     plan.n_closes = get_u32(&in);
     plan.n_opens = get_u32(&in);
     plan.n_entries = get_u32(&in);
-    if (in.short_of || magic != PLAN_MAGIC || (kind != STEP_RUN && kind != STEP_STOP) ||
+    if (in.short_of || magic != PLAN_MAGIC || kind < STEP_RUN || kind > STEP_HEAD ||
         plan.n_closes > STEP_SLOTS_MAX || plan.n_opens > STEP_SLOTS_MAX ||
         plan.n_entries > STEP_ENTRIES_MAX)
         return fail(STATUS_INVALID, "a message of %zu bytes is no step plan", size);

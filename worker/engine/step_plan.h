@@ -24,11 +24,12 @@
 #define STEP_SAMPLES_MAX STEP_ENTRIES_MAX /* tokens that one step gives */
 #define STEP_PLAN_BYTES_MAX (64u << 20)
 /* Part of what ranks agree on when they form: those with other plans are of another version. */
-#define STEP_PLAN_VERSION "plans 3"
+#define STEP_PLAN_VERSION "plans 4"
 
 typedef enum {
     STEP_RUN = 1,  /* compute the entries */
     STEP_STOP = 2, /* the epoch is over in good order: ranks return from rank_run() */
+    STEP_HEAD = 3, /* no step of its own: earlier stages make their part of the heads up to `step` */
 } step_kind_t;
 
 /* A sequence becomes known to the last stage: its ids so far and how to choose the next ones. */

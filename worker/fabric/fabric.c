@@ -230,9 +230,7 @@ status_t fabric_receive_exact(fabric_t *fabric, uint32_t peer, fabric_lane_t lan
 
 typedef struct {
     const link_t *link;
-    fabric_lane_t lane;
-    uint64_t end; /* clock_ms */
-    bool ready;
+    uint32_t lanes, ready; /* a bit each */
 } look_t;
 
 static bool take_wake(fabric_t *fabric)
@@ -244,17 +242,20 @@ static bool take_wake(fabric_t *fabric)
 static bool look_done(fabric_t *fabric, void *argument)
 {
     look_t *look = argument;
-    look->ready = look->link->transport->readable(look->link, look->lane);
-    return look->ready || take_wake(fabric);
+    for (uint32_t lane = 0; lane < FABRIC_LANES; lane++)
+        if ((look->lanes & 1u << lane) &&
+            look->link->transport->readable(look->link, (fabric_lane_t)lane))
+            look->ready |= 1u << lane;
+    return look->ready != 0 || take_wake(fabric);
 }
 
-status_t fabric_wait(fabric_t *fabric, uint32_t peer, fabric_lane_t lane, uint32_t timeout_ms,
-                     bool *ready_out)
+status_t fabric_wait_lanes(fabric_t *fabric, uint32_t peer, uint32_t lanes, uint32_t timeout_ms,
+                           uint32_t *ready_out)
 {
-    TRY(check_call(fabric, peer, lane));
+    TRY(check_call(fabric, peer, lanes < 1u << FABRIC_LANES ? FABRIC_PLAN : FABRIC_LANES));
     const uint64_t needs = 1ull << peer;
     const wait_for_t what = {"wait", NULL, &needs, WAIT_MESSAGE};
-    look_t look = {.link = &fabric->links[peer], .lane = lane};
+    look_t look = {.link = &fabric->links[peer], .lanes = lanes};
     if (fabric->has_remote && timeout_ms == 0)
         ucx_progress(fabric);
     bool done = look_done(fabric, &look);
@@ -269,6 +270,16 @@ status_t fabric_wait(fabric_t *fabric, uint32_t peer, fabric_lane_t lane, uint32
         TRY(fabric_wait_slice(fabric, &what, end - now, look_done, &look, &done));
     }
     *ready_out = look.ready;
+    return STATUS_OK;
+}
+
+status_t fabric_wait(fabric_t *fabric, uint32_t peer, fabric_lane_t lane, uint32_t timeout_ms,
+                     bool *ready_out)
+{
+    uint32_t ready = 0;
+    TRY(check_call(fabric, peer, lane));
+    TRY(fabric_wait_lanes(fabric, peer, 1u << lane, timeout_ms, &ready));
+    *ready_out = ready != 0;
     return STATUS_OK;
 }
 

@@ -140,6 +140,10 @@ status_t fabric_receive_exact(fabric_t *fabric, uint32_t peer, fabric_lane_t lan
  * fabric_wake was called; *ready_out says whether a message is there. A time-out is no failure. */
 status_t fabric_wait(fabric_t *fabric, uint32_t peer, fabric_lane_t lane, uint32_t timeout_ms,
                      bool *ready_out) MUST_USE;
+/* The same for any of several lanes of a peer, a bit (1 << lane) each; *ready_out has those with a
+ * message, none after a time-out or a wake. */
+status_t fabric_wait_lanes(fabric_t *fabric, uint32_t peer, uint32_t lanes, uint32_t timeout_ms,
+                           uint32_t *ready_out) MUST_USE;
 /* Lets a fabric_wait that is under way, or else the next one, return. Any thread. */
 void fabric_wake(fabric_t *fabric);
 

@@ -206,6 +206,8 @@ static void build_words(words_t *words, const eval_args_t *args, const char *dir
         add(words, text("--quantize=%s", args->quantize));
     if (args->kv)
         add(words, text("--kv=%s", args->kv));
+    if (args->head)
+        add(words, text("--head=%s", args->head));
     if (args->pack_cache)
         add(words, text("--pack-cache=%s", args->pack_cache));
     if (args->f32)

@@ -20,7 +20,7 @@ typedef struct {
     const char *isa;   /* NULL: the best */
     const char *failpoints;
     const char *quantize, *pack_cache; /* NULL: none */
-    const char *kv; /* NULL: as it is without the option */
+    const char *kv, *head; /* NULL: as it is without the option */
     uint32_t tp, stages, threads, batch, chunk, passes, greedy; /* 0: the default */
     uint32_t expert_groups, attention_slices, attention_replicas; /* 0: the rule */
     const char *draft_model; /* NULL: none */

@@ -121,12 +121,23 @@ static json_t *make_prompts(uint32_t vocab)
 
 /* Every other case does as large models do: parts of 16 rows, where those of small ones hold a whole
  * step (stage_part_rows); sums by pieces; projections shared among slices. */
-static const char *small_parts(const case_t *c)
+static uint32_t sum_of(const case_t *c)
 {
     uint32_t sum = 0;
     for (int d = 0; d < N_DIMENSIONS; d++)
         sum += c->at[d];
-    return sum % 2 ? "stage.small_parts=error@*" : NULL;
+    return sum;
+}
+
+/* Of their stages two pairs of cases in three share the head, which in one of them waits before long
+ * steps. */
+static const char *failpoints(const case_t *c)
+{
+    bool first = sum_of(c) / 2 % 3 == 1;
+    if (sum_of(c) % 2)
+        return first ? "stage.small_parts=error@*;stage.heads_first=error@*"
+                     : "stage.small_parts=error@*";
+    return first ? "stage.heads_first=error@*" : NULL;
 }
 
 static void run_case(const char *model, const json_t *ids, const case_t *c, bool f32,
@@ -142,7 +153,8 @@ static void run_case(const char *model, const json_t *ids, const case_t *c, bool
         .threads = values[THREADS][c->at[THREADS]],
         .batch = values[BATCH][c->at[BATCH]],
         .chunk = values[CHUNK][c->at[CHUNK]],
-        .failpoints = small_parts(c),
+        .failpoints = failpoints(c),
+        .head = sum_of(c) / 2 % 3 ? "shared" : "last",
         .greedy = 6,
         .f32 = f32,
         .last = warm,

@@ -72,8 +72,9 @@ static void test_a_rank_that_dies_ends_the_run_with_its_name(void **state)
     char text[4096];
     struct timespec begin, end;
     const char *points[] = {"rank.sampled=kill", "rank.sampled=error", "rank.sampled=abort"};
-    for (size_t i = 0; i < 3; i++) {
-        args.failpoints = points[i];
+    for (size_t i = 0; i < 6; i++) {
+        args.failpoints = points[i % 3];
+        args.head = i < 3 ? "last" : "shared";
         clock_gettime(CLOCK_MONOTONIC, &begin);
         assert_int_not_equal(eval_run_failing(&args, text, sizeof text), 0);
         clock_gettime(CLOCK_MONOTONIC, &end);
@@ -81,6 +82,27 @@ static void test_a_rank_that_dies_ends_the_run_with_its_name(void **state)
         if (!strstr(text, "rank 2") && !strstr(text, "rank 3"))
             fail_msg("\"%s\" names neither rank 2 nor rank 3", text);
     }
+}
+
+/* The other ranks of a head that is shared wait for the part of one that fails. */
+static void test_a_rank_that_fails_in_its_part_of_the_head_is_named(void **state)
+{
+    (void)state;
+    eval_args_t args = {.model = model, .ids = ids, .tp = 2, .stages = 3, .threads = 1,
+                        .head = "shared"};
+    char text[4096], name[16];
+    args.failpoints = "rank.head=error";
+    assert_int_not_equal(eval_run_failing(&args, text, sizeof text), 0);
+    assert_non_null(strstr(text, "head of step 1: fail point rank.head"));
+    bool named = false;
+    for (int rank = 0; rank < 4; rank++) {
+        snprintf(name, sizeof name, "rank %d", rank);
+        named |= strstr(text, name) != NULL;
+    }
+    assert_true(named);
+    args.head = "everywhere";
+    assert_int_equal(eval_run_failing(&args, text, sizeof text), 2);
+    assert_non_null(strstr(text, "auto, last or shared"));
 }
 
 static int open_all(void **state)
@@ -106,6 +128,7 @@ int main(void)
         cmocka_unit_test(test_bad_shapes_and_files_are_named),
         cmocka_unit_test(test_last_and_sums_agree_with_the_whole),
         cmocka_unit_test(test_a_rank_that_dies_ends_the_run_with_its_name),
+        cmocka_unit_test(test_a_rank_that_fails_in_its_part_of_the_head_is_named),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

@@ -147,12 +147,22 @@ static json_t *make_prompts(uint32_t n, uint32_t vocab, uint32_t longest)
 
 /* Every other case has parts of 16 rows, as large models have; those of small ones hold a whole step
  * (stage_part_rows). */
-static const char *small_parts(const case_t *c)
+static uint32_t sum_of(const case_t *c)
 {
     uint32_t sum = 0;
     for (int d = 0; d < N_DIMENSIONS; d++)
         sum += c->at[d];
-    return sum % 2 ? "stage.small_parts=error@*" : NULL;
+    return sum;
+}
+
+/* Two pairs of cases in three share the head among their stages; in one it waits before long steps. */
+static const char *failpoints(const case_t *c)
+{
+    bool first = sum_of(c) / 2 % 3 == 1;
+    if (sum_of(c) % 2)
+        return first ? "stage.small_parts=error@*;stage.heads_first=error@*"
+                     : "stage.small_parts=error@*";
+    return first ? "stage.heads_first=error@*" : NULL;
 }
 
 /* A name that does not fit would be another case's too. */
@@ -187,7 +197,8 @@ static void run_case(const text_t *text, const case_t *c, const char *name, one_
         .threads = values[THREADS][c->at[THREADS]],
         .batch = values[BATCH][c->at[BATCH]],
         .chunk = values[CHUNK][c->at[CHUNK]],
-        .failpoints = small_parts(c),
+        .failpoints = failpoints(c),
+        .head = sum_of(c) / 2 % 3 ? "shared" : "last",
         .greedy = text->greedy,
         .last = warm,
         .no_sums = warm,

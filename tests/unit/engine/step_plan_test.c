@@ -207,6 +207,25 @@ static void test_a_changed_word_is_refused_or_harmless(void **state)
     buffer_release(&bytes);
 }
 
+static void test_a_plan_of_heads_has_a_step_and_no_entries(void **state)
+{
+    (void)state;
+    step_plan_t plan = {.kind = STEP_HEAD, .step = 12}, got;
+    buffer_t bytes = {0};
+    arena_t arena = {0};
+    step_plan_write(&plan, &bytes);
+    assert_int_equal(read_plan(&bytes, &arena, &got), STATUS_OK);
+    assert_int_equal(got.kind, STEP_HEAD);
+    assert_int_equal(got.step, 12);
+    assert_int_equal(got.n_entries, 0);
+    plan.kind = (step_kind_t)(STEP_HEAD + 1);
+    buffer_clear(&bytes);
+    step_plan_write(&plan, &bytes);
+    assert_int_equal(read_plan(&bytes, &arena, &got), STATUS_INVALID);
+    buffer_release(&bytes);
+    arena_release(&arena);
+}
+
 static void test_a_result_is_read_as_it_was_written_and_checked(void **state)
 {
     (void)state;
@@ -237,6 +256,7 @@ int main(void)
         cmocka_unit_test(test_a_plan_is_read_as_it_was_written),
         cmocka_unit_test(test_every_truncation_is_refused),
         cmocka_unit_test(test_a_changed_word_is_refused_or_harmless),
+        cmocka_unit_test(test_a_plan_of_heads_has_a_step_and_no_entries),
         cmocka_unit_test(test_a_result_is_read_as_it_was_written_and_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

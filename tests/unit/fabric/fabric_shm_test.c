@@ -384,9 +384,13 @@ static int wait_rank(fabric_t *fabric, shared_t *shared)
     if (fabric_rank(fabric) == 1) {
         while (!atomic_load(&shared->done))
             nap();
+        EXPECT(fabric_send(fabric, 0, FABRIC_LOGITS, NULL, &word, 8) == STATUS_OK);
         EXPECT(fabric_send(fabric, 0, FABRIC_RESULT, NULL, &word, 8) == STATUS_OK);
         return 0;
     }
+    uint32_t lanes = 1u << FABRIC_RESULT | 1u << FABRIC_ACTIVATIONS, found = 1;
+    EXPECT(fabric_wait_lanes(fabric, 1, lanes, 0, &found) == STATUS_OK && found == 0);
+    EXPECT(fabric_wait_lanes(fabric, 1, 1u << FABRIC_LANES, 0, &found) == STATUS_INVALID);
     EXPECT(fabric_wait(fabric, 1, FABRIC_RESULT, 0, &ready) == STATUS_OK && !ready);
     uint64_t begin = clock_ms();
     EXPECT(fabric_wait(fabric, 1, FABRIC_RESULT, 50, &ready) == STATUS_OK && !ready);
@@ -397,6 +401,9 @@ static int wait_rank(fabric_t *fabric, shared_t *shared)
     EXPECT(clock_ms() - begin < 1000);
     atomic_store(&shared->done, 1);
     EXPECT(fabric_wait(fabric, 1, FABRIC_RESULT, 5000, &ready) == STATUS_OK && ready);
+    /* Only the lanes that were asked for, whatever has come on another one. */
+    EXPECT(fabric_wait_lanes(fabric, 1, lanes, 0, &found) == STATUS_OK);
+    EXPECT(found == 1u << FABRIC_RESULT);
     EXPECT(fabric_receive_exact(fabric, 1, FABRIC_RESULT, NULL, &word, 8) == STATUS_OK);
     return 0;
 }

@@ -13,11 +13,12 @@
 #include "tests/unit/model/gguf_draft.h"
 #include "tests/unit/model/plan_models.h"
 
-static void check_stages(const plan_sizes_t *sizes, uint32_t n, const uint32_t *counts)
+static void check_stages(const plan_sizes_t *sizes, uint32_t n, bool shared_head,
+                         const uint32_t *counts)
 {
     plan_run_t layers[PLAN_STAGES_MAX];
     uint32_t at = 0;
-    assert_int_equal(plan_stages(sizes, n, layers), STATUS_OK);
+    assert_int_equal(plan_stages(sizes, n, shared_head, layers), STATUS_OK);
     for (uint32_t s = 0; s < n; s++) {
         assert_int_equal(layers[s].first, at);
         assert_int_equal(layers[s].count, counts[s]);
@@ -34,9 +35,49 @@ static void test_the_last_stage_has_fewer_layers_because_it_has_the_head(void **
 {
     (void)state;
     plan_sizes_t sizes = plan_smollm2();
-    check_stages(&sizes, 1, (const uint32_t[]){30});
-    check_stages(&sizes, 2, (const uint32_t[]){19, 11});
-    check_stages(&sizes, 3, (const uint32_t[]){12, 13, 5});
+    check_stages(&sizes, 1, false, (const uint32_t[]){30});
+    check_stages(&sizes, 2, false, (const uint32_t[]){19, 11});
+    check_stages(&sizes, 3, false, (const uint32_t[]){12, 13, 5});
+}
+
+/* Then a layer is a layer. SmolLM2's head is as heavy as eight, so its stages share it where they can;
+ * one that is no heavier than a layer stays where it is. */
+static void test_stages_that_share_the_head_have_as_many_layers_each(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    check_stages(&sizes, 2, true, (const uint32_t[]){15, 15});
+    check_stages(&sizes, 3, true, (const uint32_t[]){10, 10, 10});
+    check_stages(&sizes, 4, true, (const uint32_t[]){7, 8, 8, 7});
+    assert_true(plan_head_is_large(&sizes, 2));
+    assert_false(plan_head_is_large(&sizes, 1));
+    sizes.head_values = 3540096;
+    assert_false(plan_head_is_large(&sizes, 2));
+    sizes.head_values++;
+    assert_true(plan_head_is_large(&sizes, 2));
+}
+
+/* Each of two stages of two slices has a quarter of the head's bytes and an eighth more, and rows of
+ * logits of a quarter of the vocabulary; who samples has whole ones beside them. */
+static void test_a_shared_head_takes_memory_on_every_stage(void **state)
+{
+    (void)state;
+    plan_sizes_t sizes = plan_smollm2();
+    plan_shape_t shape = {.tp = 2, .stages = 2, .context_max = 2048};
+    static plan_need_t alone[PLAN_RANKS_MAX], shared[PLAN_RANKS_MAX];
+    plan_run_t layers[PLAN_STAGES_MAX];
+    assert_int_equal(plan_needs(&sizes, &shape, alone, layers), STATUS_OK);
+    shape.shared_head = true;
+    assert_int_equal(plan_needs(&sizes, &shape, shared, layers), STATUS_OK);
+    assert_int_equal(layers[1].first, 15);
+    /* 15 layers of 1,301,184 and of 1,249,344, as below. */
+    assert_int_equal(shared[0].weights, 15 * 1301184 + 30081024 + 8460936);
+    assert_int_equal(shared[1].weights, 15 * 1249344 + 30081024 + 8460936);
+    assert_int_equal(shared[2].weights, 15 * 1301184 + 8460936);
+    assert_int_equal(shared[3].weights, 15 * 1249344 + 8460936);
+    uint64_t rows = 64 * 4;
+    assert_int_equal(shared[0].scratch, alone[0].scratch + rows * 12288);
+    assert_int_equal(shared[2].scratch, alone[2].scratch - rows * 12288);
 }
 
 /* With a head as heavy as twenty layers the last stage still gets one of its four layers. */
@@ -46,8 +87,8 @@ static void test_every_stage_has_a_layer(void **state)
     plan_sizes_t sizes = plan_smollm2();
     sizes.config.n_layers = 4;
     sizes.head_values *= 5;
-    check_stages(&sizes, 2, (const uint32_t[]){3, 1});
-    check_stages(&sizes, 4, (const uint32_t[]){1, 1, 1, 1});
+    check_stages(&sizes, 2, false, (const uint32_t[]){3, 1});
+    check_stages(&sizes, 4, false, (const uint32_t[]){1, 1, 1, 1});
 }
 
 static void test_more_stages_than_layers_are_refused(void **state)
@@ -55,9 +96,9 @@ static void test_more_stages_than_layers_are_refused(void **state)
     (void)state;
     plan_sizes_t sizes = plan_smollm2();
     plan_run_t layers[PLAN_STAGES_MAX];
-    assert_int_equal(plan_stages(&sizes, 31, layers), STATUS_INVALID);
+    assert_int_equal(plan_stages(&sizes, 31, false, layers), STATUS_INVALID);
     assert_non_null(strstr(status_text(), "31 stages for 30 layers; 1 to 30"));
-    assert_int_equal(plan_stages(&sizes, 0, layers), STATUS_INVALID);
+    assert_int_equal(plan_stages(&sizes, 0, true, layers), STATUS_INVALID);
 }
 
 static plan_shape_t shape_of(uint32_t tp, uint32_t stages, uint32_t context_max)
@@ -240,6 +281,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_the_last_stage_has_fewer_layers_because_it_has_the_head),
+        cmocka_unit_test(test_stages_that_share_the_head_have_as_many_layers_each),
+        cmocka_unit_test(test_a_shared_head_takes_memory_on_every_stage),
         cmocka_unit_test(test_every_stage_has_a_layer),
         cmocka_unit_test(test_more_stages_than_layers_are_refused),
         cmocka_unit_test(test_a_rank_needs_its_part_of_the_file_and_an_eighth),

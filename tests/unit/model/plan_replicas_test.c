@@ -61,10 +61,12 @@ static void test_two_cores_carry_two_stages_of_two_slices(void **state)
     assert_string_equal(place(&world, &wanted), "aaaa");
     assert_true(placed.oversubscribed);
     assert_int_equal(placed.kv_tokens, 8 * 512);
-    assert_int_equal(placed.ranks[0].layer_count, 19);
-    assert_int_equal(placed.ranks[2].layer_first, 19);
-    assert_int_equal(placed.ranks[2].layer_count, 11);
+    assert_true(placed.shared_head);
+    assert_int_equal(placed.ranks[0].layer_count, 15);
+    assert_int_equal(placed.ranks[2].layer_first, 15);
+    assert_int_equal(placed.ranks[2].layer_count, 15);
     plan_need_t need;
+    wanted.shape.shared_head = true;
     assert_int_equal(plan_need(&sizes, &wanted.shape, 1, 1, &need), STATUS_OK);
     assert_int_equal(placed.ranks[3].memory_bytes, need.fixed + 4096 * need.kv_per_token);
     for (int i = 0; i < 4; i++)
@@ -92,6 +94,8 @@ static void test_stages_go_to_several_hosts_when_none_alone_has_the_cores(void *
     plan_world_t world = {.hosts = hosts, .n_hosts = 2};
     plan_request_t wanted = request(2, 2);
     assert_string_equal(place(&world, &wanted), "aabb");
+    assert_false(placed.shared_head); /* rows of logits would go over the network */
+    assert_int_equal(placed.ranks[2].layer_first, 19);
     wanted = request(1, 4);
     assert_string_equal(place(&world, &wanted), "aabb");
 }
@@ -121,7 +125,12 @@ static void test_memory_sends_a_stage_to_another_host(void **state)
     plan_world_t world = {.hosts = hosts, .n_hosts = 2};
     assert_string_equal(place(&world, &wanted), "ab");
     assert_int_equal(placed.kv_tokens, 1024); /* two sequences of 512, not one more */
-    hosts[0].memory_bytes = a + b; /* now one host holds both */
+    wanted.shape.shared_head = true; /* now one host holds both, which share the head */
+    hosts[0].memory_bytes = 0;
+    for (uint32_t stage = 0; stage < 2; stage++) {
+        assert_int_equal(plan_need(&sizes, &wanted.shape, stage, 0, &first), STATUS_OK);
+        hosts[0].memory_bytes += first.fixed + 1024 * first.kv_per_token;
+    }
     assert_string_equal(place(&world, &wanted), "aa");
     assert_int_equal(placed.kv_tokens, 1024);
     hosts[0].memory_bytes = hosts[1].memory_bytes = (a < b ? a : b) - 1;

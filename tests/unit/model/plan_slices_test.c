@@ -187,6 +187,28 @@ static void test_vocabulary_slices_end_on_blocks_and_cover_everything_once(void 
     }
 }
 
+/* 49,152 tokens are 48 blocks. */
+static void test_a_head_is_cut_among_the_last_slices_or_among_all_ranks(void **state)
+{
+    (void)state;
+    assert_int_equal(plan_head_run(49152, 2, 3, false, 1, 0).count, 0);
+    assert_int_equal(plan_head_run(49152, 2, 3, false, 2, 1).first, 24576);
+    assert_int_equal(plan_head_run(49152, 2, 3, false, 2, 1).count, 24576);
+    for (uint32_t tp = 1; tp <= PLAN_TP_MAX; tp++)
+        for (uint32_t stages = 1; stages <= 16; stages++) {
+            uint32_t at = 0, most = 0, least = UINT32_MAX;
+            for (uint32_t rank = 0; rank < tp * stages; rank++) {
+                plan_run_t run = plan_head_run(49152, tp, stages, true, rank / tp, rank % tp);
+                assert_int_equal(run.first, at);
+                at += run.count;
+                most = run.count > most ? run.count : most;
+                least = run.count < least ? run.count : least;
+            }
+            assert_int_equal(at, 49152);
+            assert_true(most - least <= PLAN_VOCAB_BLOCK);
+        }
+}
+
 static void test_slices_out_of_range_are_refused(void **state)
 {
     (void)state;
@@ -279,6 +301,7 @@ int main(void)
         cmocka_unit_test(test_nine_heads_on_two_ranks_are_five_and_four_with_a_shared_kv_head),
         cmocka_unit_test(test_a_rank_without_heads_needs_no_kv_head),
         cmocka_unit_test(test_vocabulary_slices_end_on_blocks_and_cover_everything_once),
+        cmocka_unit_test(test_a_head_is_cut_among_the_last_slices_or_among_all_ranks),
         cmocka_unit_test(test_slices_out_of_range_are_refused),
         cmocka_unit_test(test_slices_share_experts_by_leaves_and_by_groups),
         cmocka_unit_test(test_every_leaf_of_every_expert_has_one_owner),

@@ -142,15 +142,27 @@ static void test_a_rank_multiplies_and_reads_its_part(void **state)
     roofline_step_t step = {.rows = 3, .sequences = 3, .context = 10, .logit_rows = 3};
     roofline_work_t work;
     assert_int_equal(slice_of(&sizes->config, 2, 0, &slice), STATUS_OK);
-    roofline_work(sizes, &shape, layers, 0, &slice, &step, &work);
+    roofline_work(sizes, &shape, layers, 0, 0, &slice, &step, &work);
     assert_near(work.flops, 2 * 3 * 111300.0 + 15360);
     assert_near(work.weight_bytes, 218600 + 9250 + 600);
     assert_near(work.kv_bytes, 3840);
     /* In prefill the cache is read once for all rows of the sequence, and the head does not run. */
     step = (roofline_step_t){.rows = 3, .sequences = 1, .context = 10};
-    roofline_work(sizes, &shape, layers, 0, &slice, &step, &work);
+    roofline_work(sizes, &shape, layers, 0, 0, &slice, &step, &work);
     assert_near(work.kv_bytes, 1280);
     assert_near(work.flops, 2 * 3 * 8900.0 + 15360);
+    /* A head of one of two stages, and one that both share: a block of its two for each. */
+    plan_run_t halves[2] = {{0, 1}, {1, 1}};
+    double flops[2];
+    shape = (plan_shape_t){.tp = 1, .stages = 2, .context_max = 64};
+    step.logit_rows = 3;
+    assert_int_equal(slice_of(&sizes->config, 1, 0, &slice), STATUS_OK);
+    for (int shared = 0; shared < 2; shared++) {
+        shape.shared_head = shared != 0;
+        roofline_work(sizes, &shape, halves, 0, 0, &slice, &step, &work);
+        flops[shared] = work.flops;
+    }
+    assert_near(flops[1] - flops[0], 2 * 3 * 102400.0);
     free(sizes);
 }
 
@@ -179,7 +191,8 @@ static void test_partial_sums_are_counted_by_the_nodes_of_the_tree(void **state)
  * tp 2 in one host, one row: attention twice and the FFN give parts of 400 bytes, the experts' 800:
  * 400 + 400 + 400 + 800 = 2,000 bytes, 2 ms, and four times 1 ms; logits of 1,024 tokens 4,096
  * bytes, 4.096 ms + 1 ms. Between hosts with links of 0.5 MB/s and 2 ms: twice that.
- * Two stages of tp 1: no exchange; 400 bytes pass on: 0.4 ms + 1 ms. */
+ * Two stages of tp 1: no exchange; 400 bytes pass on: 0.4 ms + 1 ms. In one host they share the head, so
+ * its 400 bytes go back and logits of 1,024 tokens come: 4.496 ms + 1 ms. */
 static void test_links_carry_exchanges_logits_and_rows(void **state)
 {
     (void)state;
@@ -205,8 +218,9 @@ static void test_links_carry_exchanges_logits_and_rows(void **state)
         question.tp = 1;
         question.stages = 2;
         assert_int_equal(forecast_make(&question, &hosts, f), STATUS_OK);
-        /* Both stages' memory and the one pass: the second stage has no link behind it. */
-        double memory = f->one.all_s - (i + 1) * 1.4e-3;
+        /* Both stages' memory and the one pass; behind the second stage there is the head alone. */
+        assert_true(f->shape.shared_head == (i == 0));
+        double memory = f->one.all_s - (i == 0 ? 1.4e-3 + 5.496e-3 : 2 * 1.4e-3);
         assert_true(memory > 0 && memory < 1e-3);
         hosts_file_release(&hosts);
     }
