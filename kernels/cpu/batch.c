@@ -54,7 +54,6 @@ uint32_t batch_row_errors(const kbatch_t *batch, uint8_t *flags_out)
 /* array[0]: rows; array[1]: first block of each table, and the end; array[2]: all block ids. */
 static status_t run_batch_set(kqueue_t *queue, kwork_t *work)
 {
-    (void)queue;
     kbatch_t *batch = work->batch;
     const kbatch_row_t *rows = work->array[0];
     batch->n_rows = work->n;
@@ -70,6 +69,8 @@ static status_t run_batch_set(kqueue_t *queue, kwork_t *work)
         batch->table_first[i] = at;
         memcpy(batch->blocks + at, from, tables[i].n_blocks * sizeof *from);
         at += tables[i].n_blocks;
+        if (tables[i].n_blocks > 0) /* a block that was never used stands at the end */
+            kv_ahead_see(queue->device->kv_ahead, batch->blocks[at - 1]);
     }
     batch->table_first[work->n_tables] = at;
     return STATUS_OK;

@@ -16,6 +16,7 @@ static void device_close(kdevice_t *take_device)
 {
     if (take_device == NULL)
         return;
+    kv_ahead_close(take_device->kv_ahead);
     unmap_pages(take_device->scratch, pool_threads(take_device->pool) * ATTEND_SCRATCH_BYTES);
     unmap_pages(take_device->scratch_block, take_device->scratch_block_bytes);
     unmap_pages(take_device->panels, pool_threads(take_device->pool) * take_device->panel_bytes);

@@ -237,9 +237,15 @@ typedef struct {
     size_t bytes;
 } kpages_t;
 
+typedef struct kv_ahead kv_ahead_t;
+
 struct kkv {
     kdevice_t *device;
     kpages_t pages;
+    /* kv_ahead.c, under its lock: blocks whose memory is present in all layers; for those up to
+     * going_to, in so many layers. */
+    kkv_t *next;
+    uint32_t n_present, going_to, layers_present;
 };
 
 /* Entries that attention looks at, of one cache, layer and KV head. Entry i of pair r is visible
@@ -337,6 +343,7 @@ struct kdevice {
     /* A decoded panel for each thread, panel_bytes apart; grown as scratch_block is. */
     uint8_t *panels;
     size_t panel_bytes;
+    kv_ahead_t *kv_ahead; /* NULL: no cache is large enough */
     char refused[256];
     /* [threads], time spent in an op's functions; NULL while no queue is traced. */
     struct busy {
@@ -471,6 +478,13 @@ void experts_close(kexperts_t *take_experts);
 status_t kv_open(kdevice_t *device, const kkv_shape_t *shape, kkv_t **own_out);
 void kv_close(kkv_t *take_kv);
 size_t kv_block_bytes(kmode_t mode, const kkv_shape_t *shape);
+
+/* ---- kv_ahead.c: makes memory of caches present before it is used ---- */
+void kv_ahead_add(kkv_t *kv);
+void kv_ahead_remove(kkv_t *kv);
+/* A step uses this block. NULL is fine. */
+void kv_ahead_see(kv_ahead_t *ahead, uint32_t block);
+void kv_ahead_close(kv_ahead_t *take_ahead); /* NULL is fine */
 /* Writes one head of one entry (v is not looked at where the cache has no values of its own); true
  * when a value is not finite (0 is stored instead). */
 bool kv_put(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head, uint32_t slot,

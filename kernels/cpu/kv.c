@@ -40,7 +40,7 @@ static kpages_t pages_of(kmode_t mode, const kkv_shape_t *shape)
 size_t kv_block_bytes(kmode_t mode, const kkv_shape_t *shape)
 {
     kpages_t pages = pages_of(mode, shape);
-    return (pages.k_bytes + pages.v_bytes) * shape->n_kv_heads * shape->n_layers;
+    return kv_layer_block_bytes(&pages) * shape->n_layers;
 }
 
 static status_t check_shape(kmode_t mode, const kkv_shape_t *shape)
@@ -106,6 +106,7 @@ status_t kv_open(kdevice_t *device, const kkv_shape_t *shape, kkv_t **own_out)
     }
     if (bytes > 0)
         pool_run(device->pool, touch_first_blocks, &kv->pages);
+    kv_ahead_add(kv);
     *own_out = kv;
     return STATUS_OK;
 }
@@ -114,6 +115,7 @@ void kv_close(kkv_t *take_kv)
 {
     if (take_kv == NULL)
         return;
+    kv_ahead_remove(take_kv);
     unmap_pages(take_kv->pages.data, take_kv->pages.bytes);
     free(take_kv);
 }

@@ -34,6 +34,12 @@ static inline size_t key_bytes(const kpages_t *pages)
     return pages->type == KKV_BF16 ? sizeof(uint16_t) : sizeof(uint8_t);
 }
 
+/* Bytes of one block in one layer, of all heads. */
+static inline size_t kv_layer_block_bytes(const kpages_t *pages)
+{
+    return (pages->k_bytes + pages->v_bytes) * pages->n_kv_heads;
+}
+
 /* Byte offset of dimension d of a key in its page, and of a value in its V page. */
 static inline size_t key_at(const kpages_t *pages, uint32_t slot, uint32_t d)
 {
