@@ -1,5 +1,6 @@
-/* kernels-bench-layer [ROUNDS]: where the time of one layer goes, op by op, for the shape of
- * SmolLM2-135M (Q4_1 weights), at the row counts of decoding and of a prompt chunk. */
+/* kernels-bench-layer [ROUNDS [TYPE]]: where the time of one layer goes, op by op, for the shape of
+ * SmolLM2-135M (weights of TYPE, Q4_1 if none is said), at the row counts of decoding and of a
+ * prompt chunk. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +35,8 @@ typedef struct {
     kref_t x, norm, weight, input, middle, wide, partials;
 } layer_t;
 
+static qtype_t weight_type = QTYPE_Q4_1;
+
 static void must(status_t status)
 {
     if (status == STATUS_OK)
@@ -47,14 +50,14 @@ static kweight_t *make_weight(layer_t *l, uint32_t n_parts, uint32_t n, uint32_t
                               uint32_t n_leaves)
 {
     uint64_t row_bytes = 0;
-    (void)qtype_row_bytes(QTYPE_Q4_1, k, &row_bytes);
+    (void)qtype_row_bytes(weight_type, k, &row_bytes);
     uint8_t *rows = mem_new(n, row_bytes);
     for (size_t i = 0; i < n * row_bytes; i++)
         rows[i] = (uint8_t)((i * 2654435761u) >> 13 & 0x2b);
     uint32_t edges[NUMERICS_LEAVES_MAX + 1];
     for (uint32_t i = 0; i <= n_leaves; i++)
         edges[i] = k / n_leaves * i;
-    kweight_part_t part = {.qtype = QTYPE_Q4_1, .rows = rows, .bytes = n * row_bytes, .n_rows = n};
+    kweight_part_t part = {.qtype = weight_type, .rows = rows, .bytes = n * row_bytes, .n_rows = n};
     kweight_part_t parts[] = {part, part};
     kweight_spec_t spec = {.name = "bench",
                            .parts = parts,
@@ -181,6 +184,9 @@ static void bench_rows(layer_t *l, uint32_t threads, uint32_t rows, uint32_t con
 int main(int argc, char **argv)
 {
     uint32_t n_rounds = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 10;
+    for (uint32_t type = 0; argc > 2 && type < QTYPE_OWN_FIRST; type++)
+        if (qtype_info(type) != NULL && strcmp(qtype_name(type), argv[2]) == 0)
+            weight_type = (qtype_t)type;
     for (uint32_t threads = 1; threads <= 2; threads++) {
         layer_t layer = open_layer(threads);
         bench_rows(&layer, threads, 1, 512, n_rounds);

@@ -70,24 +70,26 @@ decode_form(kform_t form, const kpart_t *part, const uint8_t *panel, const kapar
     }
 }
 
+#define DECODE_CASE(form)                          \
+    case form:                                     \
+        decode_form(form, part, panel, list, to);  \
+        return;
 /* The columns of a list: [list->n][PANEL]. */
 static void decode_columns(const kpart_t *part, const uint8_t *panel, const kapart_list_t *list,
                            float *to)
 {
-    switch (part->form) {
-    case FORM_Q4M: /* what most files have, without a question for each column */
-        decode_form(FORM_Q4M, part, panel, list, to);
-        return;
-    case FORM_Q4:
-        decode_form(FORM_Q4, part, panel, list, to);
-        return;
-    case FORM_Q8:
-        decode_form(FORM_Q8, part, panel, list, to);
-        return;
-    default:
-        decode_form(part->form, part, panel, list, to);
+    switch (part->form) { /* what most files have, without a question for each column */
+        DECODE_CASE(FORM_Q8)
+        DECODE_CASE(FORM_Q4)
+        DECODE_CASE(FORM_Q4M)
+        DECODE_CASE(FORM_N4M)
+        DECODE_CASE(FORM_Q5)
+        DECODE_CASE(FORM_N5M)
+        DECODE_CASE(FORM_N6)
+    default: decode_form(part->form, part, panel, list, to);
     }
 }
+#undef DECODE_CASE
 
 /* The list of the rows that a tile belongs to, which begin with `row`, and its columns. The first
  * tile decodes them, when it has read the panel. */

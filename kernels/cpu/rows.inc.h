@@ -44,12 +44,7 @@ static uint32_t magnitude_vec(const float *x, uint32_t n)
         most = vi_max(most, vi_and(vf_bits(vf_load(x + i)), mask));
     if (whole < n)
         most = vi_max(most, vi_and(vf_bits(vf_load_n(x + whole, n - whole)), mask));
-    int32_t lanes[16];
-    vi_store(lanes, most);
-    int32_t largest = 0;
-    for (int i = 0; i < 16; i++)
-        largest = lanes[i] > largest ? lanes[i] : largest;
-    return (uint32_t)largest;
+    return (uint32_t)vi_largest(most);
 }
 
 /* A group's values; what a short one lacks is 0. */
