@@ -10,22 +10,25 @@
 #include "kernels/cpu/attend.inc.h"
 
 #include "kernels/cpu/leaf_avx2.h"
+#include "kernels/cpu/leaf_int8_avx2.h"
+#include "kernels/cpu/leaf_many_avx2.h"
 #include "kernels/cpu/leaf_float_avx2.h"
 #include "kernels/cpu/leaf_e4_avx2.h"
 
 #define COUNTS_4(name) name##_1, name##_2, name##_3, name##_4
 #define COUNTS_6(name) COUNTS_4(name), name##_5, name##_6
+#define COUNTS_8(name) COUNTS_6(name), name##_7, name##_8
 static const leaf_fn LEAF_KERNELS[N_FORMS][MATMUL_ROWS] = {
-    [FORM_Q8] = {COUNTS_4(leaf_q8)},     [FORM_Q4] = {COUNTS_4(leaf_q4)},
-    [FORM_Q4M] = {COUNTS_4(leaf_q4m)},   [FORM_I8] = {COUNTS_4(leaf_i8)},
-    [FORM_N4M] = {COUNTS_4(leaf_n4m)},   [FORM_Q5] = {COUNTS_4(leaf_q5)},
-    [FORM_Q5M] = {COUNTS_4(leaf_q5m)},   [FORM_N5M] = {COUNTS_4(leaf_n5m)},
-    [FORM_N6] = {COUNTS_4(leaf_n6)},
+    [FORM_Q8] = {COUNTS_8(leaf_q8)},     [FORM_Q4] = {COUNTS_8(leaf_q4)},
+    [FORM_Q4M] = {COUNTS_8(leaf_q4m)},   [FORM_I8] = {COUNTS_8(leaf_i8)},
+    [FORM_N4M] = {COUNTS_8(leaf_n4m)},   [FORM_Q5] = {COUNTS_8(leaf_q5)},
+    [FORM_Q5M] = {COUNTS_8(leaf_q5m)},   [FORM_N5M] = {COUNTS_8(leaf_n5m)},
+    [FORM_N6] = {COUNTS_8(leaf_n6)},
     [FORM_BF16] = {COUNTS_4(leaf_bf16)}, [FORM_F16] = {COUNTS_6(leaf_f16)},
     [FORM_F32] = {COUNTS_6(leaf_f32)},   [FORM_E4] = {COUNTS_4(leaf_e4)},
-    [FORM_T4] = {COUNTS_4(leaf_t4)},     [FORM_S4] = {COUNTS_4(leaf_s4)},
-    [FORM_Z4] = {COUNTS_4(leaf_z4)},     [FORM_X4] = {COUNTS_4(leaf_x4)},
-    [FORM_M4] = {COUNTS_4(leaf_m4)},
+    [FORM_T4] = {COUNTS_8(leaf_t4)},     [FORM_S4] = {COUNTS_8(leaf_s4)},
+    [FORM_Z4] = {COUNTS_8(leaf_z4)},     [FORM_X4] = {COUNTS_8(leaf_x4)},
+    [FORM_M4] = {COUNTS_8(leaf_m4)},
 };
 
 static const spread_t SPREADS[N_FORMS] = {

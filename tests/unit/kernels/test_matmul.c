@@ -337,6 +337,46 @@ static void test_the_weight_that_came_next_may_be_gone(void **state)
     free(x);
 }
 
+/* Levels without 32-bit products of bytes split inputs or weights into parts whose sums just fit 16
+ * bits: every input value fills whole segments once, against the largest and the smallest weights. */
+static void test_every_input_value_meets_the_ends_of_the_bytes(void **state)
+{
+    (void)state;
+    enum { K = 512, N = 33, VALUES = 255 };
+    const char *levels[TEST_LEVELS_MAX];
+    uint32_t n_levels = test_levels(levels);
+    shape_t shape = ffn_shape(K, N);
+    random_t random = {7};
+    size_t bytes;
+    uint8_t *data = make_rows(&random, QTYPE_Q8_0, N, K, &bytes);
+    for (size_t at = 0; at < bytes; at++) {
+        size_t column = at / (bytes / N), byte = at % 34;
+        if (byte >= 2 && column % 4 < 3)
+            data[at] = column % 4 == 0 || (column % 4 == 2 && byte % 2 == 0) ? 127 : 128;
+    }
+    static float x[VALUES][K];
+    for (uint32_t i = 0; i < VALUES * K; i++) /* 127 makes the scale 1 */
+        x[i / K][i % K] = i % 32 == 31 ? 127 : (float)(i / K) - 127;
+    for (uint32_t i = 0; i < n_levels; i++) {
+        fixture_t f = open_fixture("ref", 1, KMODE_NATIVE, KQUEUE_NOW);
+        fixture_t g = open_fixture(levels[i], 1, KMODE_NATIVE, KQUEUE_NOW);
+        float *wanted = whole_product(&f, &shape, QTYPE_Q8_0, data, bytes, x[0], VALUES);
+        float *found = whole_product(&g, &shape, QTYPE_Q8_0, data, bytes, x[0], VALUES);
+        assert_same_bits(found, wanted, (size_t)VALUES * N, levels[i]);
+        free(found);
+        for (uint32_t row = 0; row < VALUES; row += 2) { /* 2 rows, at the end 1 */
+            uint32_t rows = row + 2 <= VALUES ? 2 : 1;
+            found = whole_product(&g, &shape, QTYPE_Q8_0, data, bytes, x[row], rows);
+            assert_same_bits(found, wanted + (size_t)row * N, (size_t)rows * N, levels[i]);
+            free(found);
+        }
+        free(wanted);
+        close_fixture(&g);
+        close_fixture(&f);
+    }
+    free(data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -347,6 +387,7 @@ int main(void)
         cmocka_unit_test(test_parts_of_several_types_have_the_bits_that_they_have_alone),
         cmocka_unit_test(test_a_quantized_input_of_two_to_the_hundredth_is_a_row_error),
         cmocka_unit_test(test_the_weight_that_came_next_may_be_gone),
+        cmocka_unit_test(test_every_input_value_meets_the_ends_of_the_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
