@@ -5,6 +5,7 @@
 
 #include "common/base/memory.h"
 #include "common/base/qtype.h"
+#include "kernels/cpu/kv_ahead.h"
 #include "kernels/cpu/queue.h"
 
 status_t batch_new(kdevice_t *device, uint32_t rows_max, uint32_t blocks_max, kbatch_t **own_out)

@@ -4,6 +4,7 @@
 
 #include "common/base/memory.h"
 #include "kernels/cpu/fpmode.h"
+#include "kernels/cpu/kv_ahead.h"
 #include "kernels/cpu/peak.h"
 #include "kernels/cpu/queue.h"
 

@@ -238,14 +238,10 @@ typedef struct {
     size_t bytes;
 } kpages_t;
 
-typedef struct kv_ahead kv_ahead_t;
-
 struct kkv {
     kdevice_t *device;
     kpages_t pages;
-    /* kv_ahead.c, under its lock: blocks whose memory is present in all layers; for those up to
-     * going_to, in so many layers. */
-    kkv_t *next;
+    kkv_t *next; /* this and the rest is kv_ahead.c's, under its lock */
     uint32_t n_present, going_to, layers_present;
 };
 
@@ -344,7 +340,7 @@ struct kdevice {
     /* A decoded panel for each thread, panel_bytes apart; grown as scratch_block is. */
     uint8_t *panels;
     size_t panel_bytes;
-    kv_ahead_t *kv_ahead; /* NULL: no cache is large enough */
+    struct kv_ahead *kv_ahead; /* NULL: no cache is large enough */
     char refused[256];
     const kweight_t *multiplied; /* fetch_next.h: the last one, and when */
     uint32_t multiplied_released;
@@ -400,13 +396,11 @@ status_t weight_prepare(kdevice_t *device, const kweight_spec_t *spec, bool shar
 void weight_place(kweight_t *weight, void *memory);
 void weight_release(kweight_t *take_weight);
 kweight_info_t weight_info(const kweight_t *weight);
-/* The part that holds a panel. */
-const kpart_t *weight_part(const kweight_t *weight, uint32_t panel);
+const kpart_t *weight_part(const kweight_t *weight, uint32_t panel); /* that holds it */
 
 /* One input row for a weight; true when the row is an error. */
 bool weight_quantize(const klevel_t *level, const kweight_t *weight, const float *x,
                      uint8_t *row_out);
-
 /* apart.c: lists for n rows of a layout that has values apart, row_bytes from one to the next. */
 void apart_lists(const kinput_t *layout, const uint8_t *input, size_t row_bytes, uint32_t n,
                  kapart_list_t *out);
@@ -481,13 +475,6 @@ void experts_close(kexperts_t *take_experts);
 status_t kv_open(kdevice_t *device, const kkv_shape_t *shape, kkv_t **own_out);
 void kv_close(kkv_t *take_kv);
 size_t kv_block_bytes(kmode_t mode, const kkv_shape_t *shape);
-
-/* ---- kv_ahead.c: makes memory of caches present before it is used ---- */
-void kv_ahead_add(kkv_t *kv);
-void kv_ahead_remove(kkv_t *kv);
-/* A step uses this block. NULL is fine. */
-void kv_ahead_see(kv_ahead_t *ahead, uint32_t block);
-void kv_ahead_close(kv_ahead_t *take_ahead); /* NULL is fine */
 /* Writes one head of one entry (v is not looked at where the cache has no values of its own); true
  * when a value is not finite (0 is stored instead). */
 bool kv_put(const kpages_t *pages, uint32_t layer, uint32_t block, uint32_t head, uint32_t slot,

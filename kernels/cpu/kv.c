@@ -6,6 +6,7 @@
 
 #include "common/base/memory.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/kv_ahead.h"
 #include "kernels/cpu/pages.h"
 
 static kpages_t pages_of(kmode_t mode, const kkv_shape_t *shape)

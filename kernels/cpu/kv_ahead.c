@@ -1,10 +1,11 @@
-/* Memory of KV caches made present before a step writes to it.
- *
- * A pool of blocks hands out those that it never used in ascending order, so a cache grows into new
- * pages in all of its layers at the same step: a huge page for each layer, cleared by the system one
- * after the other while the compute threads wait, tens of milliseconds on a good machine. A thread of
- * the device stays ahead of the highest block that was seen instead. It is a little less urgent than
- * compute threads, and where the system cannot do this (before Linux 5.14) nothing is done ahead. */
+/* See kv_ahead.h. A pool of blocks hands out those that it never used in ascending order, so a cache
+ * grows into new pages in all of its layers at the same step: a huge page for each layer, cleared by
+ * the system one after the other while the compute threads wait, tens of milliseconds on a good
+ * machine. A thread of the device stays ahead of the highest block that was seen instead. It is a
+ * little less urgent than compute threads, and where the system cannot do this (before Linux 5.14)
+ * nothing is done ahead. */
+#include "kernels/cpu/kv_ahead.h"
+
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdatomic.h>
@@ -34,7 +35,8 @@ struct kv_ahead {
     kkv_t *caches;
 };
 
-/* How far ahead, in blocks: less than a layer's huge page, so that a cache that is hardly used has no
+/* In a cache: n_present blocks are present in all layers, those up to going_to in layers_present of
+ * them. How far ahead, in blocks: less than a layer's huge page, so that a cache that is hardly used has no
  * second one. */
 static uint32_t distance(const kkv_t *kv)
 {
