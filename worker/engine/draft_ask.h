@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "worker/engine/draft.h"
+#include "worker/engine/lookup.h"
 #include "worker/engine/sampler.h"
 #include "worker/engine/step_cost.h"
 

@@ -78,7 +78,7 @@ static void sequence_free(sequence_t *q)
     free((void *)(uintptr_t)q->sampling.bias);
     free(q->stop_ids);
     free(q->blocks);
-    draft_release(&q->draft);
+    lookup_release(&q->draft);
     free(q);
 }
 
@@ -235,7 +235,7 @@ void scheduler_end(scheduler_t *s, sequence_t *q, end_reason_t end, finish_t fin
     }
     s->n_solo -= q->solo;
     s->tenants[q->tenant].n_live--;
-    draft_release(&q->draft); /* what ended is kept for a while, and guesses no more */
+    lookup_release(&q->draft); /* what ended is kept for a while, and guesses no more */
     q->state = SEQUENCE_ENDED;
     q->end = end;
     q->finish = finish;

@@ -35,7 +35,7 @@
  * - Where every layer has a window, a sequence holds the blocks of what its next rows see and no
  * more; what it gives back stays known to later prompts while nobody needs the room.
  *
- * - Guesses (draft.h, draft_cost.h) are further rows of a sequence that decodes. They take the place
+ * - Guesses (lookup.h, draft_cost.h) are further rows of a sequence that decodes. They take the place
  *   of no other that decodes, no blocks that another holds, and no row unless it is likely to pay.
  *
  * No allocation in the step path; admission allocates what the sequence will need. A step costs
@@ -78,7 +78,7 @@ typedef struct {
     uint64_t keep_detached_ms; /* 0 takes 30,000 */
     bool keep_prefixes;
     bool whole_prompts; /* prompts take whole steps, however many wait for their next token */
-    uint32_t speculate_max;    /* guesses of a sequence in a step (draft.h); 0: none */
+    uint32_t speculate_max;    /* guesses of a sequence in a step (lookup.h); 0: none */
     bool draft_model;          /* there is one to ask, for up to speculate_max guesses */
     uint32_t fixed_rows;       /* what a step costs beside its rows, in rows of guesses; 0 takes
                                   what scheduler_step_took() taught */

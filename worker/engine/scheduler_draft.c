@@ -1,5 +1,5 @@
 /* Guesses by a draft model: whose next ids it is asked for before a plan is made, and what became of
- * them. It stands aside where a sequence's own earlier ids guess already (draft.h): those cost nothing.
+ * them. It stands aside where a sequence's own earlier ids guess already (lookup.h): those cost nothing.
  */
 #include <string.h>
 
@@ -30,9 +30,9 @@ static uint32_t entries_max(const scheduler_t *s)
 
 static bool looks_up(scheduler_t *s, sequence_t *q, uint32_t n_rows)
 {
-    return q->draft.places && draft_may_pay(n_rows, scheduler_fixed_rows(s)) &&
-           draft_learn(&q->draft, q->ids, q->n_ids) &&
-           draft_length(&q->draft, n_rows, scheduler_fixed_rows(s), 1) > 0;
+    return q->draft.places && lookup_may_pay(n_rows, scheduler_fixed_rows(s)) &&
+           lookup_learn(&q->draft, q->ids, q->n_ids) &&
+           lookup_length(&q->draft, n_rows, scheduler_fixed_rows(s), 1) > 0;
 }
 
 static void describe(const scheduler_t *s, const sequence_t *q, draft_case_t *c)

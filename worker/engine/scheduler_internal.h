@@ -9,7 +9,7 @@
 
 #include "common/base/heap.h"
 #include "common/model/plan.h"
-#include "worker/engine/draft.h"
+#include "worker/engine/lookup.h"
 #include "worker/engine/draft_cost.h"
 #include "worker/engine/kv.h"
 #include "worker/engine/scheduler.h"
@@ -47,7 +47,7 @@ typedef struct sequence {
     uint32_t *blocks;     /* room for n_prompt + max_tokens */
     sampled_t *drawn; /* of produced ids after the given ones; NULL without logprobs */
     uint32_t n_stop_ids, *stop_ids;
-    draft_t draft;
+    lookup_t draft;
     double draft_rate;         /* how often a draft model was right of it lately; 0: not known */
     uint32_t n_drafted_known;  /* its ids that the draft model has seen */
     uint32_t drafted_at;       /* n_ids when it was asked last */

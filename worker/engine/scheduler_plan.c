@@ -88,9 +88,9 @@ static uint32_t guess(planning_t *p, sequence_t *q)
     if (most == 0 || q->n_ids - q->n_computed != 1 || sequence_owes_logits(q))
         return 0;
     uint32_t n = 0, fixed = scheduler_fixed_rows(s);
-    if (q->draft.places && draft_may_pay(n_rows, fixed) &&
-        draft_learn(&q->draft, q->ids, q->n_ids))
-        n = draft_length(&q->draft, n_rows, fixed, most);
+    if (q->draft.places && lookup_may_pay(n_rows, fixed) &&
+        lookup_learn(&q->draft, q->ids, q->n_ids))
+        n = lookup_length(&q->draft, n_rows, fixed, most);
     p->by_model = n == 0;
     if (p->by_model)
         n = least(scheduler_drafted(q), most);
@@ -109,7 +109,7 @@ static uint32_t guess(planning_t *p, sequence_t *q)
     if (p->by_model)
         memcpy(q->ids + q->n_ids, q->drafted, n * sizeof *q->ids);
     else
-        draft_write(&q->draft, q->ids, q->n_ids, n);
+        lookup_write(&q->draft, q->ids, q->n_ids, n);
     p->drafts_left -= n;
     s->load.drafted_tokens += n;
     return n;

@@ -224,7 +224,7 @@ static sequence_t *sequence_new(scheduler_t *s, const admission_t *a)
     q->slot = SLOT_NONE;
     q->error_code = "";
     if (s->config.speculate_max > 0 && !a->solo)
-        draft_start(&q->draft, (uint32_t)capacity, q->ids, q->n_ids);
+        lookup_start(&q->draft, (uint32_t)capacity, q->ids, q->n_ids);
     return q;
 }
 

@@ -6,7 +6,7 @@
 
 #include <cmocka.h>
 
-#include "worker/engine/draft.h"
+#include "worker/engine/lookup.h"
 #include "worker/engine/draft_cost.h"
 
 /* A machine on which a step is mostly reading weights; the draft model has a part of them. */

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "worker/engine/draft.h"
+#include "worker/engine/lookup.h"
 
 /* ---- the guesses ---- */
 
@@ -14,73 +14,73 @@ static void test_a_text_is_guessed_where_its_last_three_ids_stood_before(void **
 {
     (void)state;
     uint32_t ids[32] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2};
-    draft_t draft;
-    draft_start(&draft, 32, ids, 11);
+    lookup_t draft;
+    lookup_start(&draft, 32, ids, 11);
     assert_int_equal(draft.source, 0); /* two ids agree: too few */
     ids[11] = 3;
-    draft_learn(&draft, ids, 12);
-    draft_write(&draft, ids, 12, 9);
+    lookup_learn(&draft, ids, 12);
+    lookup_write(&draft, ids, 12, 9);
     const uint32_t wanted[] = {4, 5, 6, 7, 8, 9, 1, 2, 3};
     assert_memory_equal(ids + 12, wanted, sizeof wanted);
     /* A loop shorter than the guess goes on in itself. */
     const uint32_t loop[] = {10, 11, 12, 10, 11, 12};
     memcpy(ids + 12, loop, sizeof loop);
-    assert_true(draft_learn(&draft, ids, 18));
-    draft_write(&draft, ids, 18, 7);
+    assert_true(lookup_learn(&draft, ids, 18));
+    lookup_write(&draft, ids, 18, 7);
     const uint32_t goes_on[] = {10, 11, 12, 10, 11, 12, 10};
     assert_memory_equal(ids + 18, goes_on, sizeof goes_on);
-    draft_release(&draft);
+    lookup_release(&draft);
 }
 
 static void test_guesses_begin_when_they_were_right_and_end_at_once_when_not(void **state)
 {
     (void)state;
     uint32_t ids[256];
-    draft_t draft;
+    lookup_t draft;
     for (uint32_t i = 0; i < 256; i++)
         ids[i] = i % 10;
-    draft_start(&draft, 256, ids, 100);
+    lookup_start(&draft, 256, ids, 100);
     /* The prompt repeats itself; whether the answer does is not known yet. */
-    assert_int_equal(draft_length(&draft, 1, 8, DRAFT_MAX), 0);
-    draft_learn(&draft, ids, 101);
-    assert_int_equal(draft_length(&draft, 1, 8, DRAFT_MAX), 1);
-    draft_learn(&draft, ids, 106);
+    assert_int_equal(lookup_length(&draft, 1, 8, DRAFT_MAX), 0);
+    lookup_learn(&draft, ids, 101);
+    assert_int_equal(lookup_length(&draft, 1, 8, DRAFT_MAX), 1);
+    lookup_learn(&draft, ids, 106);
     /* Rows that others fill make a further one dearer, and a step that costs only its rows has none
      * to give away. */
-    assert_in_range(draft_length(&draft, 4, 8, DRAFT_MAX), 2,
-                    draft_length(&draft, 1, 8, DRAFT_MAX) - 1);
-    assert_int_equal(draft_length(&draft, 1, 0, DRAFT_MAX), 0);
-    draft_learn(&draft, ids, 130);
-    assert_int_equal(draft_length(&draft, 1, 8, DRAFT_MAX), DRAFT_MAX);
-    assert_int_equal(draft_length(&draft, 1, 8, 3), 3);
+    assert_in_range(lookup_length(&draft, 4, 8, DRAFT_MAX), 2,
+                    lookup_length(&draft, 1, 8, DRAFT_MAX) - 1);
+    assert_int_equal(lookup_length(&draft, 1, 0, DRAFT_MAX), 0);
+    lookup_learn(&draft, ids, 130);
+    assert_int_equal(lookup_length(&draft, 1, 8, DRAFT_MAX), DRAFT_MAX);
+    assert_int_equal(lookup_length(&draft, 1, 8, 3), 3);
     ids[130] = 99;
-    draft_learn(&draft, ids, 131);
-    assert_int_equal(draft_length(&draft, 1, 8, DRAFT_MAX), 0); /* nothing to go by */
+    lookup_learn(&draft, ids, 131);
+    assert_int_equal(lookup_length(&draft, 1, 8, DRAFT_MAX), 0); /* nothing to go by */
     ids[131] = 7, ids[132] = 8, ids[133] = 9;
-    draft_learn(&draft, ids, 134);
+    lookup_learn(&draft, ids, 134);
     assert_int_not_equal(draft.source, 0); /* guessed again, but seen through sceptical eyes */
-    assert_int_equal(draft_length(&draft, 8, 8, DRAFT_MAX), 0);
-    draft_release(&draft);
+    assert_int_equal(lookup_length(&draft, 8, 8, DRAFT_MAX), 0);
+    lookup_release(&draft);
 }
 
 static void test_a_step_catches_up_with_few_ids_at_a_time(void **state)
 {
     (void)state;
     uint32_t ids[300];
-    draft_t draft, at_once;
+    lookup_t draft, at_once;
     for (uint32_t i = 0; i < 300; i++)
         ids[i] = i % 7;
-    draft_start(&draft, 300, ids, 10);
-    draft_start(&at_once, 300, ids, 10);
-    assert_false(draft_learn(&draft, ids, 10 + 2 * DRAFT_LEARN_MAX + 1));
-    assert_false(draft_learn(&draft, ids, 10 + 2 * DRAFT_LEARN_MAX + 1));
-    assert_true(draft_learn(&draft, ids, 10 + 2 * DRAFT_LEARN_MAX + 1));
+    lookup_start(&draft, 300, ids, 10);
+    lookup_start(&at_once, 300, ids, 10);
+    assert_false(lookup_learn(&draft, ids, 10 + 2 * DRAFT_LEARN_MAX + 1));
+    assert_false(lookup_learn(&draft, ids, 10 + 2 * DRAFT_LEARN_MAX + 1));
+    assert_true(lookup_learn(&draft, ids, 10 + 2 * DRAFT_LEARN_MAX + 1));
     for (uint32_t n = 11; n <= 10 + 2 * DRAFT_LEARN_MAX + 1; n++)
-        assert_true(draft_learn(&at_once, ids, n));
+        assert_true(lookup_learn(&at_once, ids, n));
     assert_int_equal(draft.source, at_once.source);
     assert_int_equal(draft.rate, at_once.rate);
-    draft_release(&draft);
-    draft_release(&at_once);
+    lookup_release(&draft);
+    lookup_release(&at_once);
 }
 
 /* ---- schedules ---- */

@@ -1,5 +1,5 @@
-/* See draft.h. */
-#include "worker/engine/draft.h"
+/* See lookup.h. */
+#include "worker/engine/lookup.h"
 
 #include <stdlib.h>
 
@@ -7,7 +7,7 @@
 
 #define WIDTH 3u /* ids that have to agree; two guess too often, four too late */
 
-static uint32_t *place_of(const draft_t *draft, const uint32_t *last)
+static uint32_t *place_of(const lookup_t *draft, const uint32_t *last)
 {
     uint64_t h = (uint64_t)last[0] * 0x9e3779b97f4a7c15u;
     h = (h ^ last[1]) * 0xbf58476d1ce4e5b9u;
@@ -15,26 +15,26 @@ static uint32_t *place_of(const draft_t *draft, const uint32_t *last)
     return &draft->places[(uint32_t)(h >> 32) & draft->mask];
 }
 
-void draft_start(draft_t *draft, uint32_t capacity, const uint32_t *ids, uint32_t n)
+void lookup_start(lookup_t *draft, uint32_t capacity, const uint32_t *ids, uint32_t n)
 {
     uint32_t n_places = 64;
     while (n_places < capacity)
         n_places *= 2;
-    *draft = (draft_t){.places = MEM_NEW_ARRAY(uint32_t, n_places), .mask = n_places - 1};
-    while (!draft_learn(draft, ids, n))
+    *draft = (lookup_t){.places = MEM_NEW_ARRAY(uint32_t, n_places), .mask = n_places - 1};
+    while (!lookup_learn(draft, ids, n))
         continue;
     /* How the prompt repeats itself says little about the answer: only that counts. */
     draft->rate = 0;
 }
 
-void draft_release(draft_t *draft)
+void lookup_release(lookup_t *draft)
 {
     free(draft->places);
-    *draft = (draft_t){0};
+    *draft = (lookup_t){0};
 }
 
 /* A quarter of the way up, half of the way down: what ceases to be right is off at once. */
-static void hold_guess_against(draft_t *draft, uint32_t guess, uint32_t id)
+static void hold_guess_against(lookup_t *draft, uint32_t guess, uint32_t id)
 {
     if (guess == id) {
         draft->rate += (DRAFT_ONE - draft->rate) / 4;
@@ -45,7 +45,7 @@ static void hold_guess_against(draft_t *draft, uint32_t guess, uint32_t id)
     }
 }
 
-static void learn(draft_t *draft, const uint32_t *ids, uint32_t n)
+static void learn(lookup_t *draft, const uint32_t *ids, uint32_t n)
 {
     if (draft->source)
         hold_guess_against(draft, ids[draft->source], ids[n - 1]);
@@ -62,14 +62,14 @@ static void learn(draft_t *draft, const uint32_t *ids, uint32_t n)
     *place = n;
 }
 
-bool draft_learn(draft_t *draft, const uint32_t *ids, uint32_t n)
+bool lookup_learn(lookup_t *draft, const uint32_t *ids, uint32_t n)
 {
     for (uint32_t i = 0; i < DRAFT_LEARN_MAX && draft->n < n; i++)
         learn(draft, ids, ++draft->n);
     return draft->n == n;
 }
 
-uint32_t draft_length(const draft_t *draft, uint32_t n_rows, uint32_t fixed_rows, uint32_t max)
+uint32_t lookup_length(const lookup_t *draft, uint32_t n_rows, uint32_t fixed_rows, uint32_t max)
 {
     uint64_t chance = draft->rate; /* that this guess and all before it are right */
     uint32_t n = 0;
@@ -82,7 +82,7 @@ uint32_t draft_length(const draft_t *draft, uint32_t n_rows, uint32_t fixed_rows
     return n;
 }
 
-void draft_write(const draft_t *draft, uint32_t *ids, uint32_t n_ids, uint32_t n)
+void lookup_write(const lookup_t *draft, uint32_t *ids, uint32_t n_ids, uint32_t n)
 {
     /* A source close behind runs into what is written here, which is how a short loop goes on. */
     for (uint32_t i = 0; i < n; i++)
