@@ -149,7 +149,7 @@ static bool form_local(agent_core_t *core, uint32_t slot, uint32_t rank, uint64_
     if (process && (process->state == RANK_DYING || process->state == RANK_STOPPING))
         return false; /* its place is free when its death is reported */
     if (process && !can_keep(&process->start, &want)) {
-        agent_kill(core, process, "the plan wants another slice of it", true, now_ms);
+        agent_kill(core, process, "the plan wants another slice or draft model of it", true, now_ms);
         return false;
     }
     if (!process) {

@@ -92,7 +92,7 @@ struct pool {
     uintptr_t fetched; /* the caller's last hint */
     uint64_t moved_ns;  /* when a thread was moved the last time */
     cpu_set_t allowed;  /* CPUs of the process when the team was opened */
-    struct member *members; /* [n_threads]; the first is the caller's and unused */
+    struct member *members; /* [n_threads]; of the first, the caller's, only the hint is used */
 };
 
 static void futex_wait(_Atomic uint32_t *word, uint32_t seen)

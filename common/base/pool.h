@@ -39,7 +39,7 @@ void pool_run(pool_t *pool, pool_fn fn, void *arg);
 
 /* Behind its next run, while it waits for the run after that, the thread fetches these lines into its
  * caches, from the first one on, until that run begins; the caller (thread 0) while it waits for the
- * others, and the first few in any case. It holds for waits to come too, until it is said anew. A
+ * others, and the first few in any case. It holds for one wait; what that cuts short is not fetched. A
  * hint: nothing is read, so the memory need not be there any more. Said between two runs. */
 void pool_fetch_next(pool_t *pool, uint32_t thread, const void *at, size_t bytes);
 

@@ -70,7 +70,7 @@ static status_t run_batch_set(kqueue_t *queue, kwork_t *work)
         batch->table_first[i] = at;
         memcpy(batch->blocks + at, from, tables[i].n_blocks * sizeof *from);
         at += tables[i].n_blocks;
-        if (tables[i].n_blocks > 0) /* a block that was never used stands at the end */
+        if (tables[i].n_blocks > 0) /* most often one that was never used is last */
             kv_ahead_see(queue->device->kv_ahead, batch->blocks[at - 1]);
     }
     batch->table_first[work->n_tables] = at;

@@ -36,8 +36,8 @@ struct kv_ahead {
 };
 
 /* In a cache: n_present blocks are present in all layers, those up to going_to in layers_present of
- * them. How far ahead, in blocks: less than a layer's huge page, so that a cache that is hardly used has no
- * second one. */
+ * them. How far ahead, in blocks: less than a layer's huge page, so that a cache that is hardly used has few
+ * second ones. */
 static uint32_t distance(const kkv_t *kv)
 {
     size_t bytes = kv_layer_block_bytes(&kv->pages);
@@ -135,7 +135,7 @@ void kv_ahead_add(kkv_t *kv)
     kdevice_t *device = kv->device;
     size_t bytes = kv_layer_block_bytes(&kv->pages);
     /* Small ones lie in few huge pages, which the first touch has made present. */
-    if (bytes == 0 || bytes * kv->pages.n_blocks < 2 * HUGE_BYTES)
+    if (kv->pages.data == NULL || bytes * kv->pages.n_blocks < 2 * HUGE_BYTES)
         return;
     if (device->kv_ahead == NULL)
         device->kv_ahead = start();

@@ -143,7 +143,8 @@ static status_t lead_step(rank_t *rank)
     TRY(read_plan(rank, rank->plan_bytes.data, rank->plan_bytes.size, &plan));
     uint64_t due;
     uint32_t n_rows;
-    while (!stage_passes_head(rank->stage, plan.n_tokens) && rank_heads_due(rank, &due, &n_rows)) {
+    while (!stage_passes_head(rank->stage, plan.n_tokens, rank->plan_bytes.size) &&
+           rank_heads_due(rank, &due, &n_rows)) {
         stage_beat(rank->stage);
         TRY(rank_collect(rank, IDLE_WAIT_MS));
     }

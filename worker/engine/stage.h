@@ -225,9 +225,11 @@ status_t stage_head(stage_t *stage, const uint32_t *rows, uint32_t n, float *who
 status_t stage_head_part(stage_t *stage, uint64_t step, uint32_t n) MUST_USE;
 /* Ranks that have a part of the head. */
 uint32_t stage_head_parts(const stage_t *stage);
-/* Whether a step of so many rows may go to the next stage while rows of the head wait for that stage.
- * What does not fit into the lane between them would wait for the last stage, and that for the head. */
-bool stage_passes_head(const stage_t *stage, uint32_t n_rows);
+/* Whether a step of so many rows, and its plan of so many bytes, may go to the next stages while rows of
+ * the head wait for them. What does not fit into the lanes between them, beside those of the batches in
+ * flight, would wait for the last stage, and that for the head. Of prompts that is a full step from 1,024
+ * columns and two stages on; plans are large where prompts of many thousands of tokens begin. */
+bool stage_passes_head(const stage_t *stage, uint32_t n_rows, size_t plan_bytes);
 
 static inline kref_t stage_at(kbuffer_t *buffer, size_t offset)
 {

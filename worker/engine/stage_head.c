@@ -35,12 +35,13 @@ uint32_t stage_head_parts(const stage_t *stage)
     return stage->config.tp * (stage->config.shared_head ? stage->config.stages : 1);
 }
 
-bool stage_passes_head(const stage_t *stage, uint32_t n_rows)
+bool stage_passes_head(const stage_t *stage, uint32_t n_rows, size_t plan_bytes)
 {
     size_t bytes = (size_t)n_rows * stage->residual_columns * sizeof(float);
     if (FAILPOINT("stage.heads_first"))
         return false;
-    return bytes * stage->config.stages <= FABRIC_ACTIVATIONS_BYTES;
+    return bytes * stage->config.stages <= FABRIC_ACTIVATIONS_BYTES &&
+           plan_bytes * stage->config.stages <= FABRIC_PLAN_BYTES / 2;
 }
 
 /* ---- rows to the other stages ---- */

@@ -22,8 +22,8 @@ enum {
 /* ---- the cache of packed weights ---- */
 
 /* Everything that decides the bytes: what the model is, how it is quantized, the slice, the cut and
- * the layers, and how the device packs. A model that was sealed since, or sealed anew, is read
- * again, so that its rows are checked against that seal. */
+ * the layers, its part of the head, and how the device packs. A model that was sealed since, or sealed
+ * anew, is read again, so that its rows are checked against that seal. */
 static char *cache_key(const stage_t *stage)
 {
     const rank_config_t *config = &stage->config;
@@ -37,12 +37,17 @@ static char *cache_key(const stage_t *stage)
     kmode_t mode = config->activations_f32 ? KMODE_F32 : KMODE_NATIVE;
     if (stage->cut.attention_replicas > 1)
         snprintf(copies, sizeof copies, "replicas %u\n", stage->cut.attention_replicas);
+    char head[48] = "";
+    if (config->stages > 1 && stage->slice.vocab.count > 0)
+        snprintf(head, sizeof head, "head %u+%u\n", stage->slice.vocab.first,
+                 stage->slice.vocab.count);
     return mem_format("layout %s\nmodel %s\nseal %s\nquantize %s\nslice %u of %u\nexperts %u\n"
-                      "attention %u\nlayers %u+%u of %u\n%s",
+                      "attention %u\nlayers %u+%u of %u\n%s%s",
                       stage->ops->weight_layout(mode), config->model_digest, seal,
                       config->quantize ? config->quantize : "", config->slice, config->tp,
                       stage->cut.expert_groups, stage->cut.attention_slices,
-                      config->layer_first, config->layer_count, stage->shape->n_layers, copies);
+                      config->layer_first, config->layer_count, stage->shape->n_layers, head,
+                      copies);
 }
 
 void stage_open_kept(stage_t *stage)

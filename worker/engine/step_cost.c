@@ -23,7 +23,7 @@ static const double guessed[STEP_COST_PARTS] = {8, 1, 0.25, 1.0 / 1024, 1.0 / 40
 /* A prompt that joins makes steps longer by this part. Half is what running streams are promised;
  * the rest is room for what a price is wrong by. */
 #define JOIN_SHARE 0.4
-/* Many prompts that wait make steps longer than their shares together, up to this, or a wave of them
+/* Many prompts that wait make steps longer than their shares together up to this, or a wave of them
  * would hold those who decode up for a whole step of prompts, and again, as it goes through. */
 #define WAVE_NS 50e6
 /* Rows of a prompt in a step at least, or a prompt beside one stream on a machine whose steps cost

@@ -59,7 +59,8 @@ typedef struct {
 
 /* Rows of prompts that the next step may have. One prompt makes the step of those that decode half
  * as long again and no longer; where n wait it is n * n times that, since each of them waits for all
- * before it and the batch is the poorer by all of them. UINT32_MAX when nobody decodes. */
+ * before it and the batch is the poorer by all of them, but once prices are known no more than n times
+ * that or what fits into a step of 50 ms, whichever is more. UINT32_MAX when nobody decodes. */
 uint32_t step_cost_prompt_rows(const step_cost_t *cost, const step_queue_t *queue);
 
 /* Rows of a piece, where prompts of n_rows together go through so many stages with nothing else: pieces

@@ -174,6 +174,28 @@ static void test_prompts_have_whole_steps_when_nobody_runs_and_more_rows_the_mor
     assert_int_equal(step_cost_prompt_rows(&cost, &(step_queue_t){1, 1, 1, 8000, 1}), 4);
 }
 
+/* On a machine of known prices no step is longer than the prompts' shares together or than 50 ms. */
+static void test_a_wave_of_prompts_does_not_make_whole_steps(void **state)
+{
+    (void)state;
+    uint32_t by_time = 0;
+    for (uint32_t i = 0; i < MACHINES; i++) {
+        const machine_t *m = &machines[i];
+        step_cost_t cost = {0};
+        learn(&cost, m, 300, true, 0);
+        for (uint32_t n = 2; n <= 32; n *= 2) {
+            uint32_t rows = step_cost_prompt_rows(&cost, &(step_queue_t){3, 900, n, 0, 1});
+            rows = rows < 512 ? rows : 512;
+            step_work_t alone = decode(3, 300), with = joined(3, 300, rows, 0);
+            double longer = exact(m, &with) / exact(m, &alone), ms = exact(m, &with) / 1e6;
+            if (longer > 1 + 0.5 * n && ms > 60)
+                fail_msg("machine %u, %u prompts: %u rows, %.1f times, %.0f ms", i, n, rows, longer, ms);
+            by_time += longer > 1 + 0.5 * n;
+        }
+    }
+    assert_true(by_time > 0); /* where 50 ms are more than the shares, they are used */
+}
+
 static void test_a_prompt_alone_goes_through_stages_in_pieces_of_the_best_size(void **state)
 {
     (void)state;
@@ -228,6 +250,7 @@ int main(void)
         cmocka_unit_test(test_one_prompt_makes_a_step_half_as_long_again_at_most),
         cmocka_unit_test(
             test_prompts_have_whole_steps_when_nobody_runs_and_more_rows_the_more_wait),
+        cmocka_unit_test(test_a_wave_of_prompts_does_not_make_whole_steps),
         cmocka_unit_test(test_a_prompt_alone_goes_through_stages_in_pieces_of_the_best_size),
         cmocka_unit_test(test_work_is_counted_by_sequences_that_decode_and_those_that_do_not),
     };

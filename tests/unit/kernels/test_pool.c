@@ -220,8 +220,9 @@ static void test_an_elastic_team_keeps_a_thread_that_is_only_interrupted(void **
         if (took_ns > 118000000)
             continue;
         assert_int_equal(work.whole, 100);
-        break;
+        return;
     }
+    skip();
 }
 
 static void test_an_elastic_team_keeps_a_thread_that_only_has_more_to_do(void **state)
