@@ -60,14 +60,16 @@ static uint32_t smaller(int64_t a, uint32_t b)
     return a < b ? (uint32_t)a : b;
 }
 
+/* What was typed is taken as it is, so that too much is refused in words; the default adapts. */
+static uint32_t context_of(const work_t *work, uint32_t trained)
+{
+    return work->context != 0 ? (uint32_t)work->context : smaller(CONTEXT_DEFAULT, trained);
+}
+
 static void ask(const work_t *work, const model_t *model, const plan_sizes_t *sizes,
                 forecast_question_t *out)
 {
-    uint32_t trained = sizes->config.context_train;
-    /* What was typed is taken as it is, so that too much is refused in words; the default
-     * adapts. */
-    uint32_t context = work->context != 0 ? (uint32_t)work->context
-                                          : smaller(CONTEXT_DEFAULT, trained);
+    uint32_t context = context_of(work, sizes->config.context_train);
     *out = (forecast_question_t){
         .sizes = sizes,
         .weights = main_type(model),
@@ -168,8 +170,8 @@ static status_t size_draft(work_t *work, const model_t *model)
                       "tokenizer of the model that it drafts for", sizes->config.vocab,
                       model_config(model)->vocab);
     if (status == STATUS_OK)
-        status = plan_draft_bytes(sizes, work->context != 0 ? (uint32_t)work->context
-                                                            : CONTEXT_DEFAULT, &work->draft_bytes);
+        status = plan_draft_bytes(sizes, context_of(work, model_config(model)->context_train),
+                                  &work->draft_bytes);
     free(sizes);
     model_close(draft);
     return status;

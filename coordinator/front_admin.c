@@ -257,24 +257,29 @@ static status_t check_cut(const plan_sizes_t *sizes, uint32_t tp, uint32_t stage
     return stages ? plan_stages(sizes, stages, false, layers) : STATUS_OK;
 }
 
+/* What its record gets. */
+static uint32_t context_of(const Shoal__V1__Deployment *d, uint32_t trained)
+{
+    if (d->context_max)
+        return d->context_max;
+    return trained < CONTEXT_DEFAULT ? trained : CONTEXT_DEFAULT;
+}
+
 static status_t check_cuts(const plan_sizes_t *sizes, const Shoal__V1__Deployment *d)
 {
     TRY(check_cut(sizes, d->tp, d->stages));
     for (size_t i = 0; i < d->n_shapes; i++)
         TRY(check_cut(sizes, d->shapes[i]->tp, d->shapes[i]->stages));
-    uint32_t trained = sizes->config.context_train;
     plan_shape_t shape = {
         .tp = d->tp ? d->tp : 1,
         .stages = d->stages ? d->stages : 1,
         .expert_groups = d->expert_groups,
         .attention_slices = d->attention_slices,
         .attention_replicas = d->attention_replicas,
-        .context_max = trained < CONTEXT_DEFAULT ? trained : CONTEXT_DEFAULT,
+        .context_max = context_of(d, sizes->config.context_train),
         .kv_tokens_max = d->kv_tokens_max,
         .prefill_tokens_max = d->steps ? d->steps->rows_max : 0,
     };
-    if (d->context_max)
-        shape.context_max = d->context_max;
     plan_need_t need;
     return plan_need(sizes, &shape, 0, 0, &need);
 }
@@ -332,10 +337,7 @@ static status_t change_deploy(edit_t *edit, record_t *record, bool exists)
         record->prefix_cache_off = d->steps->prefix_cache_off;
         record->whole_prompts = d->steps->whole_prompts;
     }
-    record->context_max = d->context_max;
-    if (!record->context_max)
-        record->context_max =
-            edit->context_train < CONTEXT_DEFAULT ? edit->context_train : CONTEXT_DEFAULT;
+    record->context_max = context_of(d, edit->context_train);
     if (record->context_max > edit->context_train)
         return fail(STATUS_INVALID, "context_max: %u is over the %u that the model was trained for",
                     record->context_max, edit->context_train);
@@ -361,7 +363,8 @@ static void find_model(shell_t *shell, void *take_data)
         status = kv_type_check_model(d->kv, &entry->sizes.config);
     free(path);
     if (status == STATUS_OK)
-        status = front_draft_find(shell, d, entry, edit->draft, &edit->draft_bytes);
+        status = front_draft_find(shell, d, entry, context_of(d, entry->context_train), edit->draft,
+                                  &edit->draft_bytes);
     if (status != STATUS_OK) {
         edit_fail(edit, status);
         return;

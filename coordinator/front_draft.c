@@ -17,8 +17,8 @@ status_t front_draft_check(const Shoal__V1__Deployment *d)
 }
 
 status_t front_draft_find(shell_t *shell, const Shoal__V1__Deployment *d,
-                          const model_entry_t *model, char digest_out[MODEL_DIGEST_SIZE],
-                          uint64_t *bytes_out)
+                          const model_entry_t *model, uint32_t context_max,
+                          char digest_out[MODEL_DIGEST_SIZE], uint64_t *bytes_out)
 {
     digest_out[0] = 0;
     *bytes_out = 0;
@@ -37,7 +37,7 @@ status_t front_draft_find(shell_t *shell, const Shoal__V1__Deployment *d,
     if (status == STATUS_OK)
         status = tokenizer_same(model->tokenizer, d->model_path, draft->tokenizer, d->draft_path);
     if (status == STATUS_OK)
-        status = plan_draft_bytes(&draft->sizes, d->context_max, bytes_out);
+        status = plan_draft_bytes(&draft->sizes, context_max, bytes_out);
     if (status == STATUS_OK)
         snprintf(digest_out, MODEL_DIGEST_SIZE, "%s", draft->digest);
     free(name);

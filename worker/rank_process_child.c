@@ -352,6 +352,7 @@ static status_t open_rank(child_t *child, rank_t **own_out)
         .tp = start->tp, .stages = start->stages,
         .draft_path = start->draft_path[0] ? start->draft_path : NULL,
         .draft_digest = start->draft_digest[0] ? start->draft_digest : NULL,
+        .draft_may_fail = true,
         .expert_groups = start->expert_groups,
         .attention_slices = start->attention_slices,
         .attention_replicas = start->attention_replicas, .shared_head = start->shared_head,

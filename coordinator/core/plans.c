@@ -381,8 +381,9 @@ static void fill_plan(core_t *core, const slot_t *slot, const plan_placement_t *
     plan->prefix_cache_off = d->record->prefix_cache_off;
     plan->whole_prompts = d->record->whole_prompts;
     plan->incarnation = core->process.incarnation;
-    plan->formation_deadline_ms =
-        core->config.formation_ms + d->sizes->file_bytes / LOAD_BYTES_PER_MS;
+    /* The leader's rank reads its draft model after its own part. */
+    uint64_t bytes = d->sizes->file_bytes + d->record->draft_bytes;
+    plan->formation_deadline_ms = core->config.formation_ms + bytes / LOAD_BYTES_PER_MS;
     fill_ranks(core, placed, plan, shape->tp);
 }
 

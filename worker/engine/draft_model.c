@@ -34,6 +34,7 @@ struct draft_model {
     kv_t *kv;
     sampler_t *sampler;
     sampler_state_t nothing; /* no id has occurred: penalties are off */
+    char digest[MODEL_DIGEST_SIZE]; /* the stage's configuration points to it */
     uint32_t context_max;
     uint64_t run;
     uint32_t n_asked;
@@ -111,7 +112,6 @@ status_t draft_model_open(const rank_config_t *rank, uint32_t vocab, draft_model
 {
     draft_model_t *draft = MEM_NEW(draft_model_t);
     rank_config_t config;
-    char digest[MODEL_DIGEST_SIZE];
     status_t status = model_open(rank->draft_path, &draft->model);
     if (status == STATUS_OK)
         status = check_tokens(rank, vocab, model_config(draft->model));
@@ -120,8 +120,8 @@ status_t draft_model_open(const rank_config_t *rank, uint32_t vocab, draft_model
         if (rank->draft_digest) {
             config.model_digest = rank->draft_digest;
         } else {
-            status = model_digest(rank->draft_path, rank->cache_dir, digest);
-            config.model_digest = digest;
+            status = model_digest(rank->draft_path, rank->cache_dir, draft->digest);
+            config.model_digest = draft->digest;
         }
     }
     if (status == STATUS_OK)
@@ -163,6 +163,11 @@ uint64_t draft_model_bytes(const draft_model_t *draft)
     return draft->stage->weight_bytes;
 }
 
+uint32_t draft_model_context_max(const draft_model_t *draft)
+{
+    return draft->context_max;
+}
+
 /* ---- what it knows of sequences ---- */
 
 static void forget(draft_model_t *draft, draft_sequence_t *q)
@@ -181,12 +186,15 @@ void draft_model_begin(draft_model_t *draft, rank_pulse_t *pulse)
     draft->stage->ops->queue_reset(draft->stage->queue);
 }
 
-/* The one that was asked for longest ago and not in this run, or NULL. */
-static draft_sequence_t *oldest(draft_model_t *draft)
+/* The one that was asked for longest ago and not in this run, or NULL. Of those with blocks where
+ * blocks are what is looked for: an empty place was asked for never, and has none to give. */
+static draft_sequence_t *oldest(draft_model_t *draft, bool with_blocks)
 {
     draft_sequence_t *found = NULL;
     for (uint32_t i = 0; i < DRAFT_SEQUENCES_MAX; i++) {
         draft_sequence_t *q = &draft->sequences[i];
+        if (with_blocks && q->n_blocks == 0)
+            continue;
         if (q->used < draft->run && (!found || q->used < found->used))
             found = q;
     }
@@ -198,7 +206,7 @@ static draft_sequence_t *sequence_of(draft_model_t *draft, const draft_ask_t *as
     for (uint32_t i = 0; i < DRAFT_SEQUENCES_MAX; i++)
         if (draft->sequences[i].serial == ask->serial)
             return &draft->sequences[i];
-    draft_sequence_t *q = oldest(draft);
+    draft_sequence_t *q = oldest(draft, false);
     if (!q)
         return NULL;
     forget(draft, q);
@@ -266,11 +274,10 @@ static bool hold_blocks(draft_model_t *draft, draft_sequence_t *q, uint32_t n)
             q->n_blocks = wanted;
             return true;
         }
-        draft_sequence_t *other = oldest(draft);
-        if (!other || other->n_blocks == 0)
+        draft_sequence_t *other = oldest(draft, true);
+        if (!other)
             return false;
         forget(draft, other);
-        other->used = draft->run; /* not looked at again; it is empty now */
     }
     return true;
 }

@@ -24,6 +24,8 @@ status_t draft_model_open(const rank_config_t *rank, uint32_t vocab,
                           draft_model_t **own_out) MUST_USE;
 void draft_model_close(draft_model_t *take_draft); /* NULL is fine */
 uint64_t draft_model_bytes(const draft_model_t *draft); /* its weights */
+/* Ids and guesses of a sequence that it can go along with. */
+uint32_t draft_model_context_max(const draft_model_t *draft);
 
 /* A new epoch: no sequence is known, and progress shows in `pulse`, which may be NULL. */
 void draft_model_begin(draft_model_t *draft, rank_pulse_t *pulse);

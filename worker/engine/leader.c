@@ -297,7 +297,8 @@ bool leader_ask_drafts(leader_t *leader, draft_model_t *draft)
 {
     draft_ask_t asks[DRAFT_SEQUENCES_MAX];
     pthread_mutex_lock(&leader->lock);
-    uint32_t n = leader->stopping ? 0 : scheduler_ask_drafts(leader->scheduler, asks);
+    uint32_t n = leader->stopping ? 0 : scheduler_ask_drafts(leader->scheduler,
+                                                           draft_model_context_max(draft), asks);
     if (n > 0)
         draft_model_take(draft, asks, n);
     pthread_mutex_unlock(&leader->lock);

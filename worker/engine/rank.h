@@ -61,6 +61,7 @@ typedef struct {
     uint32_t speculate_max; /* guesses of a sequence in a step; 0: none */
     const char *draft_path; /* a model that guesses for rank 0 (draft_model.h); NULL: none */
     const char *draft_digest; /* as model_digest */
+    bool draft_may_fail;      /* one that cannot be opened is left out with a warning */
     bool whole_prompts;     /* prompts take whole steps, however many streams wait meanwhile */
     bool beyond_context;      /* context_max may pass the trained one: eval looks there too */
     uint32_t form_timeout_ms; /* how long to wait for the other ranks; 0 takes 60 s */

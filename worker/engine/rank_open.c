@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/log.h"
 #include "common/base/memory.h"
 #include "common/model/kv_type.h"
 #include "kernels/numerics.h"
@@ -32,6 +33,16 @@ static status_t make_identity(rank_t *rank)
     return STATUS_OK;
 }
 
+/* No text needs a draft model, so one that is gone or was replaced is no reason not to serve. */
+static status_t open_draft(rank_t *rank)
+{
+    status_t status = draft_model_open(&rank->config, rank->stage->shape->vocab, &rank->draft);
+    if (status == STATUS_OK || !rank->config.draft_may_fail)
+        return status;
+    log_warn("the rank works without its draft model: %s", status_text());
+    return STATUS_OK;
+}
+
 status_t rank_open(const rank_config_t *config, rank_t **own_out)
 {
     rank_t *rank = MEM_NEW(rank_t);
@@ -47,7 +58,7 @@ status_t rank_open(const rank_config_t *config, rank_t **own_out)
     if (status == STATUS_OK)
         status = stage_open(&rank->config, rank->model, &rank->stage);
     if (status == STATUS_OK && config->draft_path && config->rank == 0)
-        status = draft_model_open(&rank->config, rank->stage->shape->vocab, &rank->draft);
+        status = open_draft(rank);
     if (status != STATUS_OK) {
         rank_close(rank);
         return status;

@@ -194,8 +194,10 @@ void scheduler_step_took(scheduler_t *s, uint64_t step, uint64_t took_ns);
 uint32_t scheduler_in_flight(const scheduler_t *s);
 
 /* Before a plan: which of those that it would let decode are worth guesses of a draft model, and how
- * many. Ids and parameters point into the scheduler and stay until it changes. Returns how many. */
-uint32_t scheduler_ask_drafts(scheduler_t *s, draft_ask_t asks_out[DRAFT_SEQUENCES_MAX]);
+ * many; a sequence and its guesses together are at most `context_max` long, the draft model's. Ids
+ * and parameters point into the scheduler and stay until it changes. Returns how many. */
+uint32_t scheduler_ask_drafts(scheduler_t *s, uint32_t context_max,
+                              draft_ask_t asks_out[DRAFT_SEQUENCES_MAX]);
 /* What the draft model answered, and how long it took; the next plan uses it. */
 void scheduler_drafts_done(scheduler_t *s, const draft_answers_t *answers);
 

@@ -45,7 +45,8 @@ static void describe(const scheduler_t *s, const sequence_t *q, draft_case_t *c)
     c->max = least(s->config.speculate_max, left - 1);
 }
 
-uint32_t scheduler_ask_drafts(scheduler_t *s, draft_ask_t asks[DRAFT_SEQUENCES_MAX])
+uint32_t scheduler_ask_drafts(scheduler_t *s, uint32_t context_max,
+                              draft_ask_t asks[DRAFT_SEQUENCES_MAX])
 {
     sequence_t *some[DRAFT_SEQUENCES_MAX];
     uint32_t n_rows = 0, n = 0, most = entries_max(s);
@@ -67,7 +68,12 @@ uint32_t scheduler_ask_drafts(scheduler_t *s, draft_ask_t asks[DRAFT_SEQUENCES_M
         sequence_t *q = some[i];
         if (q->logits_next < q->n_prompt || q->drafted_at == q->n_ids || looks_up(s, q, n_rows))
             continue;
+        /* The draft model would be silent, round after round, and what is given to it for asking
+         * and the turn to teach its price would be lost to the others. */
+        if (q->n_ids >= context_max)
+            continue;
         describe(s, q, &c);
+        c.max = least(c.max, context_max - q->n_ids);
         uint32_t n_wanted = draft_cost_length(&s->draft_cost, &s->cost, &c);
         if (n_wanted == 0)
             continue;

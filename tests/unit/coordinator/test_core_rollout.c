@@ -313,6 +313,7 @@ static void test_another_kv_capacity_or_way_to_fill_steps_is_formed_anew(void **
 {
     (void)state;
     char draft[] = "sha256:dd";
+    uint64_t deadline_ms = 0;
     for (int i = 0; i < 7; i++) {
         rig_t rig;
         Shoal__Cluster__V1__DeploymentRecord d = SHOAL__CLUSTER__V1__DEPLOYMENT_RECORD__INIT;
@@ -324,7 +325,7 @@ static void test_another_kv_capacity_or_way_to_fill_steps_is_formed_anew(void **
         d.whole_prompts = i == 5;
         if (i == 6)
             d.draft_digest = draft;
-        d.draft_bytes = i == 6 ? 1 << 20 : 0;
+        d.draft_bytes = i == 6 ? 100000000 : 0;
         Shoal__Cluster__V1__ReplicaPlan *plan = formed_anew(&rig, d);
         assert_int_equal(plan->kv_tokens_wanted, d.kv_tokens_max);
         assert_int_equal(plan->prefill_tokens_max, d.prefill_tokens_max);
@@ -334,6 +335,9 @@ static void test_another_kv_capacity_or_way_to_fill_steps_is_formed_anew(void **
         assert_int_equal(plan->whole_prompts, d.whole_prompts);
         assert_string_equal(plan->draft_digest, d.draft_digest);
         assert_int_equal(plan->draft_bytes, d.draft_bytes);
+        /* There is time to read it, from a slow disk. */
+        deadline_ms = i == 0 ? plan->formation_deadline_ms : deadline_ms;
+        assert_int_equal(plan->formation_deadline_ms, deadline_ms + (i == 6 ? 2000 : 0));
         shoal__cluster__v1__replica_plan__free_unpacked(plan, NULL);
         rig_stop(&rig);
     }

@@ -257,6 +257,55 @@ static void test_guesses_follow_from_the_ids_alone(void **state)
     }
 }
 
+/* Four of them fill its cache before each of its places has had a text. */
+static void test_long_texts_one_after_another_all_get_guesses(void **state)
+{
+    (void)state;
+    enum { N_LONG = 2000 };
+    char *path = eval_golden("mistral-swa");
+    static uint32_t ids[N_LONG];
+    draft_model_t *draft;
+    rank_config_t config = {.model_path = path, .draft_path = path, .threads = 1,
+                            .context_max = N_LONG + DRAFT_MAX};
+    assert_int_equal(draft_model_open(&config, 320, &draft), STATUS_OK);
+    assert_int_equal(draft_model_context_max(draft), N_LONG + DRAFT_MAX);
+    for (uint32_t i = 0; i < N_LONG; i++)
+        ids[i] = (i * i * 31 + 7 * i + 3) % 320;
+    for (uint64_t serial = 1; serial <= 2 * DRAFT_SEQUENCES_MAX; serial++) {
+        draft_answer_t answer = {0};
+        for (uint32_t seen = 0; seen < N_LONG && answer.n == 0; seen += 256)
+            answer = ask(draft, serial, ids, N_LONG, 256);
+        assert_int_equal(answer.n, 6);
+    }
+    draft_model_close(draft);
+    free(path);
+}
+
+static void test_a_rank_may_go_without_a_draft_model_that_is_gone(void **state)
+{
+    (void)state;
+    model_t *model;
+    rank_t *rank;
+    char *path = eval_golden("mistral-swa");
+    assert_int_equal(model_open(path, &model), STATUS_OK);
+    rank_config_t config = {.model_path = path, .draft_path = "/nowhere/draft.gguf", .tp = 1,
+                            .stages = 1, .layer_count = model_config(model)->n_layers,
+                            .threads = 1, .context_max = 128, .speculate_max = 8,
+                            .kv_tokens_max = 1024, .fixed_rows = FIXED_ROWS};
+    model_close(model);
+    assert_int_not_equal(rank_open(&config, &rank), STATUS_OK);
+    config.draft_may_fail = true;
+    assert_int_equal(rank_open(&config, &rank), STATUS_OK);
+    static drawn_text_t texts[N_TEXTS_MAX];
+    scheduler_load_t load;
+    case_t c = {.n_texts = 2};
+    run_texts(rank, &c, texts, &load);
+    assert_int_equal(texts[0].n, N_IDS);
+    assert_int_equal(load.model_drafted_tokens, 0);
+    rank_close(rank);
+    free(path);
+}
+
 /* ---- replicas of every shape, in processes of their own ---- */
 
 static json_t *prompts_of(uint32_t n, uint32_t vocab)
@@ -375,6 +424,8 @@ int main(void)
         cmocka_unit_test(test_a_draft_model_that_is_wrong_changes_no_byte),
         cmocka_unit_test(test_every_kind_of_cache_can_draft),
         cmocka_unit_test(test_guesses_follow_from_the_ids_alone),
+        cmocka_unit_test(test_long_texts_one_after_another_all_get_guesses),
+        cmocka_unit_test(test_a_rank_may_go_without_a_draft_model_that_is_gone),
         cmocka_unit_test(test_slices_and_stages_give_the_text_without_a_draft_model),
         cmocka_unit_test(test_a_draft_model_with_another_tokenizer_is_refused_by_name),
     };

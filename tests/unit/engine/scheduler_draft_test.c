@@ -188,6 +188,36 @@ static void test_a_draft_model_that_is_always_wrong_is_asked_no_more(void **stat
     rig_drafts = 0;
 }
 
+static void with_draft_model_of_unknown_price(scheduler_config_t *config)
+{
+    with_draft_model(config);
+    config->fixed_rows = 0; /* so that one is asked at a time */
+}
+
+static void test_a_text_over_the_draft_models_context_takes_no_turn_from_another(void **state)
+{
+    (void)state;
+    rig_drafts = 9;
+    rig_draft_context = 100;
+    rig_t *rig = rig_new(with_draft_model_of_unknown_price);
+    rig_sequence_t *over = rig_admit(rig, "over", 120, 0, 200, NULL);
+    rig_sequence_t *within = rig_admit(rig, "within", 20, 1, 120, NULL);
+    for (uint64_t step = 1; rig_plan(rig); step++) {
+        scheduler_step_took(rig->s, step, 10000000);
+        rig_return(rig);
+        rig->now_ms++;
+        rig_take(rig, rig->stream);
+    }
+    rig_check_text(over);
+    rig_check_text(within);
+    scheduler_load_t load = load_of(rig);
+    print_message("%llu guesses\n", (unsigned long long)load.model_drafted_tokens);
+    assert_true(load.model_accepted_tokens > 30);
+    assert_int_equal(load.model_drafted_tokens, load.model_accepted_tokens);
+    rig_free(rig);
+    rig_drafts = rig_draft_context = 0;
+}
+
 /* Where a text repeats itself its own ids are the guesses, elsewhere the draft model's. */
 static void test_both_kinds_of_guesses_work_together(void **state)
 {
@@ -362,6 +392,7 @@ int main(void)
         cmocka_unit_test(test_a_text_that_never_repeats_itself_costs_no_row),
         cmocka_unit_test(test_a_draft_model_saves_steps_of_texts_that_never_repeat_themselves),
         cmocka_unit_test(test_a_draft_model_that_is_always_wrong_is_asked_no_more),
+        cmocka_unit_test(test_a_text_over_the_draft_models_context_takes_no_turn_from_another),
         cmocka_unit_test(test_both_kinds_of_guesses_work_together),
         cmocka_unit_test(test_a_stop_among_the_guesses_is_the_end),
         cmocka_unit_test(test_guesses_take_only_rows_that_are_left),

@@ -11,7 +11,7 @@ static uint64_t chain(uint64_t before, uint32_t id)
     return XXH3_64bits_withSeed(&id, sizeof id, before);
 }
 
-uint32_t rig_repeats, rig_drafts;
+uint32_t rig_repeats, rig_drafts, rig_draft_context;
 
 /* Even ids above the end of text, so that no text ends by accident. `last` is the id before. */
 static uint32_t next_id(uint64_t hash, uint32_t last)
@@ -223,9 +223,11 @@ static void answer_all(rig_t *rig)
 {
     draft_ask_t asks[DRAFT_SEQUENCES_MAX];
     draft_answers_t answers = {0};
-    answers.n = scheduler_ask_drafts(rig->s, asks);
-    for (uint32_t i = 0; i < answers.n; i++)
-        answer(&asks[i], &answers.answers[i]);
+    uint32_t context = rig_draft_context ? rig_draft_context : UINT32_MAX;
+    uint32_t n = scheduler_ask_drafts(rig->s, context, asks);
+    for (uint32_t i = 0; i < n; i++)
+        if (asks[i].n_ids + asks[i].n_wanted <= context)
+            answer(&asks[i], &answers.answers[answers.n++]);
     scheduler_drafts_done(rig->s, &answers);
 }
 

@@ -71,6 +71,8 @@ extern uint32_t rig_repeats;
 /* 0: nobody answers for a draft model. 1 to 9: one does, and of eight guesses so many less one are
  * right. */
 extern uint32_t rig_drafts;
+/* Its context, over which it is silent; 0: none. */
+extern uint32_t rig_draft_context;
 
 /* Defaults: 64 blocks, context 512, 1 stage, 8 sequences and 64 tokens a step. */
 rig_t *rig_new(void (*change)(scheduler_config_t *config));
