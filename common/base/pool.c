@@ -33,10 +33,6 @@
  * time slice that another process could have used. */
 enum { SPINS = 1500, SPINS_OVERSUBSCRIBED = 20 };
 
-/* Lines of a hint that the caller fetches even if nobody is to be waited for: about as many as are
- * on their way at a time, so that it loses no time by them. */
-enum { FETCH_LINE = 64, FETCH_LINES_CALLER = 24 };
-
 /* The memory of stalls: what is older has faded to 1/e. Some slices of time of a busy neighbour. */
 #define STALLS_NS 40000000.0
 /* A thread stays while it stalls for less than this share of the time, and for less than its part
@@ -62,8 +58,6 @@ struct member {
     _Atomic int cpu;           /* where it was at the end of that round */
     _Atomic int tid;           /* 0: it has not begun yet */
     uint32_t share;            /* which part of the round it takes */
-    _Atomic uintptr_t fetch_at; /* pool_fetch_next: written between rounds, when it may be read */
-    _Atomic size_t fetch_lines;
     /* The rest is the caller's alone. */
     uint64_t out_until_ns; /* 0: it takes part */
     uint64_t out_ns;       /* how long it was left out the last time */
@@ -89,7 +83,6 @@ struct pool {
     uint32_t round;
     uint32_t spins;
     bool stop, elastic;
-    uintptr_t fetched; /* the caller's last hint */
     uint64_t moved_ns;  /* when a thread was moved the last time */
     cpu_set_t allowed;  /* CPUs of the process when the team was opened */
     struct member *members; /* [n_threads]; of the first, the caller's, only the hint is used */
@@ -129,24 +122,6 @@ static bool spin(const pool_t *pool, _Atomic uint32_t *word, uint32_t seen)
     return false;
 }
 
-/* Fetches what the thread reads next until the word differs from `seen`: true then. *at_io is where
- * the last hint lay, which is not followed twice. */
-static bool fetch_until(_Atomic uint32_t *word, uint32_t seen, struct member *self,
-                        uintptr_t *at_io)
-{
-    uintptr_t at = atomic_load_explicit(&self->fetch_at, memory_order_relaxed);
-    size_t n = atomic_load_explicit(&self->fetch_lines, memory_order_relaxed);
-    if (at == *at_io)
-        return false;
-    *at_io = at;
-    for (size_t i = 0; i < n; i++) {
-        if (atomic_load_explicit(word, memory_order_acquire) != seen)
-            return true;
-        __builtin_prefetch((const void *)(at + i * FETCH_LINE), 0, 2);
-    }
-    return false;
-}
-
 /* Sleeps until the word differs from `seen`. */
 static void sleep_for_change(_Atomic uint32_t *word, _Atomic uint32_t *sleepers, uint32_t seen)
 {
@@ -166,10 +141,8 @@ static void *worker_main(void *arg)
         pool->on_start();
     atomic_store(&self->tid, (int)syscall(SYS_gettid));
     uint32_t round = 0;
-    uintptr_t fetched = 0;
     for (;;) {
-        if (!fetch_until(&self->round, round, self, &fetched) &&
-            !spin(pool, &self->round, round))
+        if (!spin(pool, &self->round, round))
             sleep_for_change(&self->round, &self->sleepers, round);
         round = atomic_load(&self->round);
         if (pool->stop)
@@ -245,33 +218,6 @@ void pool_close(pool_t *take_pool)
         pthread_join(take_pool->members[i].thread, NULL);
     free(take_pool->members);
     free(take_pool);
-}
-
-/* Where threads give up their processor instead of spinning, they do not fetch either. */
-void pool_fetch_next(pool_t *pool, uint32_t thread, const void *at, size_t bytes)
-{
-    struct member *member = &pool->members[thread];
-    size_t lines = pool->spins == SPINS_OVERSUBSCRIBED ? 0 : bytes / FETCH_LINE;
-    atomic_store_explicit(&member->fetch_at, (uintptr_t)at, memory_order_relaxed);
-    atomic_store_explicit(&member->fetch_lines, lines, memory_order_relaxed);
-}
-
-/* The caller's own, behind its part of a round. */
-static void fetch_own(pool_t *pool)
-{
-    struct member *self = &pool->members[0];
-    uintptr_t at = atomic_load_explicit(&self->fetch_at, memory_order_relaxed);
-    size_t n = atomic_load_explicit(&self->fetch_lines, memory_order_relaxed);
-    uint32_t others = pool->n_taking_part - 1;
-    if (at == pool->fetched)
-        return;
-    pool->fetched = at;
-    for (size_t i = 0; i < n; i++) {
-        if (i >= FETCH_LINES_CALLER &&
-            atomic_load_explicit(&pool->done, memory_order_acquire) == others)
-            return;
-        __builtin_prefetch((const void *)(at + i * FETCH_LINE), 0, 2);
-    }
 }
 
 uint32_t pool_threads(const pool_t *pool)
@@ -434,6 +380,5 @@ void pool_run(pool_t *pool, pool_fn fn, void *arg)
         if (pool->members[i].out_until_ns == 0)
             start_member(&pool->members[i], pool->round);
     fn(arg, 0, n);
-    fetch_own(pool);
     wait_done(pool);
 }

@@ -6,7 +6,6 @@
 #ifndef SHOAL_COMMON_BASE_POOL_H
 #define SHOAL_COMMON_BASE_POOL_H
 
-#include <stddef.h>
 #include <stdint.h>
 
 #include "common/base/status.h"
@@ -36,12 +35,6 @@ void pool_elastic(pool_t *pool);
 /* Runs fn on the team's threads and returns when all have returned; what they wrote is then visible
  * to the caller. One caller at a time; not from inside fn. */
 void pool_run(pool_t *pool, pool_fn fn, void *arg);
-
-/* Behind its next run, while it waits for the run after that, the thread fetches these lines into its
- * caches, from the first one on, until that run begins; the caller (thread 0) while it waits for the
- * others, and the first few in any case. It holds for one wait; what that cuts short is not fetched. A
- * hint: nothing is read, so the memory need not be there any more. Said between two runs. */
-void pool_fetch_next(pool_t *pool, uint32_t thread, const void *at, size_t bytes);
 
 /* The part [*first_out, *end_out) of n things that thread `thread` of n_threads takes: contiguous,
  * sizes differ by at most one. */

@@ -204,7 +204,6 @@ struct kweight {
     void *memory; /* of all panels */
     size_t memory_bytes;
     bool borrowed; /* `memory` is an image: only read, and not ours to release */
-    struct kafter *after; /* fetch_next.h */
 };
 
 typedef struct {
@@ -342,8 +341,6 @@ struct kdevice {
     size_t panel_bytes;
     struct kv_ahead *kv_ahead; /* NULL: no cache is large enough */
     char refused[256];
-    const kweight_t *multiplied; /* fetch_next.h: the last one, and when */
-    uint32_t multiplied_released;
     /* [threads], time spent in an op's functions; NULL while no queue is traced. */
     struct busy {
         _Alignas(64) uint64_t ns;

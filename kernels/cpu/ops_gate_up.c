@@ -6,7 +6,6 @@
  * groups reach over panels go the long way, op by op. */
 #include <string.h>
 
-#include "kernels/cpu/fetch_next.h"
 #include "kernels/cpu/numbers.h"
 #include "kernels/cpu/queue.h"
 
@@ -335,9 +334,7 @@ static status_t run_gate_up(kqueue_t *queue, kwork_t *work)
     kdevice_t *device = queue->device;
     if (is_fusible(job.what)) {
         pool_fn fn = work->batch->n_rows <= STRIP_ROWS ? strip_thread : tiles_thread;
-        uint32_t n_panels = work->weight->parts[0].n_panels;
-        fetch_next_begin(device, work->weight, work->batch->n_rows, n_panels);
-        device_run(device, fn, &job, n_panels);
+        device_run(device, fn, &job, work->weight->parts[0].n_panels);
         if (job.failed)
             spread_errors(&job);
         return STATUS_OK;

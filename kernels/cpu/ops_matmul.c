@@ -1,6 +1,5 @@
 /* Matmul and the addition of partials. Threads share out panels of output columns; each walks over
  * all rows in blocks whose inputs stay in its second-level cache. */
-#include "kernels/cpu/fetch_next.h"
 #include "kernels/cpu/queue.h"
 
 enum {
@@ -41,7 +40,6 @@ status_t run_matmul(kqueue_t *queue, kwork_t *work)
                 .rows = work->batch->n_rows,
                 .out = (float *)(void *)work->to},
     };
-    fetch_next_begin(queue->device, work->weight, matmul.job.rows, work->weight->n_panels);
     device_run(queue->device, matmul_thread, &matmul, work->weight->n_panels);
     return STATUS_OK;
 }

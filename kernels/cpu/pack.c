@@ -6,7 +6,6 @@
 #include "common/base/checked.h"
 #include "common/base/memory.h"
 #include "common/base/qtype.h"
-#include "kernels/cpu/fetch_next.h"
 #include "kernels/cpu/form_tail.h"
 #include "kernels/cpu/fpmode.h"
 #include "kernels/cpu/internal.h"
@@ -278,7 +277,6 @@ static status_t prepare(kdevice_t *device, const kweight_spec_t *spec, bool shar
     TRY(check_edges(spec));
     kweight_t *weight = MEM_NEW(kweight_t);
     weight->device = device;
-    weight->after = fetch_next_new();
     weight->n_parts = spec->n_parts;
     *job = (pack_job_t){.weight = weight, .spec = spec};
     status_t status = STATUS_OK;
@@ -339,7 +337,6 @@ void weight_release(kweight_t *take_weight)
         unmap_weight(take_weight->memory, take_weight->memory_bytes);
     for (uint32_t i = 0; i < take_weight->n_inputs; i++)
         input_release(&take_weight->inputs[i]);
-    fetch_next_release(take_weight->after);
     free(take_weight);
 }
 

@@ -303,40 +303,6 @@ static void test_a_quantized_input_of_two_to_the_hundredth_is_a_row_error(void *
     free(data);
 }
 
-/* A weight remembers which one comes next, and must not when that one is gone. */
-static void test_the_weight_that_came_next_may_be_gone(void **state)
-{
-    (void)state;
-    shape_t shape = whole_shape(96, 200);
-    tree_run_t run = {0, 1};
-    random_t random = {5};
-    size_t bytes;
-    uint8_t *data = make_rows(&random, QTYPE_Q4_0, shape.n, shape.k, &bytes);
-    float *x = make_input(&random, 1, shape.k);
-    fixture_t f = open_fixture(NULL, 2, KMODE_NATIVE, KQUEUE_NOW);
-    kbatch_t *batch = plain_batch(&f, 1);
-    kweight_t *first = pack(&f, &shape, QTYPE_Q4_0, data, bytes, run);
-    float *wanted = whole_product(&f, &shape, QTYPE_Q4_0, data, bytes, x, 1);
-    for (uint32_t i = 0; i < 3; i++) {
-        kweight_t *second = pack(&f, &shape, QTYPE_Q4_0, data, bytes, run);
-        for (uint32_t k = 0; k < 6; k++) {
-            kref_t out = partials_of(&f, batch, &shape, k % 2 ? second : first, run, x, 1);
-            assert_same_bits(f.ops->buffer_host(out.buffer), wanted, shape.n, "in turns");
-            release_ref(&f, out);
-        }
-        f.ops->weight_release(second);
-    }
-    kref_t out = partials_of(&f, batch, &shape, first, run, x, 1);
-    assert_same_bits(f.ops->buffer_host(out.buffer), wanted, shape.n, "alone");
-    release_ref(&f, out);
-    f.ops->weight_release(first);
-    f.ops->batch_release(batch);
-    close_fixture(&f);
-    free(wanted);
-    free(data);
-    free(x);
-}
-
 /* Levels without 32-bit products of bytes split inputs or weights into parts whose sums just fit 16
  * bits: every input value fills whole segments once, against the largest and the smallest weights. */
 static void test_every_input_value_meets_the_ends_of_the_bytes(void **state)
@@ -386,7 +352,6 @@ int main(void)
         cmocka_unit_test(test_leaves_with_odd_edges_give_refs_bits_and_the_exact_product),
         cmocka_unit_test(test_parts_of_several_types_have_the_bits_that_they_have_alone),
         cmocka_unit_test(test_a_quantized_input_of_two_to_the_hundredth_is_a_row_error),
-        cmocka_unit_test(test_the_weight_that_came_next_may_be_gone),
         cmocka_unit_test(test_every_input_value_meets_the_ends_of_the_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

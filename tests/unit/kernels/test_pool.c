@@ -72,26 +72,6 @@ static void test_the_start_function_runs_on_all_but_the_caller(void **state)
     pool_close(NULL);
 }
 
-/* Lines of memory that is there, that was given back, and that never was. */
-static void test_waiting_threads_may_fetch_from_anywhere(void **state)
-{
-    (void)state;
-    static const uint8_t there[1 << 16];
-    pool_t *pool = NULL;
-    assert_ok(pool_open(2, NULL, &pool));
-    work_t work = {0};
-    for (uint32_t round = 0; round < 600; round++) {
-        const void *gone = (const void *)((uintptr_t)&work + (1u << 30));
-        const void *at = round % 3 == 0 ? there : round % 3 == 1 ? NULL : gone;
-        for (uint32_t t = 0; t < 2; t++)
-            pool_fetch_next(pool, t, at, round % 5 == 0 ? 1 << 22 : sizeof there);
-        pool_run(pool, count_thread, &work);
-    }
-    assert_int_equal(work.seen[0], 600);
-    assert_int_equal(work.seen[1], 600);
-    pool_close(pool);
-}
-
 static void sleep_us(uint32_t us)
 {
     nanosleep(&(struct timespec){.tv_nsec = (long)us * 1000}, NULL);
@@ -268,7 +248,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_thread_works_once_a_run),
         cmocka_unit_test(test_threads_that_slept_wake_up),
-        cmocka_unit_test(test_waiting_threads_may_fetch_from_anywhere),
         cmocka_unit_test(test_the_start_function_runs_on_all_but_the_caller),
         cmocka_unit_test(test_an_elastic_team_goes_on_without_a_late_thread_and_takes_it_back),
         cmocka_unit_test(test_an_elastic_team_keeps_a_thread_that_is_only_interrupted),
