@@ -37,7 +37,8 @@ void serve_tokens(serve_request_t *request, uint32_t n)
     if (request->n_events < request->max_tokens)
         request->event_ns[request->n_events++] = now;
     request->n_tokens += n;
-    pthread_cond_broadcast(&request->bell->changed);
+    if (request->bell->at_messages)
+        pthread_cond_broadcast(&request->bell->changed);
     pthread_mutex_unlock(&request->bell->lock);
 }
 
@@ -140,6 +141,7 @@ static void closed_loop(serve_t *serve, serve_request_t *requests, serve_request
     while (sent < serve->n_requests || !joined) {
         pthread_mutex_lock(&serve->bell.lock);
         bool join_now = false, send_now = false;
+        serve->bell.at_messages = !joined;
         for (;;) {
             join_now = !joined && sent >= n_first && time_to_join(serve, requests);
             send_now = sent < serve->n_requests &&

@@ -11,10 +11,12 @@
 
 #include "common/base/status.h"
 
-/* Woken when a request makes progress that somebody may wait for: its first token, its end. */
+/* Rung when a request has ended, and at every message while a prompt waits for the moment to join: a
+ * client that woke a thread for each token would take processor time from the server beside it. */
 typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
+    bool at_messages;
 } serve_bell_t;
 
 /* One request. Until it is `done` the target's threads write to it, one at a time; `n_tokens` and

@@ -328,9 +328,11 @@ static void initial_done(rpc_tag_t *tag, bool ok)
     rpc_call_op_done(CALL_OF(tag, tag_initial));
 }
 
-rpc_call_t *rpc_call_new(grpc_call *take_grpc, const rpc_handlers_t *handlers, void *context)
+rpc_call_t *rpc_call_new(rpc_io_t *io, grpc_call *take_grpc, const rpc_handlers_t *handlers,
+                         void *context)
 {
     rpc_call_t *call = MEM_NEW(rpc_call_t);
+    call->io = io;
     atomic_init(&call->refs, 1);
     atomic_init(&call->data, NULL);
     pthread_mutex_init(&call->lock, NULL);

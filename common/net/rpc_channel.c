@@ -295,7 +295,7 @@ status_t rpc_channel_start_call(rpc_channel_t *channel, const rpc_call_options_t
     grpc_call *grpc = grpc_channel_create_call(channel->grpc, NULL, GRPC_PROPAGATE_DEFAULTS,
                                                channel->io->queue, method, NULL, deadline, NULL);
     grpc_slice_unref(method);
-    rpc_call_t *call = rpc_call_new(grpc, &options->handlers, options->context);
+    rpc_call_t *call = rpc_call_new(channel->io, grpc, &options->handlers, options->context);
     call->channel = channel;
     call->method = mem_strdup(options->method);
     call->deadline = deadline;

@@ -12,6 +12,8 @@
 /* What a completion queue hands back. Tags are embedded in longer-lived objects. */
 typedef struct rpc_tag {
     void (*run)(struct rpc_tag *tag, bool ok);
+    struct rpc_tag *next; /* among those handed over to an I/O thread */
+    bool ok;
 } rpc_tag_t;
 
 /* Between the start of an operation and its report lies gRPC, which ThreadSanitizer cannot look
@@ -30,6 +32,14 @@ struct rpc_io {
     grpc_completion_queue *queue;
     pthread_t *threads;
     unsigned n_threads;
+
+    pthread_t second; /* runs what was handed over */
+    bool has_second;
+    pthread_mutex_t lock; /* of what follows */
+    pthread_cond_t told;
+    bool stop;
+    rpc_tag_t *handed, **handed_end;
+    atomic_uint_least64_t n_caught; /* sends that no I/O thread had to be woken for */
 };
 
 /* A message that waits to be sent. */
@@ -57,6 +67,7 @@ enum {
 
 struct rpc_call {
     atomic_uint refs; /* the library's (until on_end has returned), one an operation, the user's */
+    rpc_io_t *io;
     rpc_server_t *server;   /* one of these two is set */
     rpc_channel_t *channel;
     rpc_handlers_t handlers;
@@ -87,6 +98,7 @@ struct rpc_call {
     bool finish_wanted;  /* server: finish; client: half-close */
     bool finish_sent;
     bool send_blocked;   /* a sender was turned away and is owed on_writable */
+    bool send_refused;   /* gRPC took no batch: the call is over, and its end on the way */
     status_t finish_status;
     char *finish_message;
     rpc_pairs_t trailing; /* server: to send; client: received */
@@ -114,8 +126,19 @@ typedef struct {
     grpc_metadata_array metadata;
 } rpc_arrival_t;
 
+/* From here on the first report that gRPC makes on this thread is kept for it instead of waking an
+ * I/O thread; nothing but gRPC may be called until rpc_io_caught(), on the same thread, gives it or
+ * NULL. */
+void rpc_io_catch(rpc_io_t *io);
+rpc_tag_t *rpc_io_caught(rpc_io_t *io, bool *ok_out);
+/* Lets an I/O thread run what was caught. Any lock may be held. */
+void rpc_io_hand_over(rpc_io_t *io, rpc_tag_t *tag, bool ok);
+/* A send was caught and is done with. */
+void rpc_io_count_caught(rpc_io_t *io);
+
 /* A call with its tags set and one reference (the library's). Takes `grpc`. */
-rpc_call_t *rpc_call_new(grpc_call *take_grpc, const rpc_handlers_t *handlers, void *context);
+rpc_call_t *rpc_call_new(rpc_io_t *io, grpc_call *take_grpc, const rpc_handlers_t *handlers,
+                         void *context);
 /* Starts the batch that reports the end of the call, and tells OPEN on a server. */
 void rpc_call_begin_server(rpc_call_t *call);
 void rpc_call_begin_client(rpc_call_t *call, const rpc_metadata_t *metadata, size_t n_metadata,

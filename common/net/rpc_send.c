@@ -69,13 +69,16 @@ static void make_finish_op(rpc_call_t *call, grpc_op *op, grpc_metadata *trailin
     op->data.send_status_from_server.status_details = text;
 }
 
+static bool may_send(const rpc_call_t *call)
+{
+    return !call->sending && !call->close_done && !call->ended && call->grpc &&
+           !call->finish_sent && (call->queue_head || call->finish_wanted);
+}
+
 /* Messages go in one batch with what precedes and follows them, so that a unary answer is one trip
  * through gRPC. Lock held. */
-void rpc_call_send_pump(rpc_call_t *call)
+static void send_next(rpc_call_t *call)
 {
-    if (call->sending || call->close_done || call->ended || !call->grpc || call->finish_sent ||
-        (!call->queue_head && !call->finish_wanted))
-        return;
     grpc_op ops[3];
     memset(ops, 0, sizeof ops);
     size_t n_ops = 0;
@@ -106,7 +109,7 @@ void rpc_call_send_pump(rpc_call_t *call)
             call->queue_bytes -= message->size;
             free_outgoing(message);
         }
-        grpc_call_cancel(call->grpc, NULL);
+        call->send_refused = true;
     }
     if (finish && call->server)
         rpc_grpc_metadata_release(
@@ -114,17 +117,46 @@ void rpc_call_send_pump(rpc_call_t *call)
     grpc_slice_unref(text);
 }
 
-void rpc_call_send_done(rpc_tag_t *tag, bool ok)
+/* What was in flight has passed. Lock held. */
+static void sent(rpc_call_t *call)
 {
-    rpc_call_t *call = (rpc_call_t *)(void *)((char *)tag - offsetof(rpc_call_t, tag_send));
-    unsigned events = 0;
-    pthread_mutex_lock(&call->lock);
     call->sending = false;
     if (call->in_flight) {
         call->queue_bytes -= call->in_flight->size;
         free_outgoing(call->in_flight);
         call->in_flight = NULL;
     }
+}
+
+/* As long as gRPC writes at once, this thread hears so itself. A call that is not over cannot have
+ * told its end, so there is nothing to let go of here, and what the user has to be told is left to
+ * an I/O thread. */
+void rpc_call_send_pump(rpc_call_t *call)
+{
+    while (may_send(call) && !call->send_refused) {
+        bool ok = false;
+        rpc_io_catch(call->io);
+        send_next(call);
+        rpc_tag_t *tag = rpc_io_caught(call->io, &ok);
+        if (call->send_refused)
+            grpc_call_cancel(call->grpc, NULL);
+        if (tag == &call->tag_send && ok && !call->send_blocked) {
+            rpc_io_count_caught(call->io);
+            sent(call);
+            call->ops--;
+            rpc_call_unref(call); /* never the last: the caller holds one */
+        } else if (tag) {
+            rpc_io_hand_over(call->io, tag, ok);
+        }
+    }
+}
+
+void rpc_call_send_done(rpc_tag_t *tag, bool ok)
+{
+    rpc_call_t *call = (rpc_call_t *)(void *)((char *)tag - offsetof(rpc_call_t, tag_send));
+    unsigned events = 0;
+    pthread_mutex_lock(&call->lock);
+    sent(call);
     if (!ok)
         rpc_call_drop_queue(call); /* the connection is gone; the end of the call tells why */
     else

@@ -100,8 +100,9 @@ static void accept_call(rpc_server_t *server, rpc_arrival_t *arrival, bool busy)
     char *name = mem_strndup((const char *)GRPC_SLICE_START_PTR(arrival->details.method),
                              GRPC_SLICE_LENGTH(arrival->details.method));
     const rpc_method_t *method = busy ? NULL : find_method(server, name);
-    rpc_call_t *call = rpc_call_new(arrival->grpc, method ? &method->handlers : &no_handlers,
-                                    method ? method->context : NULL);
+    rpc_call_t *call =
+        rpc_call_new(server->io, arrival->grpc, method ? &method->handlers : &no_handlers,
+                     method ? method->context : NULL);
     call->server = server;
     call->method = name;
     call->peer = grpc_call_get_peer(arrival->grpc);
@@ -284,7 +285,7 @@ status_t rpc_server_open(rpc_io_t *io, const rpc_server_options_t *options,
     server->port = strncmp(options->listen, "unix:", 5) == 0 ? 0 : (unsigned)port;
     pthread_mutex_lock(&server->lock);
     for (size_t i = 0; i < ARRIVALS; i++) {
-        server->arrivals[i] = (rpc_arrival_t){.tag = {arrived}, .server = server};
+        server->arrivals[i] = (rpc_arrival_t){.tag = {.run = arrived}, .server = server};
         arm(server, &server->arrivals[i]);
     }
     pthread_mutex_unlock(&server->lock);

@@ -312,8 +312,8 @@ uint32_t scheduler_piece_rows(const scheduler_t *s, const step_queue_t *queue);
 /* Rows that q's prompt may have of the n that it wants. */
 uint32_t scheduler_prompt_share(const planning_t *p, const sequence_t *q, uint32_t n);
 /* How many rows prompts may have beside those who wait for their next token, in whichever of the
- * batches in flight they stand; before any of them has an entry. */
-void scheduler_limit_prompts(planning_t *p);
+ * batches in flight they stand; once those of this plan have their entries and guesses. */
+void scheduler_limit_prompts(planning_t *p, step_queue_t *queue);
 /* Prompts that run, and those that start now; then further pieces of prompts of which some are still on
  * their way. */
 void scheduler_plan_prompts(planning_t *p);

@@ -186,8 +186,12 @@ static void plan_decodes(planning_t *p)
 
 static void plan_together(planning_t *p)
 {
-    scheduler_limit_prompts(p);
+    scheduler_t *s = p->s;
+    step_queue_t queue;
+    scheduler_queue(p, &queue);
+    s->mean_context = queue.n_decoding ? queue.decode_keys / queue.n_decoding : 0;
     plan_decodes(p);
+    scheduler_limit_prompts(p, &queue);
     scheduler_plan_prompts(p);
 }
 

@@ -7,15 +7,13 @@ static uint32_t least(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-void scheduler_limit_prompts(planning_t *p)
+void scheduler_limit_prompts(planning_t *p, step_queue_t *queue)
 {
     scheduler_t *s = p->s;
-    step_queue_t queue;
-    scheduler_queue(p, &queue);
-    s->mean_context = queue.n_decoding ? queue.decode_keys / queue.n_decoding : 0;
+    queue->n_guesses = s->plan.n_tokens - p->flight->n;
     if (!s->config.whole_prompts)
-        p->prompt_rows = step_cost_prompt_rows(&s->cost, &queue);
-    p->piece_rows = scheduler_piece_rows(s, &queue);
+        p->prompt_rows = step_cost_prompt_rows(&s->cost, queue);
+    p->piece_rows = scheduler_piece_rows(s, queue);
 }
 
 /* Those who decode and are all less urgent wait for such a prompt: it is held up by nobody. */

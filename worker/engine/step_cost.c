@@ -25,7 +25,7 @@ static const double guessed[STEP_COST_PARTS] = {8, 1, 0.25, 1.0 / 1024, 1.0 / 40
 #define JOIN_SHARE 0.4
 /* Many prompts that wait make steps longer than their shares together up to this, or a wave of them
  * would hold those who decode up for a whole step of prompts, and again, as it goes through. */
-#define WAVE_NS 50e6
+#define WAVE_NS 30e6
 /* Rows of a prompt in a step at least, or a prompt beside one stream on a machine whose steps cost
  * nothing but rows would wait for ever. */
 #define PROMPT_ROWS_MIN 4.0
@@ -155,15 +155,16 @@ uint32_t step_cost_prompt_rows(const step_cost_t *cost, const step_queue_t *queu
     const double *price = prices(cost);
     /* A stream's token comes once all batches have gone round, and a prompt is in one of them. */
     double n_prompts = queue->n_prompts;
-    double step = price[STEP] * queue->stages +
-                  (price[ROW] + price[LOGITS]) * queue->n_decoding +
-                  price[DECODE_KEY] * (double)queue->decode_keys;
+    double decoding = (price[ROW] + price[LOGITS]) * queue->n_decoding +
+                      price[DECODE_KEY] * (double)queue->decode_keys;
+    double step = price[STEP] * queue->stages + decoding;
+    double longer = step + decoding * queue->n_guesses / queue->n_decoding;
     double row = price[ROW] + price[PROMPT_KEY] * (double)queue->context;
     double shares = JOIN_SHARE * step / row * n_prompts;
     double rows = shares * n_prompts / fmin(n_prompts, queue->stages);
     if (cost->price[STEP] > 0) /* known, in nanoseconds */
-        rows = fmin(rows, fmax(shares, (WAVE_NS - step) / row));
-    rows = fmax(rows, PROMPT_ROWS_MIN);
+        rows = fmin(rows, fmax(shares, (WAVE_NS - longer) / row));
+    rows = fmax(rows, fmax(JOIN_SHARE * longer / row, PROMPT_ROWS_MIN));
     return rows < STEP_TOKENS_MAX ? (uint32_t)rows : UINT32_MAX;
 }
 

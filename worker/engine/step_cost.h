@@ -55,12 +55,14 @@ typedef struct {
                              urgent than those that decode */
     uint64_t context;     /* tokens before the rows that would come next */
     uint32_t stages;      /* batches in flight */
+    uint32_t n_guesses;   /* rows of guesses that the step has beside those that decode */
 } step_queue_t;
 
-/* Rows of prompts that the next step may have. One prompt makes the step of those that decode half
- * as long again and no longer; where n wait it is n * n times that, since each of them waits for all
- * before it and the batch is the poorer by all of them, but once prices are known no more than n times
- * that or what fits into a step of 50 ms, whichever is more. UINT32_MAX when nobody decodes. */
+/* Rows of prompts that the next step may have. One prompt makes the step of those that decode, with
+ * their guesses, half as long again and no longer; where n wait it is n * n times that, since each of
+ * them waits for all before it and the batch is the poorer by all of them, but once prices are known no
+ * more than n times that or what fits into a step of 30 ms, whichever is more. UINT32_MAX when nobody
+ * decodes. */
 uint32_t step_cost_prompt_rows(const step_cost_t *cost, const step_queue_t *queue);
 
 /* Rows of a piece, where prompts of n_rows together go through so many stages with nothing else: pieces

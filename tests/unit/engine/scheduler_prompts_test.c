@@ -112,6 +112,39 @@ static uint32_t rows_when(uint32_t n, int32_t priority)
     return rows;
 }
 
+static void guessing(scheduler_config_t *config)
+{
+    wide(config);
+    config->speculate_max = 8;
+    config->fixed_rows = 64; /* so that guesses pay */
+}
+
+/* Half a step longer than a step with its guesses: streams that repeat themselves would else leave a
+ * prompt the few rows that are half of a step without any, for many more of their tokens. */
+static void test_guesses_count_in_the_step_that_a_prompt_makes_longer(void **state)
+{
+    (void)state;
+    uint32_t without = rows_when(1, 0), n_guesses = 0;
+    rig_repeats = 20;
+    rig_t *rig = rig_new(guessing);
+    char name[16];
+    for (uint32_t i = 0; i < N_DECODING; i++) {
+        snprintf(name, sizeof name, "d%u", i);
+        rig_admit(rig, name, 5, i, 400, NULL);
+    }
+    for (int i = 0; i < 12; i++)
+        rig_step(rig);
+    admit(rig, "prompt", 600, 0, "a");
+    rig_step(rig);
+    for (uint32_t i = 0; i < rig->n_entries; i++)
+        n_guesses += rig->entries[i].n_draft;
+    uint32_t rows = rows_of(rig, "prompt");
+    if (n_guesses < 8 || rows < without + n_guesses / 4 || rows > without + n_guesses)
+        fail_msg("%u rows beside streams, %u beside %u guesses more", without, rows, n_guesses);
+    finish(rig);
+    rig_repeats = 0;
+}
+
 static void test_prompts_less_urgent_than_a_stream_count_as_one(void **state)
 {
     (void)state;
@@ -206,6 +239,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_more_urgent_prompt_has_its_rows_before_one_that_is_on_its_way),
+        cmocka_unit_test(test_guesses_count_in_the_step_that_a_prompt_makes_longer),
         cmocka_unit_test(test_prompts_less_urgent_than_a_stream_count_as_one),
         cmocka_unit_test(test_prompts_more_urgent_than_all_streams_take_what_a_step_has),
         cmocka_unit_test(test_a_tenant_that_was_served_less_has_its_rows_first),
