@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-enum { EVAL_PROMPTS_MAX = 32 };
+enum { EVAL_PROMPTS_MAX = 256 };
 
 typedef struct {
     const char *model;
