@@ -6,9 +6,6 @@
  * returned, one for each batch under way, those of the user. gRPC's own call object is let go as
  * soon as nothing is under way, because a closing server waits for that. Sending is in rpc_send.c.
  */
-#include <grpc/byte_buffer.h>
-#include <grpc/byte_buffer_reader.h>
-#include <grpc/support/alloc.h>
 #include <stdlib.h>
 #include <string.h>
 

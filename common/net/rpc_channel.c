@@ -2,8 +2,6 @@
  * what its state is. Each channel has connections of its own (no shared subchannel pool), so that a
  * stuck one can be dropped without the others. */
 #include <errno.h>
-#include <grpc/grpc.h>
-#include <grpc/grpc_security.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>

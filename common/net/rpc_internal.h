@@ -2,11 +2,11 @@
 #ifndef SHOAL_COMMON_NET_RPC_INTERNAL_H
 #define SHOAL_COMMON_NET_RPC_INTERNAL_H
 
-#include <grpc/grpc.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "common/net/grpc_late.h"
 #include "common/net/rpc.h"
 
 /* What a completion queue hands back. Tags are embedded in longer-lived objects. */

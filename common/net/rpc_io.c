@@ -1,6 +1,5 @@
 /* The completion queue and its threads. A queue reads its sockets only while some thread waits in
  * it, so one callback that runs must leave another thread waiting: two are the least. */
-#include <grpc/support/log.h>
 
 #include "common/base/log.h"
 #include "common/base/memory.h"
@@ -108,6 +107,7 @@ static void *run_queue(void *context)
 
 status_t rpc_io_open(unsigned n_threads, rpc_io_t **own_io_out)
 {
+    TRY(grpc_late_open());
     rpc_io_t *io = MEM_NEW(rpc_io_t);
     unsigned wanted = n_threads ? n_threads : 2;
     gpr_set_log_function(log_grpc);

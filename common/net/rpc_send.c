@@ -1,7 +1,6 @@
 /* The sending half of a call: a bounded queue in front of gRPC, which takes one message at a time
  * and gives it back once flow control has let it pass. The bound is what keeps a slow reader from
  * costing memory: when the queue is full the sender is told, and told again when there is room. */
-#include <grpc/byte_buffer.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -4,8 +4,6 @@
  * registered is answered at once instead of hanging until its deadline. Several requests stay
  * armed; gRPC keeps further arrivals itself until one is. */
 #include <errno.h>
-#include <grpc/grpc.h>
-#include <grpc/grpc_security.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>

@@ -5,10 +5,10 @@
 #define SHOAL_WORKER_FABRIC_UCX_H
 
 #include <pthread.h>
-#include <ucp/api/ucp.h>
 
 #include "worker/fabric/fabric_internal.h"
 #include "worker/fabric/frame.h"
+#include "worker/fabric/ucx_late.h"
 
 /* A frame kept because its epoch has not begun here. */
 typedef struct held_frame held_frame_t;

@@ -96,6 +96,7 @@ static status_t open_context(fabric_endpoint_t *endpoint, const char *address)
 {
     char devices[1024];
     TRY(find_interface(address, devices, sizeof devices));
+    TRY(ucx_late_open());
     add_rdma_ports(devices, sizeof devices);
     ucp_config_t *config;
     ucs_status_t status = ucp_config_read(NULL, NULL, &config);
@@ -112,7 +113,8 @@ static status_t open_context(fabric_endpoint_t *endpoint, const char *address)
             .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,
             .name = "shoal",
         };
-        status = ucp_init(&params, config, &endpoint->context);
+        status = ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &params, config,
+                                  &endpoint->context);
     }
     ucp_config_release(config);
     if (status != UCS_OK)
