@@ -64,15 +64,16 @@ static status_t run_batch_set(kqueue_t *queue, kwork_t *work)
     memset(batch->errors, 0, work->n);
     const kbatch_table_t *tables = work->array[1];
     const uint32_t *kept_blocks = work->array[2];
-    uint32_t at = 0;
+    uint32_t at = 0, highest = 0;
     for (uint32_t i = 0; i < work->n_tables; i++) {
         const uint32_t *from = kept_blocks != NULL ? kept_blocks + at : tables[i].blocks;
         batch->table_first[i] = at;
         memcpy(batch->blocks + at, from, tables[i].n_blocks * sizeof *from);
         at += tables[i].n_blocks;
-        if (tables[i].n_blocks > 0) /* most often one that was never used is last */
-            kv_ahead_see(queue->device->kv_ahead, batch->blocks[at - 1]);
     }
+    for (uint32_t i = 0; i < at; i++)
+        highest = batch->blocks[i] > highest ? batch->blocks[i] : highest;
+    kv_ahead_see(queue->device->kv_ahead, highest);
     batch->table_first[work->n_tables] = at;
     return STATUS_OK;
 }

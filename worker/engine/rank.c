@@ -275,5 +275,7 @@ status_t rank_run(rank_t *rank, fabric_t *fabric, leader_t *leader,
         leader_lose(leader, status == STATUS_OK ? "the replica was stopped" : status_text());
     rank->fabric = rank->stage->fabric = NULL;
     rank->stage->pulse = NULL;
+    if (rank->draft)
+        draft_model_begin(rank->draft, NULL); /* the pulse was this epoch's */
     return status;
 }

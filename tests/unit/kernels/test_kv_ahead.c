@@ -60,9 +60,11 @@ static void test_memory_is_there_before_the_step_that_needs_it(void **state)
     assert_ok(f.ops->batch_new(f.device, 4, 8, &batch));
     assert_int_equal(kv_layer_block_bytes(&kv->pages), 8192);
     assert_true(become_present(kv, 0));
-    /* Steps walk through it; each finds what the next hundred will need. */
+    /* Steps walk through it; each finds what the next hundred will need, wherever the highest block
+     * stands in its table. */
     for (uint32_t block = 100; block + BLOCKS_AHEAD < BLOCKS - 600; block += 150) {
-        uint32_t blocks[] = {3, block};
+        uint32_t blocks[] = {3, 3};
+        blocks[block / 150 % 2] = block;
         kbatch_row_t row = {.position = 20};
         kbatch_table_t table = {blocks, 2};
         assert_ok(f.ops->batch_set(f.queue, batch, &row, 1, &table, 1));
