@@ -293,7 +293,7 @@ typedef struct {
 
     /* --- device ------------------------------------------------------------------------------ */
     /* UNSUPPORTED when a forced level cannot run here; its words say what is missing. Starts the
-     * threads and runs the self-check of every level it considers. */
+     * threads; every level that it considers is self-checked once a process. */
     status_t (*device_open)(const kdevice_options_t *options, kdevice_t **own_out);
     void (*device_close)(kdevice_t *take_device); /* after everything made from it */
     kdevice_info_t (*device_info)(const kdevice_t *device);
@@ -488,6 +488,9 @@ typedef struct {
 
 /* The CPU's table; valid for ever. */
 const kernel_ops_t *kernels_cpu(void);
+/* Begins the self-check on a thread of its own, for programs that have something else to do before
+ * device_open, which waits for the answer. */
+void kernels_cpu_begin(void);
 
 /* "ref", "avx2", "amx", "avx512" that this machine can run; the last is the one that is taken
  * without being asked for. Returns their number. Tests and benches walk over it. */

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "common/base/status.h"
+#include "common/model/model.h"
 #include "worker/engine/leader.h"
 
 /* argv[0] is "offline", argv[1] "eval", "bench" or "profile"; returns the exit code. Call from the main
@@ -24,6 +25,7 @@ typedef struct {
     const char *activations;     /* "native" | "f32" */
     const char *kv;              /* the cache's type (common/model/kv_type.h) */
     const char *quantize;        /* as model_open_quantized; "" is as stored */
+    const model_t *model;        /* what offline_model() gave for these; NULL: opened for each run */
     const char *pack_cache;      /* directory for packed weights; NULL: they are not kept */
     int64_t pack_cache_bytes;    /* that they may take there */
     int64_t batch, chunk;
@@ -85,6 +87,9 @@ typedef struct {
 
 /* Threads of each rank, as asked for or shared out. */
 uint32_t offline_threads(const offline_replica_t *replica);
+
+/* Opens the model of the replica. */
+status_t offline_model(const offline_replica_t *replica, model_t **own_out) MUST_USE;
 
 /* Forms the replica, does the work, stops it. From the main thread. */
 status_t offline_run(const offline_replica_t *replica, const offline_work_t *work) MUST_USE;

@@ -12,6 +12,7 @@
 #include "common/base/memory.h"
 #include "common/base/options.h"
 #include "common/model/model.h"
+#include "kernels/ops.h"
 #include "worker/engine/kv.h"
 #include "worker/engine/safetensors_write.h"
 #include "worker/offline.h"
@@ -40,6 +41,7 @@ typedef struct {
     prompt_t *prompts;
     uint32_t n_prompts;
     safetensors_t *file;
+    model_t *model;
     scheduler_load_t load; /* when everything has ended */
     bool writing;    /* the last pass: the others only warm the prefix cache */
     uint64_t stored_bytes, bytes; /* of the weights, as stored and as quantized */
@@ -96,7 +98,7 @@ static status_t read_prompts(eval_t *eval)
 }
 
 /* The context holds the longest prompt and its continuation; KV memory as many of those as run at
- * once, and all prompts once more when the prefix cache is to be warm. */
+ * once, and what the prefix cache may keep: all prompts when it is to be warm, else some of them. */
 static void size_replica(eval_t *eval)
 {
     uint32_t longest = 0;
@@ -107,10 +109,12 @@ static void size_replica(eval_t *eval)
         longest = n > longest ? n : longest;
         all += n + KV_BLOCK_TOKENS;
     }
-    uint64_t at_once = (uint64_t)(longest + 2 * KV_BLOCK_TOKENS) * (uint64_t)eval->replica.batch *
-                       (uint64_t)eval->replica.stages;
+    uint64_t running = (uint64_t)eval->replica.batch * (uint64_t)eval->replica.stages;
+    running = running < eval->n_prompts ? running : eval->n_prompts;
+    uint64_t kept = all < 64u * KV_BLOCK_TOKENS ? all : 64u * KV_BLOCK_TOKENS;
+    uint64_t at_once = (uint64_t)(longest + 2 * KV_BLOCK_TOKENS) * running;
     eval->replica.context_max = longest;
-    eval->replica.kv_tokens_max = at_once + (eval->passes > 1 ? all : 0) + 64u * KV_BLOCK_TOKENS;
+    eval->replica.kv_tokens_max = at_once + (eval->passes > 1 ? all : 0) + kept;
 }
 
 static status_t create_file(eval_t *eval)
@@ -138,18 +142,18 @@ static status_t create_file(eval_t *eval)
 
 static status_t read_shape(eval_t *eval)
 {
-    model_t *model;
-    TRY(model_open_quantized(eval->replica.model_path, eval->replica.quantize, &model));
-    eval->vocab = model_config(model)->vocab;
-    eval->n_layers = model_config(model)->n_layers;
-    eval->n_hidden = model_residual(model_config(model));
-    eval->bytes = model_weight_bytes(model);
-    model_close(model);
+    TRY(offline_model(&eval->replica, &eval->model));
+    eval->replica.model = eval->model;
+    eval->vocab = model_config(eval->model)->vocab;
+    eval->n_layers = model_config(eval->model)->n_layers;
+    eval->n_hidden = model_residual(model_config(eval->model));
+    eval->bytes = model_weight_bytes(eval->model);
     if (eval->replica.quantize[0] == 0)
         return STATUS_OK;
-    TRY(model_open(eval->replica.model_path, &model));
-    eval->stored_bytes = model_weight_bytes(model);
-    model_close(model);
+    model_t *stored;
+    TRY(model_open(eval->replica.model_path, &stored));
+    eval->stored_bytes = model_weight_bytes(stored);
+    model_close(stored);
     return STATUS_OK;
 }
 
@@ -315,8 +319,10 @@ static status_t run_stored(eval_t *eval)
     const char *quantize = eval->replica.quantize;
     uint64_t n;
     eval->replica.quantize = "";
+    eval->replica.model = NULL;
     status_t status = run_once(eval);
     eval->replica.quantize = quantize;
+    eval->replica.model = eval->model;
     eval->stored_sum = sum_of_all(eval, &n);
     return status;
 }
@@ -344,6 +350,7 @@ static void print_quantization(const eval_t *eval)
 
 static status_t run(eval_t *eval)
 {
+    kernels_cpu_begin();
     TRY(read_shape(eval));
     if (eval->hidden) {
         eval->replica.batch = 1;
@@ -458,6 +465,7 @@ int offline_eval(int argc, char **argv)
     if (status == STATUS_OK && r->speculate > 0)
         print_guesses(&eval);
     safetensors_drop(eval.file);
+    model_close(eval.model);
     for (uint32_t i = 0; i < eval.n_prompts; i++)
         free(eval.prompts[i].ids);
     free(eval.prompts);

@@ -151,6 +151,7 @@ static void copy_text(char *to, size_t size, const char *from)
 
 /* What is planned of a replica. */
 typedef struct {
+    const model_t *model;
     plan_cut_t cut;
     bool shared_head;
     plan_run_t layers[PLAN_STAGES_MAX];
@@ -163,10 +164,7 @@ static void fill_start(rank_start_t *start, const offline_replica_t *replica, co
     const plan_run_t *layers = planned->layers;
     uint32_t tp = (uint32_t)replica->tp, stages = (uint32_t)replica->stages;
     copy_text(start->replica, sizeof start->replica, "offline/0");
-    /* The seal of a file stands beside the file, not beside a link to it. */
-    char *real = model_file_real(replica->model_path);
-    copy_text(start->model_path, sizeof start->model_path, real ? real : replica->model_path);
-    free(real);
+    copy_text(start->model_path, sizeof start->model_path, model_path(planned->model));
     copy_text(start->model_digest, sizeof start->model_digest, digest);
     copy_text(start->activations, sizeof start->activations, replica->activations);
     copy_text(start->quantize, sizeof start->quantize, replica->quantize);
@@ -214,11 +212,20 @@ static status_t plan_head(const offline_replica_t *replica, const plan_sizes_t *
     return STATUS_OK;
 }
 
-static status_t plan_all(const offline_replica_t *replica, planned_t *out)
+status_t offline_model(const offline_replica_t *replica, model_t **own_out)
 {
-    model_t *model;
+    /* The seal of a file stands beside the file, not beside a link to it. */
+    char *real = model_file_real(replica->model_path);
+    status_t status = model_open_quantized(real ? real : replica->model_path, replica->quantize,
+                                           own_out);
+    free(real);
+    return status;
+}
+
+static status_t plan_all(const offline_replica_t *replica, const model_t *model, planned_t *out)
+{
     plan_sizes_t sizes;
-    TRY(model_open_quantized(replica->model_path, replica->quantize, &model));
+    out->model = model;
     plan_sizes(model, &sizes);
     status_t status = plan_head(replica, &sizes, &out->shared_head);
     if (status == STATUS_OK)
@@ -228,15 +235,15 @@ static status_t plan_all(const offline_replica_t *replica, planned_t *out)
                          (uint32_t)replica->attention_replicas};
     if (status == STATUS_OK)
         status = plan_cut(&sizes.config, &wanted, &out->cut);
-    model_close(model);
     return status;
 }
 
-static void own_config(const offline_replica_t *replica, const rank_start_t *start,
-                       rank_config_t *out)
+static void own_config(const offline_replica_t *replica, const model_t *model,
+                       const rank_start_t *start, rank_config_t *out)
 {
     *out = (rank_config_t){
         .model_path = start->model_path,
+        .model = model,
         .quantize = start->quantize,
         .kv = start->kv,
         .model_digest = start->model_digest,
@@ -303,12 +310,12 @@ static status_t run_epoch(offline_t *offline, rank_t *rank, rank_group_t *group)
     return offline->driving ? STATUS_OK : fail(STATUS_INTERNAL, "cannot start a thread");
 }
 
-static status_t run_ranks(offline_t *offline, const rank_start_t *starts)
+static status_t run_ranks(offline_t *offline, const model_t *model, const rank_start_t *starts)
 {
     rank_group_t *group = NULL;
     rank_t *rank;
     rank_config_t config;
-    own_config(offline->replica, &starts[0], &config);
+    own_config(offline->replica, model, &starts[0], &config);
     /* Children load while this process does. */
     if (starts[0].n_ranks > 1)
         TRY(rank_group_start(starts, starts[0].n_ranks, FORMATION_MS, &group));
@@ -321,10 +328,26 @@ static status_t run_ranks(offline_t *offline, const rank_start_t *starts)
     return status;
 }
 
-status_t offline_run(const offline_replica_t *replica, const offline_work_t *work)
+static status_t run_model(const offline_replica_t *replica, const offline_work_t *work,
+                          const model_t *model)
 {
     planned_t planned;
     char digest[MODEL_DIGEST_SIZE];
+    TRY(plan_all(replica, model, &planned));
+    TRY(model_digest(replica->model_path, replica->pack_cache, digest));
+    uint32_t n = (uint32_t)(replica->tp * replica->stages);
+    rank_start_t *starts = MEM_NEW_ARRAY(rank_start_t, n);
+    for (uint32_t i = 0; i < n; i++)
+        fill_start(&starts[i], replica, digest, &planned, i);
+    offline_t offline = {.replica = replica, .work = work};
+    status_t status = run_ranks(&offline, model, starts);
+    free(starts);
+    return status;
+}
+
+status_t offline_run(const offline_replica_t *replica, const offline_work_t *work)
+{
+    model_t *own_model = NULL;
     if (replica->tp * replica->stages > FABRIC_RANKS_MAX)
         return fail(STATUS_INVALID, "tp %lld × %lld stages: at most %d ranks",
                     (long long)replica->tp, (long long)replica->stages, FABRIC_RANKS_MAX);
@@ -332,14 +355,9 @@ status_t offline_run(const offline_replica_t *replica, const offline_work_t *wor
         return fail(STATUS_INVALID, "--activations is \"%s\"; it must be native or f32",
                     replica->activations);
     TRY(kv_type_check(replica->kv, strcmp(replica->activations, "f32") == 0));
-    TRY(plan_all(replica, &planned));
-    TRY(model_digest(replica->model_path, replica->pack_cache, digest));
-    uint32_t n = (uint32_t)(replica->tp * replica->stages);
-    rank_start_t *starts = MEM_NEW_ARRAY(rank_start_t, n);
-    for (uint32_t i = 0; i < n; i++)
-        fill_start(&starts[i], replica, digest, &planned, i);
-    offline_t offline = {.replica = replica, .work = work};
-    status_t status = run_ranks(&offline, starts);
-    free(starts);
+    if (replica->model == NULL)
+        TRY(offline_model(replica, &own_model));
+    status_t status = run_model(replica, work, own_model ? own_model : replica->model);
+    model_close(own_model);
     return status;
 }

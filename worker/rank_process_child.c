@@ -18,6 +18,7 @@
 #include "common/base/failpoint.h"
 #include "common/base/log.h"
 #include "common/base/memory.h"
+#include "kernels/ops.h"
 #include "worker/engine/rank.h"
 #include "worker/numa.h"
 #include "worker/rank_process.h"
@@ -398,6 +399,7 @@ static status_t prepare(child_t *child, rank_t **own_rank_out)
         log_warn("%s; the rank runs all the same", status_text());
     if (start->spans_hosts)
         TRY(fabric_endpoint_open(start->address, &child->endpoint));
+    kernels_cpu_begin();
     send_hello(child);
     TRY(open_rank(child, own_rank_out));
     if (start->serve && start->rank == 0) {

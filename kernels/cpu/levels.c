@@ -3,6 +3,8 @@
  * or are lost), and the self-check whether the results are ref's to the bit. */
 #include <cpuid.h>
 #include <errno.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -154,6 +156,31 @@ static const struct {
 };
 enum { N_LEVELS = sizeof LEVELS / sizeof LEVELS[0] };
 
+/* What the self-check says of a level: once a process, because neither the kernels nor the vectors
+ * change. Who comes meanwhile waits for the answer. */
+static const char *check_once(size_t i)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static struct {
+        bool known;
+        const char *kernel;
+    } answers[N_LEVELS];
+    pthread_mutex_lock(&lock);
+    if (!answers[i].known)
+        answers[i].kernel = selfcheck(LEVELS[i].level);
+    answers[i].known = true;
+    const char *kernel = answers[i].kernel;
+    pthread_mutex_unlock(&lock);
+    return kernel;
+}
+
+/* Whether the level is among those that are tried. */
+static bool is_wanted(size_t i, const char *forced)
+{
+    bool asked = forced != NULL && forced[0] != 0;
+    return asked ? strcmp(forced, LEVELS[i].name) == 0 : LEVELS[i].caution == NULL;
+}
+
 /* Writes why a level cannot be used and returns false, or returns true. */
 static bool level_works(size_t i, const cpu_t *cpu, char *why_out, size_t why_size)
 {
@@ -167,7 +194,7 @@ static bool level_works(size_t i, const cpu_t *cpu, char *why_out, size_t why_si
                  LEVELS[i].name, strerror(errno));
         return false;
     }
-    const char *kernel = selfcheck(LEVELS[i].level);
+    const char *kernel = check_once(i);
     if (kernel != NULL) {
         snprintf(why_out, why_size, "%s: %s gives other bits than ref on this machine",
                  LEVELS[i].name, kernel);
@@ -185,8 +212,7 @@ status_t level_choose(const char *forced, const klevel_t **level_out, char *refu
         forced = getenv("SHOAL_ISA");
     refused_out[0] = 0;
     for (size_t i = N_LEVELS; i-- > 0;) {
-        bool asked = forced != NULL && forced[0] != 0;
-        if (asked ? strcmp(forced, LEVELS[i].name) != 0 : LEVELS[i].caution != NULL)
+        if (!is_wanted(i, forced))
             continue;
         if (level_works(i, &cpu, why, sizeof why)) {
             if (LEVELS[i].caution != NULL)
@@ -194,7 +220,7 @@ status_t level_choose(const char *forced, const klevel_t **level_out, char *refu
             *level_out = LEVELS[i].level;
             return STATUS_OK;
         }
-        if (asked)
+        if (forced != NULL && forced[0] != 0)
             return fail(STATUS_UNSUPPORTED,
                         "kernel level %s; without SHOAL_ISA the best one that "
                         "works is taken",
@@ -203,6 +229,30 @@ status_t level_choose(const char *forced, const klevel_t **level_out, char *refu
         snprintf(refused_out + used, refused_size - used, "%s%s", used > 0 ? "; " : "", why);
     }
     return fail(STATUS_INVALID, "kernel level \"%s\" is unknown: ref, avx2, avx512 or amx", forced);
+}
+
+/* The level that level_choose() comes to first. */
+static void *check_first(void *unused)
+{
+    cpu_t cpu = read_cpu();
+    const char *forced = getenv("SHOAL_ISA");
+    for (size_t i = N_LEVELS; i-- > 0;)
+        if (is_wanted(i, forced) && LEVELS[i].ask == NULL && LEVELS[i].missing(&cpu) == NULL) {
+            (void)check_once(i);
+            break;
+        }
+    return unused;
+}
+
+void kernels_cpu_begin(void)
+{
+    pthread_t thread;
+    sigset_t all, before; /* signals are for the other threads */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    if (pthread_create(&thread, NULL, check_first, NULL) == 0)
+        pthread_detach(thread); /* without it device_open checks */
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 uint32_t kernels_cpu_levels(const char *names_out[KLEVELS_MAX])

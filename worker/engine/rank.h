@@ -37,6 +37,8 @@ typedef struct {
 typedef struct {
     const char *model_path;
     const char *quantize; /* as model_open_quantized; NULL is "" */
+    const model_t *model; /* what these two name, open already and as long as the rank is; NULL:
+                             rank_open opens it */
     const char
         *model_digest;     /* "sha256:…" when the caller knows it; NULL: computed from the file */
     const char *cache_dir; /* where model_digest() keeps its answers; may be NULL */

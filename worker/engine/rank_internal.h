@@ -20,7 +20,8 @@ typedef struct {
 
 struct rank {
     rank_config_t config;
-    model_t *model;
+    const model_t *model;
+    model_t *own_model; /* NULL when the caller had opened it */
     stage_t *stage;
     head_t *head; /* last stage */
     draft_model_t *draft; /* the leader's, when it has one */

@@ -47,8 +47,11 @@ status_t rank_open(const rank_config_t *config, rank_t **own_out)
 {
     rank_t *rank = MEM_NEW(rank_t);
     rank->config = *config;
-    status_t status = model_open_quantized(
-        config->model_path, config->quantize ? config->quantize : "", &rank->model);
+    status_t status = STATUS_OK;
+    if (config->model == NULL)
+        status = model_open_quantized(config->model_path, config->quantize ? config->quantize : "",
+                                      &rank->own_model);
+    rank->model = config->model ? config->model : rank->own_model;
     if (status == STATUS_OK) {
         rank_config_complete(&rank->config, model_config(rank->model));
         status = rank_config_check(&rank->config, model_config(rank->model));
@@ -84,7 +87,7 @@ void rank_close(rank_t *rank)
         rank->stage->ops->queue_trace(rank->stage->queue, NULL);
     trace_finish(rank->trace, rank->config.trace_path);
     stage_close(rank->stage);
-    model_close(rank->model);
+    model_close(rank->own_model);
     arena_release(&rank->arena);
     arena_release(&rank->result_arena);
     step_blocks_release(&rank->blocks);

@@ -91,6 +91,24 @@ static void test_the_self_check_passes_fast_and_gives_the_mode_back(void **state
     assert_true(best < most || getenv("SHOAL_SLOW") != NULL);
 }
 
+static void test_a_level_is_self_checked_once_a_process(void **state)
+{
+    (void)state;
+    kernels_cpu_begin();
+    uint64_t check = UINT64_MAX, open = UINT64_MAX;
+    for (int i = 0; i < 5; i++) {
+        uint64_t start = cpu_ns();
+        assert_null(selfcheck(best_level()));
+        uint64_t checked = cpu_ns();
+        fixture_t f = open_fixture(NULL, 1, KMODE_NATIVE, KQUEUE_NOW);
+        uint64_t opened = cpu_ns();
+        close_fixture(&f);
+        check = checked - start < check ? checked - start : check;
+        open = opened - checked < open ? opened - checked : open;
+    }
+    assert_true(open < check / 2);
+}
+
 /* Mutants: each changes one kernel in a way that is wrong only in the last bits or in rare values.
  */
 static void rmsnorm_in_one_lane(const float *x, const float *weight, uint32_t n, float eps,
@@ -239,6 +257,7 @@ int main(void)
         cmocka_unit_test(test_each_level_that_the_machine_has_can_be_forced),
         cmocka_unit_test(test_what_cannot_run_is_refused_by_name),
         cmocka_unit_test(test_the_self_check_passes_fast_and_gives_the_mode_back),
+        cmocka_unit_test(test_a_level_is_self_checked_once_a_process),
         cmocka_unit_test(test_the_self_check_names_a_kernel_that_differs),
         cmocka_unit_test(test_the_self_check_covers_every_form_and_decoded_panels),
     };
