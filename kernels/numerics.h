@@ -5,7 +5,15 @@
 #ifndef SHOAL_KERNELS_NUMERICS_H
 #define SHOAL_KERNELS_NUMERICS_H
 
+#ifdef SHOAL_ONE_LEAF
+/* A build that measures what leaves and their tree cost: each run of leaves is summed as one. Its
+ * bits are those of no version, so it must never serve beside others: no text identity is 0. */
+#define NUMERICS_VERSION 0
+#define NUMERICS_ONE_LEAF 1
+#else
 #define NUMERICS_VERSION 2
+#define NUMERICS_ONE_LEAF 0
+#endif
 
 enum {
     NUMERICS_LANES = 16,      /* row reductions and attention sums: lane = index mod 16 */

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kernels/numerics.h"
 #include "worker/agent.h"
 #include "worker/offline.h"
 #include "worker/rank_process.h"
@@ -16,6 +17,11 @@ int main(int argc, char **argv)
     if (argc >= 2 && (strcmp(argv[1], "version") == 0 || strcmp(argv[1], "--version") == 0)) {
         printf("shoal-worker %s\n", SHOAL_VERSION);
         return 0;
+    }
+    if (NUMERICS_ONE_LEAF) {
+        fputs("shoal-worker: built with SHOAL_ONE_LEAF, for measuring only; its text is not that of "
+              "other hosts, so no agent starts\n", stderr);
+        return 2;
     }
     if (argc >= 2 && strcmp(argv[1], "agent") == 0) {
         argc--;

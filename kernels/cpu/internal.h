@@ -381,6 +381,8 @@ struct kbatch {
 
 /* pack.c */
 status_t check_edges(const kweight_spec_t *spec);
+/* Leaves that a weight sums apart: its run's, but in a build for measuring (numerics.h). */
+uint32_t leaves_summed(const kweight_spec_t *spec);
 void input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_order,
                   kinput_t *own_out);
 void input_release(kinput_t *input);

@@ -56,12 +56,23 @@ static void cut_leaf(kinput_t *input, kleaf_t *leaf, uint32_t absolute, uint32_t
     }
 }
 
+/* In a build for measuring, a run that makes one partial is one leaf. Experts' leaves stay: what
+ * they become are integers, which no tree adds. */
+uint32_t leaves_summed(const kweight_spec_t *spec)
+{
+    uint32_t n = spec->leaf_end - spec->leaf_first;
+    tree_run_t run = {(uint16_t)spec->leaf_first, (uint16_t)spec->leaf_end};
+    bool merged = NUMERICS_ONE_LEAF && n > 1 && !spec->leaves_apart &&
+                  tree_cover_size(spec->n_leaves, run) == 1;
+    return merged ? 1 : n;
+}
+
 void input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_order,
                   kinput_t *own_out)
 {
     bool integers = kind == KACTIVATION_INT8 || kind == KACTIVATION_INT8_16;
     uint32_t base = spec->leaf_edges[spec->leaf_first];
-    uint32_t n_leaves = spec->leaf_end - spec->leaf_first;
+    uint32_t n_leaves = leaves_summed(spec);
     kinput_t input = {.kind = kind, .pair_order = pair_order, .n_leaves = n_leaves};
     input.k = spec->leaf_edges[spec->leaf_end] - base;
     input.leaves = MEM_NEW_ARRAY(kleaf_t, n_leaves);
@@ -69,7 +80,8 @@ void input_layout(const kweight_spec_t *spec, kactivation_t kind, bool pair_orde
     input.segs = MEM_NEW_ARRAY(kseg_t, input.k / SHORT_SEGMENT_K + 2 * (size_t)n_leaves + 1);
     for (uint32_t i = 0; i < n_leaves; i++) {
         uint32_t first = spec->leaf_edges[spec->leaf_first + i];
-        uint32_t end = spec->leaf_edges[spec->leaf_first + i + 1];
+        uint32_t last = i + 1 < n_leaves ? spec->leaf_first + i + 1 : spec->leaf_end;
+        uint32_t end = spec->leaf_edges[last];
         kleaf_t *leaf = &input.leaves[i];
         *leaf = (kleaf_t){
             .k = first - base, .len = end - first, .absolute = first, .k_padded = input.k_padded};

@@ -159,8 +159,9 @@ static void write_steps(kweight_t *weight, const kweight_spec_t *spec)
         return;
     }
     weight->n_partials = tree_cover(spec->n_leaves, run, cover);
+    bool merged = leaves_summed(spec) < spec->leaf_end - spec->leaf_first;
     for (uint32_t i = 0; i < weight->n_partials; i++) {
-        node_steps(weight, cover[i].first, cover[i].end);
+        node_steps(weight, cover[i].first, merged ? cover[i].first + 1u : cover[i].end);
         weight->steps[weight->n_steps++] = STEP_OUT;
     }
 }

@@ -6,7 +6,11 @@
 #include "kernels/cpu/internal.h"
 
 /* To be counted up with every change of what panels hold. All levels read the same panels. */
+#if NUMERICS_ONE_LEAF
+#define LAYOUT "cpu panels of one leaf, "
+#else
 #define LAYOUT "cpu panels 5, "
+#endif
 
 const char *weight_layout(kmode_t mode)
 {
