@@ -1,5 +1,5 @@
-"""What bench/peers needs before it can measure: a virtual environment with CTranslate2, llama.cpp built from
-the source package of llama-cpp-python for this very machine, and the model files. Each step is skipped when
+"""What bench/peers needs before it can measure: a virtual environment with CTranslate2 and OpenVINO, llama.cpp built
+from the source package of llama-cpp-python for this very machine, and the model files. Each step is skipped when
 its result is there; everything lies in build/peers-venv."""
 import os
 import shutil
@@ -134,12 +134,17 @@ def make_models():
             os.rename(out + ".part", out)
 
 
+def importable(module):
+    return subprocess.run([PYTHON, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
+
+
 def setup():
     """Everything. The server of llama.cpp and its library for AVX2 come last: only few rows need them."""
     if not os.path.exists(PYTHON):
         run(sys.executable, "-m", "venv", VENV)
-    if subprocess.run([PYTHON, "-c", "import ctranslate2, numpy"], capture_output=True, check=False).returncode != 0:
-        run(PYTHON, "-m", "pip", "-q", "install", "ctranslate2", "numpy")
+    for module, package in (("ctranslate2", "ctranslate2"), ("numpy", "numpy"), ("openvino_genai", "openvino-genai")):
+        if not importable(module):
+            run(PYTHON, "-m", "pip", "-q", "install", package)
     if not os.path.exists(os.path.join(NATIVE, "libllama.so")):
         build("llama-native", "llama")
     build_driver()

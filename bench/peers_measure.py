@@ -21,6 +21,8 @@ CHOICES = os.path.join(built.VENV, "choices.json")
 SHARES = {"Q4_0": 0.88, "Q8_0": 0.88, "Q4_1": 0.80, "Q4_K_M": 0.80, "BF16": 1.0}
 BITS = {"Q4_0": 4.5, "Q4_1": 5.0, "Q8_0": 8.5, "BF16": 16.0}
 NEAR_CEILING, BEYOND_CEILING = 0.92, 1.08
+# Of a row that is meant to be quoted; the page marks those with fewer.
+ROUNDS = 5
 # Set by --smoke: everything is so many times shorter, and the peers have one thread (their barriers take seconds on
 # a busy machine). That shows that all rows run, and measures nothing.
 shorter = 1
@@ -58,9 +60,10 @@ def short_case(case):
     return ":".join([kind] + numbers[:stay] + [str(short(int(number))) for number in numbers[stay:]])
 
 
-def ours(file, threads, prompt, gen, batches="1", tp=1, stages=1, repeats=3, env=None, speculate=0, extra=()):
-    """{(kind, batch): tokens/s} of `shoal bench`; kind is "pp" or "tg"."""
-    command = [os.path.join(BIN, "shoal"), "bench", "--model", file, "--prompt", str(short(prompt)),
+def ours(file, threads, prompt, gen, batches="1", tp=1, stages=1, repeats=3, env=None, speculate=0, extra=(),
+         programs=None):
+    """{(kind, batch): tokens/s} of `shoal bench`; kind is "pp" or "tg". `programs` is the folder of another build."""
+    command = [os.path.join(programs or BIN, "shoal"), "bench", "--model", file, "--prompt", str(short(prompt)),
                "--gen", str(short(gen)), "--batch", batches, "--threads", str(threads),
                "--tp", str(tp), "--stages", str(stages), "--repeats", str(repeats),
                "--speculate", str(speculate), *extra, "-o", "json"]
@@ -97,6 +100,12 @@ def ctranslate2(name, threads, *cases):
     threads = 1 if shorter > 1 else threads
     command = [built.PYTHON, program, built.ctranslate2_model(name), str(threads), *map(short_case, cases)]
     return by_case(lines_of(command))
+
+
+def openvino(file, threads, *cases):
+    program = os.path.join(built.HERE, "peers_openvino.py")
+    threads = 1 if shorter > 1 else threads
+    return by_case(lines_of([built.PYTHON, program, file, str(threads), *map(short_case, cases)]))
 
 
 def best_choice(file, kind, avx2=False):
@@ -138,25 +147,55 @@ class Budget:
         return n_done > 0 and self.share_end is not None and time.monotonic() + last_s > self.share_end
 
 
-def alternate(budget, **runs):
-    """Runs all in turn, round after round; {name: {metric: [a value a round]}}."""
+def alternate(budget, probe=None, **runs):
+    """Runs all in turn, round after round; {name: {metric: [a value a round]}}. `probe`, a Probes, is taken before
+    the first round and after each."""
     values = {name: {} for name in runs}
     n_done, last_s = 0, 0.0
+    if probe is not None:
+        probe.begin()
     while not budget.enough(n_done, last_s):
         begun = time.monotonic()
         for name, measure in runs.items():
             for metric, value in measure().items():
                 values[name].setdefault(metric, []).append(value)
+        if probe is not None:
+            probe.take()
         n_done, last_s = n_done + 1, time.monotonic() - begun
     return values
 
 
 # ---- ceilings ----
 
-def probes():
-    """By number of threads."""
-    program = os.path.join(BIN, "peers-probe")
-    return {threads: lines_of([program, str(threads)])[0] for threads in (1, 2)}
+class Probes:
+    """What the machine can do, by number of threads. Within an hour what two threads read a second may differ by
+    a factor of two, so each stretch of rounds has probes of its own, and its ceilings are those of their medians."""
+
+    def __init__(self):
+        self.taken, self.stretch = [], 0
+        self.take()
+
+    def take(self):
+        program = os.path.join(BIN, "peers-probe")
+        self.taken.append({threads: lines_of([program, str(threads)])[0] for threads in (1, 2)})
+
+    def begin(self):
+        """A stretch of rounds begins; the probe that ended the one before is its first."""
+        self.stretch = len(self.taken) - 1
+
+    def __getitem__(self, threads):
+        """The medians of the last stretch."""
+        return self.over(statistics.median, self.taken[self.stretch:], threads)
+
+    @staticmethod
+    def over(function, taken, threads):
+        return {name: round(function([one[threads][name] for one in taken]), 1)
+                for name in taken[0][threads] if name != "threads"}
+
+    def told(self):
+        """For the page: medians of all, least and most."""
+        return {str(threads): [self.over(function, self.taken, threads) for function in (statistics.median, min, max)]
+                for threads in (1, 2)}
 
 
 class Shape:
@@ -192,13 +231,14 @@ class Shape:
 
 # ---- rows ----
 
-def row(label, mine, other, other_name="llama.cpp", target=None, ceiling=None, unit="tokens/s", lower=False, note=""):
+def row(label, mine, other, other_name="llama.cpp", target=None, ceiling=None, unit="tokens/s", lower=False, note="",
+        digits=2):
     """`target` is of ours ÷ other; with `lower` less is better. A time or rate of 0 is none: nothing passes by it."""
     if not mine or not other or min(*mine, *other) <= 0:
         sign = "≤" if lower else "≥"
         return missing(label, f"no measurement: {mine} beside {other}", f"{sign} {target:g}" if target else "")
     return {"label": label, "ours": mine, "other": other, "other_name": other_name, "target": target,
-            "ceiling": ceiling, "unit": unit, "lower": lower, "note": note}
+            "ceiling": ceiling, "unit": unit, "lower": lower, "note": note, "digits": digits}
 
 
 def missing(label, why, target=""):
@@ -228,11 +268,24 @@ def number(values):
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def probe_text(name, told):
+    """A median and its range; of parts measured before there were several probes, the only one."""
+    if not isinstance(told, list):
+        return f"{name} {told[name]}"
+    middle, least, most = (one[name] for one in told)
+    return f"{name} {middle}" if least == most else f"{name} {middle} ({least} to {most})"
+
+
+def rounds_of(part):
+    return [len(one["ours"]) for one in part["rows"] if "missing" not in one]
+
+
 def print_rows(title, part):
     print(f"\n## {title}\n")
-    print(f"Measured {part['when']}; probes with 1 and 2 threads: "
-          + "; ".join(", ".join(f"{name} {value}" for name, value in one.items() if name != "threads")
-                      for one in part["probes"].values()) + ".\n")
+    probes = [", ".join(probe_text(name, told) for name in (told[0] if isinstance(told, list) else told)
+                        if name != "threads") for told in part["probes"].values()]
+    print(f"Measured {part['when']} in {part['seconds'] / 60:.1f} minutes; probes with 1 and 2 threads: "
+          + "; ".join(probes) + ".\n")
     print("| row | ours | other | ours ÷ other | target | of its ceiling | rounds | verdict |")
     print("|---|---|---|---|---|---|---|---|")
     for one in part["rows"]:
@@ -241,15 +294,17 @@ def print_rows(title, part):
             continue
         share = f"{100 * statistics.median(one['ours']) / one['ceiling']:.0f} %" if one["ceiling"] else "–"
         sign = "≤" if one["lower"] else "≥"
-        target = f"{sign} {one['target']:g}" if one["target"] is not None else "–"
+        target = f"{sign} {one['target']:.3g}" if one["target"] is not None else "–"
         note = f"; {one['note']}" if one["note"] else ""
+        rounds = len(one["ours"])
+        few = f"{rounds} of {ROUNDS}" if rounds < ROUNDS else f"{rounds}"
         print(f"| {one['label']} | {number(one['ours'])} {one['unit']} | {one['other_name']}: {number(one['other'])} "
-              f"| {ratio_of(one):.2f} | {target} | {share} | {len(one['ours'])} | {verdict(one)}{note} |")
+              f"| {ratio_of(one):.{one.get('digits', 2)}f} | {target} | {share} | {few} | {verdict(one)}{note} |")
 
 
 def keep(part, rows, probe, seconds):
     kept = read_json(ROWS, {})
-    kept[part] = {"when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "probes": probe, "rows": rows,
+    kept[part] = {"when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "probes": probe.told(), "rows": rows,
                   "seconds": round(seconds)}
     write_json(ROWS, kept)
 
