@@ -23,12 +23,6 @@ typedef struct {
     bool f32;
 } case_t;
 
-typedef struct {
-    uint32_t n;
-    uint32_t ids[N_IDS];
-    sampled_t drawn[N_IDS];
-} drawn_text_t;
-
 /* Ids that do not repeat themselves, so that nothing is looked up. */
 static void admit(client_t *client, uint32_t number, uint32_t vocab)
 {
@@ -48,23 +42,6 @@ static void admit(client_t *client, uint32_t number, uint32_t vocab)
     admission.sampling.want_logprobs = true;
     admission.sampling.n_top = 3;
     leader_admit(client->epoch->leader, client->stream, &admission);
-}
-
-static void follow(client_t *client, uint32_t n_texts, drawn_text_t *texts)
-{
-    sequence_output_t out;
-    sampled_t drawn[SCHEDULER_OUTPUT_IDS_MAX];
-    for (uint32_t n_ended = 0; n_ended < n_texts;) {
-        rig_next_output(client, &out, drawn);
-        drawn_text_t *text = &texts[strtoul(out.session, NULL, 10)];
-        assert_int_equal(out.first_position, text->n);
-        for (uint32_t i = 0; i < out.n_ids; i++) {
-            text->ids[text->n] = out.ids[i];
-            text->drawn[text->n++] = drawn[i];
-        }
-        assert_true(out.end == END_NONE || out.end == END_FINISHED);
-        n_ended += out.end != END_NONE;
-    }
 }
 
 static rank_t *open_one(const case_t *c, bool with_draft)
@@ -89,34 +66,18 @@ static rank_t *open_one(const case_t *c, bool with_draft)
     return rank;
 }
 
-/* One epoch of a rank; a second one finds the draft model with nothing of the first. */
-static void run_texts(rank_t *rank, const case_t *c, drawn_text_t *texts, scheduler_load_t *load)
-{
-    epoch_t epoch;
-    client_t client;
-    memset(texts, 0, N_TEXTS_MAX * sizeof *texts);
-    epoch_begin(&epoch, rank);
-    client_open(&client, &epoch);
-    for (uint32_t i = 0; i < c->n_texts; i++)
-        admit(&client, i, rank_vocab(rank));
-    follow(&client, c->n_texts, texts);
-    leader_load(epoch.leader, load);
-    client_close(&client);
-    epoch_end(&epoch);
-    assert_int_equal(epoch.status, STATUS_OK);
-}
-
 static void compare(const case_t *c, scheduler_load_t *load)
 {
     static drawn_text_t without[N_TEXTS_MAX], with[N_TEXTS_MAX];
     scheduler_load_t load_without;
     rank_t *rank = open_one(c, false);
-    run_texts(rank, c, without, &load_without);
+    rig_run_texts(rank, c->n_texts, admit, without, &load_without);
     rank_close(rank);
     rank = open_one(c, true);
+    /* A second epoch finds the draft model with nothing of the first. */
     for (int epoch = 0; epoch < 2; epoch++) {
-        run_texts(rank, c, with, load);
-        assert_memory_equal(without, with, sizeof without);
+        rig_run_texts(rank, c->n_texts, admit, with, load);
+        assert_memory_equal(without, with, c->n_texts * sizeof *without);
     }
     rank_close(rank);
     assert_int_equal(with[0].n, N_IDS);
@@ -298,8 +259,7 @@ static void test_a_rank_may_go_without_a_draft_model_that_is_gone(void **state)
     assert_int_equal(rank_open(&config, &rank), STATUS_OK);
     static drawn_text_t texts[N_TEXTS_MAX];
     scheduler_load_t load;
-    case_t c = {.n_texts = 2};
-    run_texts(rank, &c, texts, &load);
+    rig_run_texts(rank, 2, admit, texts, &load);
     assert_int_equal(texts[0].n, N_IDS);
     assert_int_equal(load.model_drafted_tokens, 0);
     rank_close(rank);
@@ -320,18 +280,12 @@ static json_t *prompts_of(uint32_t n, uint32_t vocab)
     return prompts;
 }
 
-static uint64_t hash_of(eval_args_t args, const char *draft, uint64_t *drafted, uint64_t *right)
+static uint64_t hash_with(eval_args_t args, const char *draft, eval_guesses_t *sum)
 {
-    eval_result_t result;
     args.draft_model = draft;
     args.speculate = draft ? 8 : 0;
     args.fixed_rows = draft ? FIXED_ROWS : 0;
-    eval_run(&args, &result);
-    uint64_t hash = eval_hash(&result);
-    *drafted += result.drafted;
-    *right += result.drafted_right;
-    eval_release(&result);
-    return hash;
+    return eval_run_hash(&args, sum);
 }
 
 static void test_slices_and_stages_give_the_text_without_a_draft_model(void **state)
@@ -342,21 +296,21 @@ static void test_slices_and_stages_give_the_text_without_a_draft_model(void **st
         skip();
     json_t *ids = prompts_of(3, 49152);
     for (int drawn = 0; drawn < 2; drawn++) {
-        uint64_t drafted = 0, right = 0;
+        eval_guesses_t sum = {0};
         eval_args_t args = {.model = model, .ids = ids, .greedy = 30, .seed = 5,
                             .temperature = drawn * 0.8, .threads = 1, .last = true,
                             .no_sums = true};
-        uint64_t without = hash_of(args, NULL, &drafted, &right);
-        assert_int_equal(drafted, 0);
+        uint64_t without = hash_with(args, NULL, &sum);
+        assert_int_equal(sum.guessed, 0);
         args.tp = 2;
-        assert_true(hash_of(args, model, &drafted, &right) == without);
+        assert_true(hash_with(args, model, &sum) == without);
         args.tp = 1;
         args.stages = 2;
-        assert_true(hash_of(args, model, &drafted, &right) == without);
+        assert_true(hash_with(args, model, &sum) == without);
         print_message("temperature %g: %llu guesses, %llu right\n", args.temperature,
-                      (unsigned long long)drafted, (unsigned long long)right);
-        assert_true(right > 50);
-        assert_int_equal(drafted, right);
+                      (unsigned long long)sum.drafted, (unsigned long long)sum.drafted_right);
+        assert_true(sum.drafted_right > 50);
+        assert_int_equal(sum.drafted, sum.drafted_right);
     }
     json_decref(ids);
     free(model);

@@ -285,6 +285,16 @@ static void remove_dir(char *take_dir)
     free(take_dir);
 }
 
+static void read_guesses(const json_t *row, eval_guesses_t *out)
+{
+    if (!json_object_get(row, "guessed"))
+        return;
+    out->guessed = (uint64_t)json_integer_value(json_object_get(row, "guessed"));
+    out->guessed_right = (uint64_t)json_integer_value(json_object_get(row, "guessed_right"));
+    out->drafted = (uint64_t)json_integer_value(json_object_get(row, "drafted"));
+    out->drafted_right = (uint64_t)json_integer_value(json_object_get(row, "drafted_right"));
+}
+
 static void read_lines(const char *dir, eval_result_t *out)
 {
     char *path = text("%s/out.txt", dir), line[512];
@@ -294,14 +304,7 @@ static void read_lines(const char *dir, eval_result_t *out)
         json_t *row = json_loads(line, 0, NULL);
         assert_non_null(row);
         if (!json_object_get(row, "prompt")) { /* what quantization costs, how guesses went */
-            if (json_object_get(row, "guessed")) {
-                out->guessed = (uint64_t)json_integer_value(json_object_get(row, "guessed"));
-                out->guessed_right =
-                    (uint64_t)json_integer_value(json_object_get(row, "guessed_right"));
-                out->drafted = (uint64_t)json_integer_value(json_object_get(row, "drafted"));
-                out->drafted_right =
-                    (uint64_t)json_integer_value(json_object_get(row, "drafted_right"));
-            }
+            read_guesses(row, &out->guesses);
             json_decref(row);
             continue;
         }
@@ -397,5 +400,18 @@ uint64_t eval_hash_rows(const eval_result_t *result)
         hash = XXH3_64bits_withSeed(result->prompts[i].logits,
                                     (size_t)result->prompts[i].rows * result->vocab * sizeof(float),
                                     hash);
+    return hash;
+}
+
+uint64_t eval_run_hash(const eval_args_t *args, eval_guesses_t *sum)
+{
+    eval_result_t result;
+    eval_run(args, &result);
+    uint64_t hash = eval_hash(&result);
+    sum->guessed += result.guesses.guessed;
+    sum->guessed_right += result.guesses.guessed_right;
+    sum->drafted += result.guesses.drafted;
+    sum->drafted_right += result.guesses.drafted_right;
+    eval_release(&result);
     return hash;
 }

@@ -29,12 +29,16 @@ typedef struct {
     bool f32, last, no_sums, no_prefix_cache, late_queue, hidden;
 } eval_args_t;
 
+/* How the guesses of a run went; of these by a draft model. */
+typedef struct {
+    uint64_t guessed, guessed_right, drafted, drafted_right;
+} eval_guesses_t;
+
 typedef struct {
     uint32_t n_prompts;
     uint32_t vocab;
     uint32_t n_greedy;
-    uint64_t guessed, guessed_right; /* with speculate */
-    uint64_t drafted, drafted_right; /* of these by a draft model */
+    eval_guesses_t guesses; /* with speculate */
     uint32_t n_hidden_layers; /* layers + 1; 0 when they were not asked for */
     struct {
         uint32_t rows;
@@ -49,6 +53,8 @@ typedef struct {
 
 /* Fails the test unless the program exits with 0. */
 void eval_run(const eval_args_t *args, eval_result_t *out);
+/* Runs it for its eval_hash(); its guesses are added to the sum. */
+uint64_t eval_run_hash(const eval_args_t *args, eval_guesses_t *sum);
 /* The exit code; what it wrote on standard error is in text_out. */
 int eval_run_failing(const eval_args_t *args, char *text_out, size_t text_bytes);
 void eval_release(eval_result_t *result);

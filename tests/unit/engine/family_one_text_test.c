@@ -11,14 +11,14 @@
 
 #include "eval_run.h"
 #include "kernels/ops.h"
+#include "one_text_ways.h"
 
-enum { N_DIMENSIONS = 7, VALUES_MAX = 6, CASES_MAX = 256, RANKS_MAX = 12, N_PROMPTS = 9, LONGEST = 70 };
-enum { TP, STAGES, THREADS, BATCH, CHUNK, WARM, ISA };
+enum { CASES_MAX = 256, RANKS_MAX = 12, N_PROMPTS = 9, LONGEST = 70 };
 
-static const uint32_t values[N_DIMENSIONS][VALUES_MAX] = {
+static const uint32_t values[WAY_DIMENSIONS][WAY_VALUES_MAX] = {
     {1, 2, 3, 4, 5, 8}, {1, 2, 3}, {1, 2}, {1, 3, 16}, {8, 32, 512}, {0, 1}, {0, 1, 2, 3},
 };
-static uint32_t n_values[N_DIMENSIONS] = {4, 3, 2, 3, 3, 2, 3};
+static uint32_t n_values[WAY_DIMENSIONS] = {4, 3, 2, 3, 3, 2, 3};
 static const char *isa_names[KLEVELS_MAX];
 
 typedef struct {
@@ -39,47 +39,33 @@ static const family_t families[] = {
 enum { N_FAMILIES = sizeof families / sizeof *families };
 
 typedef struct {
-    uint8_t at[N_DIMENSIONS];
-} case_t;
-
-typedef struct {
-    bool seen[N_DIMENSIONS][VALUES_MAX][N_DIMENSIONS][VALUES_MAX];
+    bool seen[WAY_DIMENSIONS][WAY_VALUES_MAX][WAY_DIMENSIONS][WAY_VALUES_MAX];
 } pairs_t;
 
-static uint32_t new_pairs(const pairs_t *pairs, const case_t *c)
+static uint32_t new_pairs(const pairs_t *pairs, const way_t *c)
 {
     uint32_t n = 0;
-    for (int a = 0; a < N_DIMENSIONS; a++)
-        for (int b = a + 1; b < N_DIMENSIONS; b++)
+    for (int a = 0; a < WAY_DIMENSIONS; a++)
+        for (int b = a + 1; b < WAY_DIMENSIONS; b++)
             n += !pairs->seen[a][c->at[a]][b][c->at[b]];
     return n;
 }
 
-static void mark_pairs(pairs_t *pairs, const case_t *c)
+static void mark_pairs(pairs_t *pairs, const way_t *c)
 {
-    for (int a = 0; a < N_DIMENSIONS; a++)
-        for (int b = a + 1; b < N_DIMENSIONS; b++)
+    for (int a = 0; a < WAY_DIMENSIONS; a++)
+        for (int b = a + 1; b < WAY_DIMENSIONS; b++)
             pairs->seen[a][c->at[a]][b][c->at[b]] = true;
 }
 
-static bool next_case(case_t *c)
-{
-    for (int d = 0; d < N_DIMENSIONS; d++) {
-        if (++c->at[d] < n_values[d])
-            return true;
-        c->at[d] = 0;
-    }
-    return false;
-}
-
 /* More ranks than that on a machine that does other work lose each other's heartbeats. */
-static bool too_many_ranks(const case_t *c)
+static bool too_many_ranks(const way_t *c)
 {
     return values[TP][c->at[TP]] * values[STAGES][c->at[STAGES]] > RANKS_MAX;
 }
 
 /* Greedy: always the case that shows most pairs that were not shown yet. */
-static uint32_t cover(case_t *cases)
+static uint32_t cover(way_t *cases)
 {
     pairs_t pairs = {0};
     uint32_t n = 0;
@@ -87,7 +73,7 @@ static uint32_t cover(case_t *cases)
         for (uint32_t s = 0; s < n_values[STAGES]; s++)
             pairs.seen[TP][t][STAGES][s] = values[TP][t] * values[STAGES][s] > RANKS_MAX;
     for (;;) {
-        case_t c = {0}, best = {0};
+        way_t c = {0}, best = {0};
         uint32_t most = 0;
         do {
             uint32_t fresh = too_many_ranks(&c) ? 0 : new_pairs(&pairs, &c);
@@ -95,7 +81,7 @@ static uint32_t cover(case_t *cases)
                 most = fresh;
                 best = c;
             }
-        } while (next_case(&c));
+        } while (way_next(&c, n_values));
         if (most == 0)
             return n;
         mark_pairs(&pairs, &best);
@@ -104,76 +90,16 @@ static uint32_t cover(case_t *cases)
     }
 }
 
-/* Prompts of many lengths, some of which begin alike. */
-static json_t *make_prompts(uint32_t vocab)
-{
-    json_t *prompts = json_array();
-    for (uint32_t i = 0; i < N_PROMPTS; i++) {
-        json_t *ids = json_array();
-        uint32_t length = 1 + i * (LONGEST - 1) / (N_PROMPTS - 1);
-        for (uint32_t k = 0; k < length; k++)
-            json_array_append_new(
-                ids, json_integer((k * 7919 + (k > 40 ? i : i % 3) * 104729 + 11) % vocab));
-        json_array_append_new(prompts, ids);
-    }
-    return prompts;
-}
-
-/* Every other case does as large models do: parts of 16 rows, where those of small ones hold a whole
- * step (stage_part_rows); sums by pieces; projections shared among slices. */
-static uint32_t sum_of(const case_t *c)
-{
-    uint32_t sum = 0;
-    for (int d = 0; d < N_DIMENSIONS; d++)
-        sum += c->at[d];
-    return sum;
-}
-
-/* Of their stages two pairs of cases in three share the head, which in one of them waits before long
- * steps. */
-static const char *failpoints(const case_t *c)
-{
-    bool first = sum_of(c) / 2 % 3 == 1;
-    if (sum_of(c) % 2)
-        return first ? "stage.small_parts=error@*;stage.heads_first=error@*"
-                     : "stage.small_parts=error@*";
-    return first ? "stage.heads_first=error@*" : NULL;
-}
-
-static void run_case(const char *model, const json_t *ids, const case_t *c, bool f32,
+static void run_case(const char *model, const json_t *ids, const way_t *c, bool f32,
                      uint64_t *hash_out, uint64_t *rows_out)
 {
-    bool warm = values[WARM][c->at[WARM]];
-    eval_args_t args = {
-        .model = model,
-        .ids = ids,
-        .isa = isa_names[c->at[ISA]],
-        .tp = values[TP][c->at[TP]],
-        .stages = values[STAGES][c->at[STAGES]],
-        .threads = values[THREADS][c->at[THREADS]],
-        .batch = values[BATCH][c->at[BATCH]],
-        .chunk = values[CHUNK][c->at[CHUNK]],
-        .failpoints = failpoints(c),
-        .head = sum_of(c) / 2 % 3 ? "shared" : "last",
-        .greedy = 6,
-        .f32 = f32,
-        .last = warm,
-        .no_sums = warm,
-        .passes = warm ? 2 : 1,
-        .no_prefix_cache = !warm,
-    };
-    eval_result_t result;
-    eval_run(&args, &result);
-    *hash_out = eval_hash(&result);
-    *rows_out = warm ? 0 : eval_hash_rows(&result);
-    /* What is called warm has to have been warm, and equal numbers have to be numbers. */
-    uint32_t cached = 0;
-    for (uint32_t i = 0; i < result.n_prompts; i++) {
-        cached += result.prompts[i].cached;
-        assert_true(result.prompts[i].logits[0] == result.prompts[i].logits[0]);
-    }
-    assert_true(warm ? cached > 0 : cached == 0);
-    eval_release(&result);
+    eval_args_t args = way_args(c, values);
+    args.model = model;
+    args.ids = ids;
+    args.isa = isa_names[c->at[ISA]];
+    args.greedy = 6;
+    args.f32 = f32;
+    way_run(&args, hash_out, rows_out);
 }
 
 /* Nothing in a step looks at a value before the queue has made it; in several slices sums go by
@@ -198,15 +124,15 @@ static void check_late(const char *model, const json_t *ids, bool f32, uint32_t 
 
 static void check_mode(const family_t *family, bool f32)
 {
-    static case_t cases[CASES_MAX];
+    static way_t cases[CASES_MAX];
     char *model = eval_golden(family->name);
-    json_t *ids = make_prompts(family->vocab);
+    json_t *ids = way_prompts(N_PROMPTS, family->vocab, LONGEST);
     n_values[TP] = family->experts ? 6 : 4;
     uint32_t n = cover(cases);
     uint64_t hash = 0, rows = 0;
     assert_true(n >= 12);
     for (uint32_t i = 0; i < n; i++) {
-        const case_t *c = &cases[i];
+        const way_t *c = &cases[i];
         uint64_t hash_now, rows_now;
         run_case(model, ids, c, f32, &hash_now, &rows_now);
         hash = i == 0 ? hash_now : hash;
@@ -326,7 +252,7 @@ static void check_empty_leaves(void **state)
     static const char *const models[] = {"llama-gqa-bf16", "gpt-oss-bf16"};
     static const uint32_t tps[] = {1, 2, 3, 4, 7};
     (void)state;
-    json_t *ids = make_prompts(320);
+    json_t *ids = way_prompts(N_PROMPTS, 320, LONGEST);
     for (size_t m = 0; m < 2; m++) {
         char dir[] = "/tmp/shoal-narrow-XXXXXX", path[64];
         uint64_t rows = 0;

@@ -20,33 +20,29 @@
 #include "eval_run.h"
 #include "kernels/ops.h"
 #include "one_text_log.h"
+#include "one_text_ways.h"
 
-enum { N_DIMENSIONS = 7, VALUES_MAX = 4, CASES_MAX = ONE_TEXT_CASES_MAX };
-enum { TP, STAGES, THREADS, BATCH, CHUNK, WARM, ISA };
+enum { CASES_MAX = ONE_TEXT_CASES_MAX, HERE_MAX = 4 };
 
-static const uint32_t values[N_DIMENSIONS][VALUES_MAX] = {
+static const uint32_t values[WAY_DIMENSIONS][WAY_VALUES_MAX] = {
     {1, 2, 3}, {1, 2, 3}, {1, 2}, {1, 5, 16}, {16, 64, 512}, {0, 1}, {0, 1, 2, 3},
 };
-static uint32_t n_values[N_DIMENSIONS] = {3, 3, 2, 3, 3, 2, 3};
+static uint32_t n_values[WAY_DIMENSIONS] = {3, 3, 2, 3, 3, 2, 3};
 static const char *isa_names[KLEVELS_MAX];
-
-typedef struct {
-    uint8_t at[N_DIMENSIONS];
-} case_t;
 
 /* Which values have met; of two dimensions with b = c, of three otherwise. */
 typedef struct {
-    bool seen[N_DIMENSIONS][VALUES_MAX][N_DIMENSIONS][VALUES_MAX][N_DIMENSIONS][VALUES_MAX];
+    bool seen[WAY_DIMENSIONS][HERE_MAX][WAY_DIMENSIONS][HERE_MAX][WAY_DIMENSIONS][HERE_MAX];
 } met_t;
 
 /* How many pairs (triples) of values meet in the case for the first time; they are marked on
  * request. */
-static uint32_t meet(met_t *met, const case_t *c, bool triples, bool mark)
+static uint32_t meet(met_t *met, const way_t *c, bool triples, bool mark)
 {
     uint32_t n = 0;
-    for (int x = 0; x < N_DIMENSIONS; x++)
-        for (int y = x + 1; y < N_DIMENSIONS; y++)
-            for (int z = triples ? y + 1 : y; z < (triples ? N_DIMENSIONS : y + 1); z++) {
+    for (int x = 0; x < WAY_DIMENSIONS; x++)
+        for (int y = x + 1; y < WAY_DIMENSIONS; y++)
+            for (int z = triples ? y + 1 : y; z < (triples ? WAY_DIMENSIONS : y + 1); z++) {
                 bool *seen = &met->seen[x][c->at[x]][y][c->at[y]][z][c->at[z]];
                 n += !*seen;
                 *seen |= mark;
@@ -54,24 +50,14 @@ static uint32_t meet(met_t *met, const case_t *c, bool triples, bool mark)
     return n;
 }
 
-static bool next_case(case_t *c)
-{
-    for (int d = 0; d < N_DIMENSIONS; d++) {
-        if (++c->at[d] < n_values[d])
-            return true;
-        c->at[d] = 0;
-    }
-    return false;
-}
-
 /* Greedy: always the case that shows most that was not shown yet. */
-static uint32_t cover(case_t *cases, bool triples)
+static uint32_t cover(way_t *cases, bool triples)
 {
     static met_t met;
     uint32_t n = 0;
     memset(&met, 0, sizeof met);
     for (;;) {
-        case_t c = {0}, best = {0};
+        way_t c = {0}, best = {0};
         uint32_t most = 0;
         do {
             uint32_t fresh = meet(&met, &c, triples, false);
@@ -79,7 +65,7 @@ static uint32_t cover(case_t *cases, bool triples)
                 most = fresh;
                 best = c;
             }
-        } while (next_case(&c));
+        } while (way_next(&c, n_values));
         if (most == 0)
             return n;
         meet(&met, &best, triples, true);
@@ -87,7 +73,7 @@ static uint32_t cover(case_t *cases, bool triples)
     }
 }
 
-static bool is_among(const case_t *cases, uint32_t n, const case_t *c)
+static bool is_among(const way_t *cases, uint32_t n, const way_t *c)
 {
     for (uint32_t i = 0; i < n; i++)
         if (memcmp(&cases[i], c, sizeof *c) == 0)
@@ -97,14 +83,14 @@ static bool is_among(const case_t *cases, uint32_t n, const case_t *c)
 
 /* The whole product: first what covers all triples, then the rest, scrambled, so that also a part
  * of it is spread over all values. */
-static uint32_t all_cases(case_t *cases)
+static uint32_t all_cases(way_t *cases)
 {
     uint32_t n_first = cover(cases, true), n = n_first;
-    case_t c = {0};
+    way_t c = {0};
     do
         if (!is_among(cases, n_first, &c))
             cases[n++] = c;
-    while (next_case(&c));
+    while (way_next(&c, n_values));
     uint32_t random = 5;
     for (uint32_t i = n; i > n_first + 1; i--) {
         random = random * 1664525u + 1013904223u;
@@ -130,43 +116,8 @@ static bool left_out(const char *mode)
     return only_one && !wants(mode);
 }
 
-/* Prompts of many lengths, some of which begin alike. */
-static json_t *make_prompts(uint32_t n, uint32_t vocab, uint32_t longest)
-{
-    json_t *prompts = json_array();
-    for (uint32_t i = 0; i < n; i++) {
-        json_t *ids = json_array();
-        uint32_t length = 1 + i * (longest - 1) / (n - 1);
-        for (uint32_t k = 0; k < length; k++)
-            json_array_append_new(
-                ids, json_integer((k * 7919 + (k > 40 ? i : i % 3) * 104729 + 11) % vocab));
-        json_array_append_new(prompts, ids);
-    }
-    return prompts;
-}
-
-/* Every other case has parts of 16 rows, as large models have; those of small ones hold a whole step
- * (stage_part_rows). */
-static uint32_t sum_of(const case_t *c)
-{
-    uint32_t sum = 0;
-    for (int d = 0; d < N_DIMENSIONS; d++)
-        sum += c->at[d];
-    return sum;
-}
-
-/* Two pairs of cases in three share the head among their stages; in one it waits before long steps. */
-static const char *failpoints(const case_t *c)
-{
-    bool first = sum_of(c) / 2 % 3 == 1;
-    if (sum_of(c) % 2)
-        return first ? "stage.small_parts=error@*;stage.heads_first=error@*"
-                     : "stage.small_parts=error@*";
-    return first ? "stage.heads_first=error@*" : NULL;
-}
-
 /* A name that does not fit would be another case's too. */
-static void name_case(const case_t *c, char out[ONE_TEXT_NAME_MAX])
+static void name_case(const way_t *c, char out[ONE_TEXT_NAME_MAX])
 {
     int n = snprintf(out, ONE_TEXT_NAME_MAX,
                      "tp %u stages %u threads %u batch %u chunk %u %s %s", values[TP][c->at[TP]],
@@ -184,41 +135,22 @@ typedef struct {
     const char *kv;
 } text_t;
 
-static void run_case(const text_t *text, const case_t *c, const char *name, one_text_log_t *log)
+static void run_case(const text_t *text, const way_t *c, const char *name, one_text_log_t *log)
 {
-    bool warm = values[WARM][c->at[WARM]];
-    eval_args_t args = {
-        .model = text->model,
-        .ids = text->ids,
-        .isa = isa_names[c->at[ISA]],
-        .kv = text->kv,
-        .tp = values[TP][c->at[TP]],
-        .stages = values[STAGES][c->at[STAGES]],
-        .threads = values[THREADS][c->at[THREADS]],
-        .batch = values[BATCH][c->at[BATCH]],
-        .chunk = values[CHUNK][c->at[CHUNK]],
-        .failpoints = failpoints(c),
-        .head = sum_of(c) / 2 % 3 ? "shared" : "last",
-        .greedy = text->greedy,
-        .last = warm,
-        .no_sums = warm,
-        .passes = warm ? 2 : 1,
-        .no_prefix_cache = !warm,
-    };
-    eval_result_t result;
+    uint64_t hash, rows;
+    eval_args_t args = way_args(c, values);
+    args.model = text->model;
+    args.ids = text->ids;
+    args.isa = isa_names[c->at[ISA]];
+    args.kv = text->kv;
+    args.greedy = text->greedy;
     print_message("%s\n", name);
-    eval_run(&args, &result);
-    /* What is called warm has to have been warm. */
-    uint32_t cached = 0;
-    for (uint32_t i = 0; i < result.n_prompts; i++)
-        cached += result.prompts[i].cached;
-    assert_true(warm ? cached > 0 : cached == 0);
-    one_text_log_add(log, name, eval_hash(&result), warm ? 0 : eval_hash_rows(&result));
-    eval_release(&result);
+    way_run(&args, &hash, &rows);
+    one_text_log_add(log, name, hash, rows);
 }
 
 /* Case 0 is in every part: it is what the others are compared with. */
-static void check_cases(const text_t *text, const case_t *cases, uint32_t n)
+static void check_cases(const text_t *text, const way_t *cases, uint32_t n)
 {
     static one_text_log_t log;
     const char *part = getenv("SHOAL_ONE_TEXT_PART"), *seconds = getenv("SHOAL_ONE_TEXT_SECONDS");
@@ -250,11 +182,11 @@ static void check_cases(const text_t *text, const case_t *cases, uint32_t n)
 static void test_a_small_model_gives_the_same_bytes_in_every_pair_of_ways(void **state)
 {
     (void)state;
-    static case_t cases[CASES_MAX];
+    static way_t cases[CASES_MAX];
     if (left_out("small"))
         skip();
     char *model = eval_golden("gguf-llama-q4_0/model.gguf");
-    text_t text = {model, make_prompts(18, 320, 100), 12, NULL};
+    text_t text = {model, way_prompts(18, 320, 100), 12, NULL};
     uint32_t n = wants("full") ? all_cases(cases) : cover(cases, false);
     assert_true(n >= 9);
     check_cases(&text, cases, n);
@@ -266,13 +198,13 @@ static void test_a_small_model_gives_the_same_bytes_in_every_pair_of_ways(void *
 static void test_caches_of_codes_give_the_same_bytes_in_every_pair_of_ways(void **state)
 {
     (void)state;
-    static case_t cases[CASES_MAX];
+    static way_t cases[CASES_MAX];
     static const char *const types[] = {"int8", "fp8"};
     if (left_out("small"))
         skip();
     char *model = eval_golden("gguf-llama-q4_0/model.gguf");
     for (uint32_t i = 0; i < 2; i++) {
-        text_t text = {model, make_prompts(18, 320, 100), 13 + i, types[i]};
+        text_t text = {model, way_prompts(18, 320, 100), 13 + i, types[i]};
         check_cases(&text, cases, cover(cases, false));
         json_decref(text.ids);
     }
@@ -283,13 +215,13 @@ static void test_caches_of_codes_give_the_same_bytes_in_every_pair_of_ways(void 
 static void test_the_real_model_gives_the_same_bytes_in_every_pair_of_ways(void **state)
 {
     (void)state;
-    static case_t cases[CASES_MAX];
+    static way_t cases[CASES_MAX];
     const char *ref = isa_names[0];
     uint32_t n_levels = n_values[ISA];
     char *model = left_out("real") ? NULL : eval_real_model();
     if (!model)
         skip();
-    text_t text = {model, make_prompts(17, 49152, 80), 4, NULL};
+    text_t text = {model, way_prompts(17, 49152, 80), 4, NULL};
     if (n_levels > 1) {
         isa_names[0] = isa_names[n_levels - 1];
         n_values[ISA] = n_levels - 1;
@@ -307,12 +239,12 @@ static void test_the_real_model_gives_the_same_bytes_in_every_pair_of_ways(void 
 static void test_ref_gives_the_real_models_bytes_in_every_way(void **state)
 {
     (void)state;
-    static case_t cases[CASES_MAX];
+    static way_t cases[CASES_MAX];
     uint32_t n_levels = n_values[ISA];
     char *model = eval_real_model();
     if (!model)
         skip();
-    text_t text = {model, make_prompts(17, 49152, 19), 2, NULL};
+    text_t text = {model, way_prompts(17, 49152, 19), 2, NULL};
     n_values[ISA] = 1; /* level 0 is ref */
     uint32_t n = all_cases(cases + 1) + 1;
     cases[0] = cases[1];

@@ -2,6 +2,7 @@
 #include "rank_rig.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static void on_active(void *context, const char *identity, uint64_t kv_tokens, uint32_t context_max)
@@ -139,4 +140,43 @@ void rig_follow(client_t *client, text_t *text)
         rig_next_output(client, &out, drawn);
         rig_collect(&out, text);
     } while (out.end == END_NONE);
+}
+
+static void follow_texts(client_t *client, uint32_t n_texts, drawn_text_t *texts)
+{
+    sequence_output_t out;
+    sampled_t drawn[SCHEDULER_OUTPUT_IDS_MAX];
+    for (uint32_t n_ended = 0; n_ended < n_texts;) {
+        rig_next_output(client, &out, drawn);
+        unsigned long number = strtoul(out.session, NULL, 10);
+        assert_true(number < n_texts);
+        drawn_text_t *text = &texts[number];
+        assert_int_equal(out.first_position, text->n);
+        assert_true(text->n + out.n_ids <= RIG_IDS_MAX);
+        for (uint32_t i = 0; i < out.n_ids; i++) {
+            assert_int_equal(drawn[i].id, out.ids[i]);
+            text->ids[text->n] = out.ids[i];
+            text->drawn[text->n++] = drawn[i];
+        }
+        assert_true(out.end == END_NONE || out.end == END_FINISHED);
+        n_ended += out.end != END_NONE;
+    }
+}
+
+void rig_run_texts(rank_t *rank, uint32_t n_texts,
+                   void (*admit)(client_t *client, uint32_t number, uint32_t vocab),
+                   drawn_text_t *texts_out, scheduler_load_t *load_out)
+{
+    epoch_t epoch;
+    client_t client;
+    memset(texts_out, 0, n_texts * sizeof *texts_out);
+    epoch_begin(&epoch, rank);
+    client_open(&client, &epoch);
+    for (uint32_t i = 0; i < n_texts; i++)
+        admit(&client, i, rank_vocab(rank));
+    follow_texts(&client, n_texts, texts_out);
+    leader_load(epoch.leader, load_out);
+    client_close(&client);
+    epoch_end(&epoch);
+    assert_int_equal(epoch.status, STATUS_OK);
 }

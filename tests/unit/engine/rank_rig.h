@@ -59,6 +59,18 @@ void rig_request(admission_t *admission, const char *session, uint32_t salt, uin
 void rig_next_output(client_t *client, sequence_output_t *out, sampled_t *drawn);
 /* Adds what came to the text of its session. */
 void rig_collect(const sequence_output_t *out, text_t *text);
+/* A text with all that was drawn for it. */
+typedef struct {
+    uint32_t n;
+    uint32_t ids[RIG_IDS_MAX];
+    sampled_t drawn[RIG_IDS_MAX];
+} drawn_text_t;
+
+/* One epoch of the rank, in which admit() asks for each text by its number as the session's name;
+ * each must end finished. */
+void rig_run_texts(rank_t *rank, uint32_t n_texts,
+                   void (*admit)(client_t *client, uint32_t number, uint32_t vocab),
+                   drawn_text_t *texts_out, scheduler_load_t *load_out);
 /* Follows the client's only session to its end; text->n ids are there already. */
 void rig_follow(client_t *client, text_t *text);
 

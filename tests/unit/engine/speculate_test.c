@@ -15,12 +15,6 @@ enum { N_TEXTS = 4, N_IDS = 60, N_PROMPT = 40 };
 
 /* ---- one rank in this process: what a client of the leader sees ---- */
 
-typedef struct {
-    uint32_t n;
-    uint32_t ids[N_IDS];
-    sampled_t drawn[N_IDS];
-} drawn_text_t;
-
 /* A prompt that says the same thing over and over: a model that learnt goes on with it, more or
  * less. One that did not says anything, and is held to three ids by a bias. */
 static void admit(client_t *client, uint32_t number, uint32_t vocab)
@@ -47,30 +41,11 @@ static void admit(client_t *client, uint32_t number, uint32_t vocab)
     leader_admit(client->epoch->leader, client->stream, &admission);
 }
 
-static void follow(client_t *client, drawn_text_t *texts)
-{
-    sequence_output_t out;
-    sampled_t drawn[SCHEDULER_OUTPUT_IDS_MAX];
-    for (uint32_t n_ended = 0; n_ended < N_TEXTS;) {
-        rig_next_output(client, &out, drawn);
-        drawn_text_t *text = &texts[strtoul(out.session, NULL, 10)];
-        assert_int_equal(out.first_position, text->n);
-        for (uint32_t i = 0; i < out.n_ids; i++) {
-            assert_int_equal(drawn[i].id, out.ids[i]);
-            text->ids[text->n] = out.ids[i];
-            text->drawn[text->n++] = drawn[i];
-        }
-        assert_true(out.end == END_NONE || out.end == END_FINISHED);
-        n_ended += out.end != END_NONE;
-    }
-}
-
 static void run_texts(const char *path, uint32_t speculate, drawn_text_t *texts,
                       scheduler_load_t *load)
 {
     model_t *model;
     assert_int_equal(model_open(path, &model), STATUS_OK);
-    uint32_t vocab = model_config(model)->vocab;
     rank_config_t config = {.model_path = path,
                             .tp = 1,
                             .stages = 1,
@@ -81,18 +56,8 @@ static void run_texts(const char *path, uint32_t speculate, drawn_text_t *texts,
                             .speculate_max = speculate};
     model_close(model);
     rank_t *rank;
-    epoch_t epoch;
-    client_t client;
     assert_int_equal(rank_open(&config, &rank), STATUS_OK);
-    epoch_begin(&epoch, rank);
-    client_open(&client, &epoch);
-    for (uint32_t i = 0; i < N_TEXTS; i++)
-        admit(&client, i, vocab);
-    follow(&client, texts);
-    leader_load(epoch.leader, load);
-    client_close(&client);
-    epoch_end(&epoch);
-    assert_int_equal(epoch.status, STATUS_OK);
+    rig_run_texts(rank, N_TEXTS, admit, texts, load);
     rank_close(rank);
 }
 
@@ -100,8 +65,6 @@ static void compare(const char *model, uint32_t speculate, bool some_wrong)
 {
     static drawn_text_t without[N_TEXTS], with[N_TEXTS];
     scheduler_load_t load, load_with;
-    memset(without, 0, sizeof without);
-    memset(with, 0, sizeof with);
     run_texts(model, 0, without, &load);
     run_texts(model, speculate, with, &load_with);
     assert_int_equal(with[N_TEXTS - 1].n, N_IDS);
@@ -154,16 +117,10 @@ static json_t *repeating_prompts(uint32_t n, uint32_t vocab)
     return prompts;
 }
 
-static uint64_t hash_of(eval_args_t args, uint32_t speculate, uint64_t *right, uint64_t *wrong)
+static uint64_t hash_with(eval_args_t args, uint32_t speculate, eval_guesses_t *sum)
 {
-    eval_result_t result;
     args.speculate = speculate;
-    eval_run(&args, &result);
-    uint64_t hash = eval_hash(&result);
-    *right += result.guessed_right;
-    *wrong += result.guessed - result.guessed_right;
-    eval_release(&result);
-    return hash;
+    return eval_run_hash(&args, sum);
 }
 
 static void test_every_shape_of_the_real_model_gives_the_text_without_guesses(void **state)
@@ -175,7 +132,7 @@ static void test_every_shape_of_the_real_model_gives_the_text_without_guesses(vo
     json_t *ids = repeating_prompts(3, 49152);
     uint64_t all_wrong = 0;
     for (int drawn = 0; drawn < 2; drawn++) {
-        uint64_t right = 0, wrong = 0, none = 0;
+        eval_guesses_t sum = {0}, none = {0};
         eval_args_t args = {.model = model,
                             .ids = ids,
                             .greedy = 50,
@@ -184,16 +141,17 @@ static void test_every_shape_of_the_real_model_gives_the_text_without_guesses(vo
                             .threads = 1,
                             .last = true,
                             .no_sums = true};
-        uint64_t without = hash_of(args, 0, &none, &none);
-        assert_true(hash_of(args, 8, &right, &wrong) == without);
+        uint64_t without = hash_with(args, 0, &none);
+        assert_true(hash_with(args, 8, &sum) == without);
         args.tp = 2;
-        assert_true(hash_of(args, 16, &right, &wrong) == without);
+        assert_true(hash_with(args, 16, &sum) == without);
         args.tp = 1;
         args.stages = 2;
-        assert_true(hash_of(args, 8, &right, &wrong) == without);
+        assert_true(hash_with(args, 8, &sum) == without);
+        uint64_t wrong = sum.guessed - sum.guessed_right;
         print_message("temperature %g: %llu guesses right, %llu wrong\n", args.temperature,
-                      (unsigned long long)right, (unsigned long long)wrong);
-        assert_true(right > 0 && none == 0);
+                      (unsigned long long)sum.guessed_right, (unsigned long long)wrong);
+        assert_true(sum.guessed_right > 0 && none.guessed == 0);
         all_wrong += wrong;
     }
     assert_true(all_wrong > 0);
