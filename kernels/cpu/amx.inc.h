@@ -82,7 +82,9 @@ static size_t amx_spread_bytes(const kpart_t *part)
 {
     if (!amx_multiplies(part))
         return level_avx512.spread_bytes(part);
-    return part->input->n_segs * amx_segment_bytes(part);
+    size_t bytes = part->input->n_segs * amx_segment_bytes(part);
+    size_t vectors = level_avx512.spread_bytes(part); /* few rows are left to them */
+    return bytes > vectors ? bytes : vectors;
 }
 
 /* 4 k of 16 columns: stored values, their upper bits and zeros, to signed bytes. */
@@ -138,12 +140,14 @@ AMX_INLINE const uint8_t *amx_segment(kform_t form, const kpart_t *part, uint32_
     amx_line(form, pairs, units, panel, tail, 1, to + 64);
     panel += FORM_UPPER_BYTES(form) + (size_t)pairs * (FORM_HAS_BYTES(form) ? 256 : 128);
     for (uint32_t line = 0; line < 2; line++, scales += LINE) {
-        vf_store(scales, FORM_HAS_TAIL(form) ? tail_scales(form, part, tail, line)
-                                             : load_scales(form, panel, line));
+        vf_store(scales, FORM_SCALES_APART(form) ? tail_scales(form, part, tail, line)
+                                                 : load_scales(form, panel, line));
         if (FORM_HAS_MINIMUMS(form))
-            vf_store(scales + PANEL, load_scales(form, panel + scale_bytes, line));
+            vf_store(scales + PANEL, FORM_HAS_RUNS(form)
+                                         ? run_minimums(tail, line)
+                                         : load_scales(form, panel + scale_bytes, line));
     }
-    if (FORM_HAS_TAIL(form))
+    if (FORM_SCALES_APART(form))
         return panel;
     return panel + scale_bytes * (FORM_HAS_MINIMUMS(form) ? 2 : 1);
 }
@@ -153,13 +157,11 @@ AMX_INLINE void amx_form(kform_t form, const kpart_t *part, const uint8_t *panel
     size_t segment_bytes = amx_segment_bytes(part);
     for (uint32_t l = 0; l < part->input->n_leaves; l++) {
         const kleaf_t *leaf = &part->input->leaves[l];
-        tail_t tail = {0};
-        if (FORM_HAS_TAIL(form))
-            tail = tail_open(part, leaf, panel);
+        tail_t tail = scales_open(form, part, leaf, panel);
         for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++, to += segment_bytes) {
+            panel = scales_reach(form, part, leaf, s, panel, &tail);
             panel = amx_segment(form, part, part->input->segs[s].pairs, panel, &tail, to);
-            if (FORM_HAS_TAIL(form))
-                tail_next(form, part, leaf, s, &tail);
+            scales_next(form, part, leaf, s, &tail);
         }
         if (FORM_HAS_TAIL(form))
             panel = tail.end;
@@ -180,8 +182,9 @@ static void amx_spread(const kpart_t *part, const uint8_t *panel, uint8_t *to)
         AMX_FORM(FORM_N4M)
         AMX_FORM(FORM_Q5)
         AMX_FORM(FORM_Q5M)
-        AMX_FORM(FORM_N5M)
-        AMX_FORM(FORM_N6)
+        AMX_FORM(FORM_K4)
+        AMX_FORM(FORM_K5)
+        AMX_FORM(FORM_K6)
         AMX_FORM(FORM_T4)
         AMX_FORM(FORM_S4)
         AMX_FORM(FORM_Z4)
@@ -341,8 +344,9 @@ static void amx_panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t i
             add_tiles(tile.n, stack[depth - 1], stack[depth]);
         } else {
             if (apart != NULL) {
+                scale_floats_t floats = {decoded + tile.code_bytes, tile.segment_bytes};
                 if (rows->row == apart->row)
-                    decode_columns(part, packed, apart->list, apart->columns);
+                    decode_columns(part, packed, floats, apart->list, apart->columns);
                 add_apart(apart, rows, stack[depth - 1]);
             }
             store_tile(tile.n, n_columns, stack[--depth], out, ld);

@@ -2,7 +2,7 @@
  * levels.c has asked the CPU and the operating system. */
 #include "kernels/cpu/vec_avx2.h"
 
-#include "kernels/cpu/form_tail.h"
+#include "kernels/cpu/form_run.h"
 #include "kernels/cpu/leaf.h"
 #include "kernels/cpu/rows.inc.h"
 
@@ -22,8 +22,8 @@ static const leaf_fn LEAF_KERNELS[N_FORMS][MATMUL_ROWS] = {
     [FORM_Q8] = {COUNTS_8(leaf_q8)},     [FORM_Q4] = {COUNTS_8(leaf_q4)},
     [FORM_Q4M] = {COUNTS_8(leaf_q4m)},   [FORM_I8] = {COUNTS_8(leaf_i8)},
     [FORM_N4M] = {COUNTS_8(leaf_n4m)},   [FORM_Q5] = {COUNTS_8(leaf_q5)},
-    [FORM_Q5M] = {COUNTS_8(leaf_q5m)},   [FORM_N5M] = {COUNTS_8(leaf_n5m)},
-    [FORM_N6] = {COUNTS_8(leaf_n6)},
+    [FORM_Q5M] = {COUNTS_8(leaf_q5m)},   [FORM_K4] = {COUNTS_8(leaf_k4)},
+    [FORM_K5] = {COUNTS_8(leaf_k5)},     [FORM_K6] = {COUNTS_8(leaf_k6)},
     [FORM_BF16] = {COUNTS_4(leaf_bf16)}, [FORM_F16] = {COUNTS_6(leaf_f16)},
     [FORM_F32] = {COUNTS_6(leaf_f32)},   [FORM_E4] = {COUNTS_4(leaf_e4)},
     [FORM_T4] = {COUNTS_8(leaf_t4)},     [FORM_S4] = {COUNTS_8(leaf_s4)},
@@ -31,8 +31,23 @@ static const leaf_fn LEAF_KERNELS[N_FORMS][MATMUL_ROWS] = {
     [FORM_M4] = {COUNTS_8(leaf_m4)},
 };
 
+#include "kernels/cpu/panel.inc.h"
+#include "kernels/cpu/runs.inc.h"
+
+#define RUNS(name)                                                       \
+    {                                                                    \
+        runs_spread_bytes, runs_spread, {COUNTS_8(leaf_spread_##name)},  \
+        {                                                                \
+            NULL, NULL, NULL, NULL, leaf_fill_##name##_5,                \
+                leaf_fill_##name##_6, leaf_fill_##name##_7,              \
+                leaf_fill_##name##_8                                     \
+        }                                                                \
+    }
 static const spread_t SPREADS[N_FORMS] = {
-    [FORM_E4] = {e4_spread_bytes, e4_spread, {COUNTS_4(leaf_spread_e4)}},
+    [FORM_E4] = {e4_spread_bytes, e4_spread, {COUNTS_4(leaf_spread_e4)}, {0}},
+    [FORM_K4] = RUNS(k4),
+    [FORM_K5] = RUNS(k5),
+    [FORM_K6] = RUNS(k6),
 };
 
 #include "kernels/cpu/matmul.inc.h"

@@ -3,7 +3,7 @@
 #include "kernels/cpu/vec_avx512.h"
 
 #include "kernels/cpu/amx.h"
-#include "kernels/cpu/form_tail.h"
+#include "kernels/cpu/form_run.h"
 #include "kernels/cpu/leaf_avx512.h"
 #include "kernels/cpu/rows.inc.h"
 
@@ -37,11 +37,38 @@
 #define LEAF_NAME(n) leaf_q5m_##n
 #define LEAF_FORM FORM_Q5M
 #include "kernels/cpu/leaf_forms_avx512.inc.h"
-#define LEAF_NAME(n) leaf_n5m_##n
-#define LEAF_FORM FORM_N5M
+#define LEAF_NAME(n) leaf_k4_##n
+#define LEAF_FORM FORM_K4
 #include "kernels/cpu/leaf_forms_avx512.inc.h"
-#define LEAF_NAME(n) leaf_n6_##n
-#define LEAF_FORM FORM_N6
+#define LEAF_NAME(n) leaf_fill_k4_##n
+#define LEAF_FORM FORM_K4
+#define LEAF_SCALES SCALES_FILL
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_spread_k4_##n
+#define LEAF_FORM FORM_K4
+#define LEAF_SCALES SCALES_FLOATS
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_k5_##n
+#define LEAF_FORM FORM_K5
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_fill_k5_##n
+#define LEAF_FORM FORM_K5
+#define LEAF_SCALES SCALES_FILL
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_spread_k5_##n
+#define LEAF_FORM FORM_K5
+#define LEAF_SCALES SCALES_FLOATS
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_k6_##n
+#define LEAF_FORM FORM_K6
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_fill_k6_##n
+#define LEAF_FORM FORM_K6
+#define LEAF_SCALES SCALES_FILL
+#include "kernels/cpu/leaf_forms_avx512.inc.h"
+#define LEAF_NAME(n) leaf_spread_k6_##n
+#define LEAF_FORM FORM_K6
+#define LEAF_SCALES SCALES_FLOATS
 #include "kernels/cpu/leaf_forms_avx512.inc.h"
 #define LEAF_NAME(n) leaf_t4_##n
 #define LEAF_FORM FORM_T4
@@ -71,8 +98,9 @@ static const leaf_fn LEAF_KERNELS[N_FORMS][MATMUL_ROWS] = {
     [FORM_N4M] = {COUNTS_6(leaf_n4m)},
     [FORM_Q5] = {COUNTS_6(leaf_q5)},
     [FORM_Q5M] = {COUNTS_6(leaf_q5m)},
-    [FORM_N5M] = {COUNTS_6(leaf_n5m)},
-    [FORM_N6] = {COUNTS_6(leaf_n6)},
+    [FORM_K4] = {COUNTS_6(leaf_k4)},
+    [FORM_K5] = {COUNTS_6(leaf_k5)},
+    [FORM_K6] = {COUNTS_6(leaf_k6)},
     [FORM_T4] = {COUNTS_6(leaf_t4)},
     [FORM_BF16] = {COUNTS_8(leaf_bf16)},
     [FORM_F16] = {COUNTS_8(leaf_f16)},
@@ -84,8 +112,21 @@ static const leaf_fn LEAF_KERNELS[N_FORMS][MATMUL_ROWS] = {
     [FORM_M4] = {COUNTS_6(leaf_m4)},
 };
 
+#include "kernels/cpu/panel.inc.h"
+#include "kernels/cpu/runs.inc.h"
+
+#define RUNS(name)                                          \
+    {                                                       \
+        runs_spread_bytes, runs_spread,                     \
+            {COUNTS_6(leaf_spread_##name)},                 \
+            {NULL, NULL, NULL, leaf_fill_##name##_4,        \
+             leaf_fill_##name##_5, leaf_fill_##name##_6}    \
+    }
 static const spread_t SPREADS[N_FORMS] = {
-    [FORM_E4] = {e4_spread_bytes, e4_spread, {COUNTS_8(leaf_spread_e4)}},
+    [FORM_E4] = {e4_spread_bytes, e4_spread, {COUNTS_8(leaf_spread_e4)}, {0}},
+    [FORM_K4] = RUNS(k4),
+    [FORM_K5] = RUNS(k5),
+    [FORM_K6] = RUNS(k6),
 };
 
 #include "kernels/cpu/matmul.inc.h"

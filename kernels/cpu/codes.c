@@ -6,11 +6,16 @@
 #include "common/base/qtype.h"
 #include "kernels/cpu/internal.h"
 
-static float load_half(const uint8_t *bytes)
+static uint16_t load_u16(const uint8_t *bytes)
 {
     uint16_t half;
     memcpy(&half, bytes, sizeof half);
-    return qtype_f16_to_f32(half);
+    return half;
+}
+
+static float load_half(const uint8_t *bytes)
+{
+    return qtype_f16_to_f32(load_u16(bytes));
 }
 
 static void codes_q5_0(const uint8_t *row, uint32_t segment, kcodes_t *out)
@@ -77,6 +82,10 @@ static void scales_k4(const uint8_t *block, uint32_t s, kcodes_t *out)
     }
     out->d = load_half(block) * (float)scale;
     out->m = -(load_half(block + 2) * (float)least);
+    out->half_d = load_u16(block);
+    out->half_m = load_u16(block + 2) ^ 0x8000;
+    out->scale = (uint8_t)scale;
+    out->minimum = (uint8_t)least;
 }
 
 static void codes_q4_k(const uint8_t *row, uint32_t segment, kcodes_t *out)
@@ -103,6 +112,8 @@ static void codes_q6_k(const uint8_t *row, uint32_t segment, kcodes_t *out)
     const uint8_t *block = row + (size_t)(segment / 16) * 210;
     uint32_t s = segment % 16;
     out->d = load_half(block + 208) * (float)(int8_t)block[192 + s];
+    out->half_d = load_u16(block + 208);
+    out->scale = block[192 + s];
     for (uint32_t i = 0; i < 16; i++) {
         uint32_t half = s / 8, rest = s % 8 * 16 + i;
         int nibble = block[half * 64 + rest % 64] >> (rest / 64 * 4) & 15;
@@ -142,9 +153,9 @@ static const struct {
     {QTYPE_Q5_1, {FORM_Q5M, KACTIVATION_INT8, .codes = codes_q5_1}},
     {QTYPE_Q2_K, {FORM_N4M, KACTIVATION_INT8_16, .codes = codes_q2_k}},
     {QTYPE_Q3_K, {FORM_I8, KACTIVATION_INT8_16, .codes = codes_q3_k}},
-    {QTYPE_Q4_K, {FORM_N4M, KACTIVATION_INT8, .codes = codes_q4_k}},
-    {QTYPE_Q5_K, {FORM_N5M, KACTIVATION_INT8, .codes = codes_q5_k}},
-    {QTYPE_Q6_K, {FORM_N6, KACTIVATION_INT8_16, .codes = codes_q6_k}},
+    {QTYPE_Q4_K, {FORM_K4, KACTIVATION_INT8, .codes = codes_q4_k}},
+    {QTYPE_Q5_K, {FORM_K5, KACTIVATION_INT8, .codes = codes_q5_k}},
+    {QTYPE_Q6_K, {FORM_K6, KACTIVATION_INT8_16, .codes = codes_q6_k}},
     {QTYPE_IQ4_NL, {FORM_T4, KACTIVATION_INT8}},
     {QTYPE_IQ4_XS, {FORM_X4, KACTIVATION_INT8, .run = 256}},
     {QTYPE_MXFP4, {FORM_M4, KACTIVATION_INT8, .run = 32}},

@@ -75,34 +75,6 @@ static inline tail_t tail_of_segment(const kpart_t *part, uint32_t s, const uint
     return (tail_t){scales + (part->form == FORM_M4 ? 0 : (size_t)run * 64), bytes, bytes, s + 1};
 }
 
-/* Where the code of one k of an integer form stands: in each 32-bit lane of two lines of 16 columns,
- * `shift` bits up. */
-typedef struct {
-    const uint8_t *lines;  /* the second one follows the first */
-    const uint8_t *upper;  /* of its bits above the nibble, as `lines` */
-    const uint8_t *scales; /* behind the segment's lines; forms without a tail */
-    uint32_t segment, shift, upper_shift;
-} code_at_t;
-
-/* `panel` is the first byte of the one leaf of a part: all segments but the last are full. */
-static inline __attribute__((always_inline)) code_at_t code_at(kform_t form, const kpart_t *part,
-                                                               const uint8_t *panel, uint32_t k)
-{
-    bool bytes = FORM_HAS_BYTES(form);
-    uint32_t values = part->input->kind == KACTIVATION_INT8 ? SEGMENT_K : SHORT_SEGMENT_K;
-    uint32_t s = k / values, unit = k % values / 4;
-    uint32_t scales = (FORM_IS_WIDE(form) ? 4u : 2u) * (FORM_HAS_MINIMUMS(form) ? 2u : 1u);
-    scales = FORM_HAS_TAIL(form) ? 0 : scales * PANEL;
-    panel += (size_t)s * (FORM_UPPER_BYTES(form) + values * PANEL / (bytes ? 1 : 2) + scales);
-    const uint8_t *lines = panel + FORM_UPPER_BYTES(form);
-    return (code_at_t){.lines = lines + (size_t)(bytes ? unit : unit / 2) * 128,
-                       .upper = panel,
-                       .scales = lines + (size_t)part->input->segs[s].pairs * (bytes ? 256 : 128),
-                       .segment = s,
-                       .shift = k % 4 * 8 + (bytes ? 0 : unit % 2 * 4),
-                       .upper_shift = k % 4 * 8 + unit * FORM_UPPER_BITS(form)};
-}
-
 /* Steps behind segment s. */
 static inline void tail_next(kform_t form, const kpart_t *part, const kleaf_t *leaf, uint32_t s,
                              tail_t *tail)

@@ -3,8 +3,9 @@
 #define SHOAL_KERNELS_CPU_LEAF_H
 
 #include <immintrin.h>
+#include <string.h>
 
-#include "kernels/cpu/internal.h"
+#include "kernels/cpu/form_run.h"
 
 /* What to bring into the caches meanwhile: for each line of the panel that the kernel reads, the
  * line at `at`, which then moves on by `step` bytes. The hardware's own prefetching keeps up with
@@ -31,7 +32,40 @@ typedef struct {
     size_t (*bytes)(const kpart_t *part);
     void (*spread)(const kpart_t *part, const uint8_t *panel, uint8_t *to);
     leaf_fn kernels[MATMUL_ROWS];
+    leaf_fn first[MATMUL_ROWS]; /* of the first tile, which decodes what `spread` has left; or none */
 } spread_t;
+
+/* Where a kernel of a form with runs has its scales from: the heads of the runs; these, which it
+ * writes down as floats (the first tile of several); those floats. */
+#define SCALES_PACKED 0
+#define SCALES_FILL 1
+#define SCALES_FLOATS 2
+
+/* A leaf of a panel of runs, spread, begins with the address of the leaf's first run, in the panel as
+ * it was packed, in the place of a line; then come the scales, and minimums, of each segment as
+ * floats, which is what is returned. `panel` becomes the run. */
+enum { SPREAD_FRONT = 64 };
+static inline uint8_t *open_spread(const uint8_t **panel)
+{
+    uint8_t *scales; /* in the thread's scratch, which matmul_panel may write */
+    memcpy(&scales, panel, sizeof scales);
+    memcpy(panel, *panel, sizeof *panel);
+    return scales + SPREAD_FRONT;
+}
+
+/* run_six_bits of a line of columns. */
+static inline __m128i load_six_bits(const uint8_t *bytes, uint32_t line, bool minimum)
+{
+    __m128i low = _mm_load_si128((const __m128i *)(const void *)(bytes + line * LINE));
+    __m128i top = _mm_load_si128((const __m128i *)(const void *)(bytes + PANEL));
+    low = minimum ? _mm_srli_epi16(low, 4) : low;
+    if (minimum)
+        top = line == 0 ? _mm_srli_epi16(top, 2) : _mm_slli_epi16(top, 2);
+    else
+        top = line == 0 ? top : _mm_slli_epi16(top, 4);
+    return _mm_or_si128(_mm_and_si128(low, _mm_set1_epi8(15)),
+                        _mm_and_si128(top, _mm_set1_epi8(48)));
+}
 
 /* For one line that the kernel reads. */
 static inline void fetch_line(fetch_t *fetch)

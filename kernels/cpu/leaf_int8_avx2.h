@@ -84,10 +84,9 @@ static inline __m256 load_exponents(const uint8_t *from)
     return _mm256_castsi256_ps(_mm256_blendv_epi8(small, bits, _mm256_cmpgt_epi32(e, one)));
 }
 
-static inline __m256 load_signed_bytes(const uint8_t *from)
+static inline __m256i widen_signed_bytes(const uint8_t *from)
 {
-    __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)from);
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)from));
 }
 
 static inline __m256 load_bf16(const uint8_t *from)
@@ -96,16 +95,36 @@ static inline __m256 load_bf16(const uint8_t *from)
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
 }
 
-/* The scales of a line of the segment at which the tail stands. */
+static inline vf_t scale_halves(const uint8_t *halves, __m256i low, __m256i high)
+{
+    return vf_mul(load_halves(halves),
+                  (vf_t){_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)});
+}
+
+static inline vf_t scale_six_bits(const uint8_t *halves, __m128i by)
+{
+    return scale_halves(halves, _mm256_cvtepu8_epi32(by),
+                        _mm256_cvtepu8_epi32(_mm_srli_si128(by, 8)));
+}
+
+/* The minimums of a line of the segment at which the run stands. */
+static inline __attribute__((always_inline)) vf_t run_minimums(const tail_t *run, uint32_t line)
+{
+    return scale_six_bits(run->scales + 64 + (size_t)line * 32,
+                          load_six_bits(run->bytes, line, true));
+}
+
+/* The scales of a line of the segment at which the tail or the run stands. */
 static inline __attribute__((always_inline)) vf_t
 tail_scales(kform_t form, const kpart_t *part, const tail_t *tail, uint32_t line)
 {
     const uint8_t *bytes = tail->bytes + line * LINE, *from = tail->scales + (size_t)line * 32;
     if (form == FORM_M4)
         return (vf_t){load_exponents(bytes), load_exponents(bytes + 8)};
-    if (form == FORM_X4)
-        return vf_mul(load_halves(from),
-                      (vf_t){load_signed_bytes(bytes), load_signed_bytes(bytes + 8)});
+    if (FORM_HAS_RUNS(form) && FORM_HAS_MINIMUMS(form))
+        return scale_six_bits(from, load_six_bits(tail->bytes, line, false));
+    if (form == FORM_X4 || FORM_HAS_RUNS(form))
+        return scale_halves(from, widen_signed_bytes(bytes), widen_signed_bytes(bytes + 8));
     return part->bf16_scales ? (vf_t){load_bf16(from), load_bf16(from + 16)} : load_halves(from);
 }
 
@@ -128,7 +147,8 @@ static inline int32_t segment_start(kform_t form, const kinput_seg_t *in)
 /* A segment of a panel: its upper bits, its lines and its scales. Then what the sums of one line of
  * columns are scaled with. */
 typedef struct {
-    const uint8_t *upper, *lines, *scales; /* no scales where the form has a tail */
+    const uint8_t *upper, *lines, *scales; /* no scales where they stand apart */
+    float *floats;                         /* of a spread panel */
     uint32_t pairs;
 } segment_t;
 
@@ -138,30 +158,47 @@ typedef struct {
 } scales_t;
 
 static inline __attribute__((always_inline)) scales_t
-segment_scales(kform_t form, const kpart_t *part, const segment_t *segment, const tail_t *tail,
-               uint32_t line)
+segment_scales(kform_t form, int from, const kpart_t *part, const segment_t *segment,
+               const tail_t *tail, uint32_t line)
 {
     scales_t scales = {.zeros = no_products()};
-    scales.d = FORM_HAS_TAIL(form) ? tail_scales(form, part, tail, line)
-                                   : load_scales(form, segment->scales, line);
+    float *floats = from == SCALES_PACKED ? NULL : segment->floats + line * LINE;
+    if (from == SCALES_FLOATS) {
+        scales.d = vf_load(floats);
+        scales.m = FORM_HAS_MINIMUMS(form) ? vf_load(floats + PANEL) : scales.d;
+        return scales;
+    }
+    scales.d = FORM_SCALES_APART(form) ? tail_scales(form, part, tail, line)
+                                       : load_scales(form, segment->scales, line);
     scales.m = scales.d;
-    if (FORM_HAS_MINIMUMS(form))
+    if (FORM_HAS_RUNS(form) && FORM_HAS_MINIMUMS(form))
+        scales.m = run_minimums(tail, line);
+    else if (FORM_HAS_MINIMUMS(form))
         scales.m = load_scales(form, segment->scales + (FORM_IS_WIDE(form) ? 128 : 64), line);
+    if (from == SCALES_FILL)
+        vf_store(floats, scales.d);
+    if (from == SCALES_FILL && FORM_HAS_MINIMUMS(form))
+        vf_store(floats + PANEL, scales.m);
     if (form == FORM_Z4)
         scales.zeros = (line_t){widen_bytes(tail->bytes + line * LINE),
                                 widen_bytes(tail->bytes + line * LINE + 8)};
     return scales;
 }
 
-/* The segment at `panel`; panel then stands behind it. */
+/* The segment at `panel`; panel then stands behind it, as do the scales of a spread panel. */
 static inline __attribute__((always_inline)) segment_t
-open_segment(kform_t form, const kpart_t *part, uint32_t s, const uint8_t **panel)
+open_segment(kform_t form, const kpart_t *part, uint32_t s, const uint8_t **panel,
+             uint8_t **spread)
 {
-    const uint32_t scales = FORM_HAS_TAIL(form) ? 0 : FORM_IS_WIDE(form) ? 128 : 64;
+    const uint32_t scales = FORM_SCALES_APART(form) ? 0 : FORM_IS_WIDE(form) ? 128 : 64;
     segment_t segment = {.upper = *panel, .pairs = part->input->segs[s].pairs};
     segment.lines = segment.upper + FORM_UPPER_BYTES(form);
     segment.scales = segment.lines + (size_t)segment.pairs * (FORM_HAS_BYTES(form) ? 256 : 128);
     *panel = segment.scales + (FORM_HAS_MINIMUMS(form) ? 2 * scales : scales);
+    if (*spread != NULL) {
+        segment.floats = (float *)(void *)*spread;
+        *spread += PANEL * sizeof(float) * (FORM_HAS_MINIMUMS(form) ? 2 : 1);
+    }
     return segment;
 }
 
@@ -171,10 +208,13 @@ static inline __attribute__((always_inline)) void fetch_segment(kform_t form, ui
 {
     const uint32_t pair = FORM_HAS_BYTES(form) ? 4 : 2, upper = FORM_UPPER_BITS(form) > 0 ? 2 : 0;
     const uint32_t scales = FORM_HAS_TAIL(form) ? 0 : FORM_IS_WIDE(form) ? 2 : 1;
-    const uint32_t more = upper + (FORM_HAS_MINIMUMS(form) ? 2 * scales : scales);
+    /* Of a run's head about a line for each segment. */
+    const uint32_t more =
+        upper + (FORM_HAS_MINIMUMS(form) && !FORM_HAS_RUNS(form) ? 2 * scales : scales);
     if (FORM_UPPER_BITS(form) < 2 && pairs == 4)
         fetch_lines(fetch, 4 * pair + more);
-    else if ((FORM_IS_WIDE(form) || FORM_HAS_BYTES(form)) && pairs == 2)
+    else if ((FORM_IS_WIDE(form) || FORM_HAS_BYTES(form) || FORM_UPPER_BITS(form) == 2) &&
+             pairs == 2)
         fetch_lines(fetch, 2 * pair + more);
 }
 
@@ -347,9 +387,9 @@ static inline __attribute__((always_inline)) void put_row(bool add, float *tile,
     put_line(add, tile + LINE, row->sum[1]);
 }
 
-/* One or two rows. */
+/* One or two rows. `from`: SCALES_PACKED or another. */
 static inline __attribute__((always_inline)) const uint8_t *
-leaf_int8_few(kform_t form, bool two, const kpart_t *part, const kleaf_t *leaf,
+leaf_int8_few(kform_t form, int from, bool two, const kpart_t *part, const kleaf_t *leaf,
               const uint8_t *const *rows, const uint8_t *panel, bool add, float *tile,
               fetch_t fetch)
 {
@@ -358,26 +398,25 @@ leaf_int8_few(kform_t form, bool two, const kpart_t *part, const kleaf_t *leaf,
     int8_row_t r0 = {.sum = {vf_set(0), vf_set(0)}}, r1 = r0;
     r0.in = (const kinput_seg_t *)(const void *)rows[0] + leaf->seg_first;
     r1.in = (const kinput_seg_t *)(const void *)rows[two] + leaf->seg_first;
-    tail_t tail = {0};
-    if (FORM_HAS_TAIL(form))
-        tail = tail_open(part, leaf, panel);
+    uint8_t *floats = from != SCALES_PACKED ? open_spread(&panel) : NULL;
+    tail_t tail = scales_open(form, part, leaf, panel);
     for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++, r0.in++, r1.in++) {
-        segment_t segment = open_segment(form, part, s, &panel);
+        panel = scales_reach(form, part, leaf, s, panel, &tail);
+        segment_t segment = open_segment(form, part, s, &panel, &floats);
         fetch_segment(form, segment.pairs, &fetch);
         open_inputs(form, &r0, parts[0]);
         if (two)
             open_inputs(form, &r1, parts[1]);
-        scales_t scales = segment_scales(form, part, &segment, &tail, 0);
+        scales_t scales = segment_scales(form, from, part, &segment, &tail, 0);
         few_line(form, two, &segment, &scales, table, 0, &r0, &r1);
-        scales = segment_scales(form, part, &segment, &tail, 1);
+        scales = segment_scales(form, from, part, &segment, &tail, 1);
         few_line(form, two, &segment, &scales, table, 1, &r0, &r1);
-        if (FORM_HAS_TAIL(form))
-            tail_next(form, part, leaf, s, &tail);
+        scales_next(form, part, leaf, s, &tail);
     }
     put_row(add, tile, &r0);
     if (two)
         put_row(add, tile + PANEL, &r1);
-    return FORM_HAS_TAIL(form) ? tail.end : panel;
+    return from != SCALES_PACKED ? floats : FORM_HAS_TAIL(form) ? tail.end : panel;
 }
 
 #endif

@@ -1,6 +1,6 @@
 /* One leaf with int8 inputs on AVX-512 VNNI. Included once for each form and number of rows, with
- * LEAF_NAME(n), LEAF_N, LEAF_ROWS(X) (X(0) X(1) …) and LEAF_FORM set, a constant that the compiler
- * folds. Per row: two integer sums
+ * LEAF_NAME(n), LEAF_N, LEAF_ROWS(X) (X(0) X(1) …), LEAF_FORM and LEAF_SCALES set, constants that the
+ * compiler folds. Per row: two integer sums
  * of the segment and two F32 sums of the leaf, all with names of their own, because the compiler
  * keeps arrays of vectors in memory. */
 
@@ -122,20 +122,40 @@
 #define PAIR_STEP(p) PAIR_STEP_AT(p, p)
 #define UPPER_LINES (UPPER_BITS > 0 ? 2u : 0u)
 #define MINIMUM_LINES (FORM_HAS_MINIMUMS(LEAF_FORM) ? 2u : 1u)
-#define SCALE_LINES \
-    (FORM_HAS_TAIL(LEAF_FORM) ? 0u : (FORM_IS_WIDE(LEAF_FORM) ? 2u : 1u) * MINIMUM_LINES)
-#define LOAD_SCALES(low, high)                                    \
-    __m512 low, high;                                             \
-    if (FORM_HAS_TAIL(LEAF_FORM)) {                               \
-        low = tail_scales(LEAF_FORM, part, &tail, 0);             \
-        high = tail_scales(LEAF_FORM, part, &tail, 1);            \
-    } else if (FORM_IS_WIDE(LEAF_FORM)) {                                \
+#define SCALE_LINES /* of a run's head about a line for each segment */ \
+    (FORM_HAS_TAIL(LEAF_FORM)   ? 0u                                    \
+     : FORM_HAS_RUNS(LEAF_FORM) ? 1u                                    \
+                                : (FORM_IS_WIDE(LEAF_FORM) ? 2u : 1u) * MINIMUM_LINES)
+/* What APART gives for a line, of forms whose scales are not behind their segment. */
+#define LOAD_SCALES(low, high, APART)                                 \
+    __m512 low, high;                                                 \
+    if (LEAF_SCALES == SCALES_FLOATS) {                               \
+        low = load_floats(scales), high = load_floats(scales + 64);   \
+        scales += 128;                                                \
+    } else if (FORM_SCALES_APART(LEAF_FORM)) {                        \
+        low = APART(0);                                               \
+        high = APART(1);                                              \
+        if (LEAF_SCALES == SCALES_FILL) {                             \
+            _mm512_store_ps(scales, low);                             \
+            _mm512_store_ps(scales + 64, high);                       \
+            scales += 128;                                            \
+        }                                                             \
+    } else if (FORM_IS_WIDE(LEAF_FORM)) {                             \
         low = load_floats(panel), high = load_floats(panel + 64); \
         panel += 128;                                             \
     } else {                                                      \
         low = load_halves(panel), high = load_halves(panel + 32); \
         panel += 64;                                              \
     }
+
+#define SCALES_APART(line)                                                                     \
+    (FORM_HAS_RUNS(LEAF_FORM)                                                                  \
+         ? _mm512_mul_ps((line) == 0 ? run_d_low : run_d_high,                                 \
+                         run_factors(LEAF_FORM, tail.bytes, line, false))                      \
+         : tail_scales(LEAF_FORM, part, &tail, line))
+#define MINIMUMS_APART(line)                            \
+    _mm512_mul_ps((line) == 0 ? run_m_low : run_m_high, \
+                  run_factors(LEAF_FORM, tail.bytes, line, true))
 
 static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kleaf_t *leaf,
                                                    const uint8_t *const *rows, const uint8_t *panel,
@@ -146,17 +166,32 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kl
     const __m512i table = _mm512_broadcast_i32x4(
         _mm_load_si128((const __m128i *)(const void *)codes_table(LEAF_FORM)));
     const kseg_t *segs = part->input->segs;
-    tail_t tail = {0};
-    if (FORM_HAS_TAIL(LEAF_FORM))
-        tail = tail_open(part, leaf, panel);
+    uint8_t *scales = LEAF_SCALES != SCALES_PACKED ? open_spread(&panel) : NULL;
+    tail_t tail = scales_open(LEAF_FORM, part, leaf, panel);
+    (void)scales;
     (void)nibble;
     (void)table;
     (void)sum_start;
     const __m512i upper_mask = _mm512_set1_epi8(UPPER_BITS == 2 ? 0x30 : 0x10);
     (void)upper_mask;
+    /* The halves of the run, for all its segments. */
+    __m512 run_d_low = _mm512_setzero_ps(), run_d_high = run_d_low, run_m_low = run_d_low;
+    __m512 run_m_high = run_d_low;
+    (void)run_m_low;
+    (void)run_m_high;
     LEAF_ROWS(ROW_OPEN)
     for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
         uint32_t pairs = segs[s].pairs;
+        if (FORM_HAS_RUNS(LEAF_FORM) && s == tail.run_end) {
+            panel = run_open(LEAF_FORM, part, leaf, s, panel, &tail);
+            if (LEAF_SCALES != SCALES_FLOATS) {
+                run_d_low = load_halves(tail.scales), run_d_high = load_halves(tail.scales + 32);
+                if (FORM_HAS_MINIMUMS(LEAF_FORM)) {
+                    run_m_low = load_halves(tail.scales + 64);
+                    run_m_high = load_halves(tail.scales + 96);
+                }
+            }
+        }
         __m512i zero_low = sum_start, zero_high = sum_start;
         if (LEAF_FORM == FORM_Z4) {
             zero_low = tail_zeros(tail.bytes);
@@ -192,18 +227,17 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kl
             }
         }
         panel += pairs * (FORM_HAS_BYTES(LEAF_FORM) ? 256u : 128u);
-        LOAD_SCALES(d_low, d_high)
+        LOAD_SCALES(d_low, d_high, SCALES_APART)
         LEAF_ROWS(ROW_SCALE)
         if (FORM_HAS_MINIMUMS(LEAF_FORM)) {
-            LOAD_SCALES(m_low, m_high)
+            LOAD_SCALES(m_low, m_high, MINIMUMS_APART)
             LEAF_ROWS(ROW_MINIMUM)
         }
         LEAF_ROWS(ROW_NEXT)
-        if (FORM_HAS_TAIL(LEAF_FORM))
-            tail_next(LEAF_FORM, part, leaf, s, &tail);
+        scales_next(LEAF_FORM, part, leaf, s, &tail);
     }
     LEAF_ROWS(ROW_CLOSE)
-    return FORM_HAS_TAIL(LEAF_FORM) ? tail.end : panel;
+    return LEAF_SCALES != SCALES_PACKED ? scales : FORM_HAS_TAIL(LEAF_FORM) ? tail.end : panel;
 }
 
 #undef LEAF_START
@@ -226,6 +260,8 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kl
 #undef SCALE_LINES
 #undef MINIMUM_LINES
 #undef LOAD_SCALES
+#undef SCALES_APART
+#undef MINIMUMS_APART
 #undef KEEP_LOADED
 #undef LEAF_CALL
 #undef LEAF_N

@@ -176,7 +176,7 @@ multiply_rows(kform_t form, uint32_t n, row_group_t group, const uint8_t *lines,
 
 /* n rows, up to MATMUL_ROWS. */
 static inline __attribute__((always_inline)) const uint8_t *
-leaf_int8_many(kform_t form, uint32_t n, const kpart_t *part, const kleaf_t *leaf,
+leaf_int8_many(kform_t form, int from, uint32_t n, const kpart_t *part, const kleaf_t *leaf,
                const uint8_t *const *inputs, const uint8_t *panel, bool add, float *tile,
                fetch_t fetch)
 {
@@ -187,26 +187,25 @@ leaf_int8_many(kform_t form, uint32_t n, const kpart_t *part, const kleaf_t *lea
     float *sums = add ? own : tile;
     for (uint32_t i = 0; i < n * PANEL; i += LINE)
         vf_store(sums + i, vf_set(0));
-    tail_t tail = {0};
-    if (FORM_HAS_TAIL(form))
-        tail = tail_open(part, leaf, panel);
+    uint8_t *floats = from != SCALES_PACKED ? open_spread(&panel) : NULL;
+    tail_t tail = scales_open(form, part, leaf, panel);
     for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
-        segment_t segment = open_segment(form, part, s, &panel);
+        panel = scales_reach(form, part, leaf, s, panel, &tail);
+        segment_t segment = open_segment(form, part, s, &panel, &floats);
         fetch_segment(form, segment.pairs, &fetch);
         row_group_t group = {inputs, wide, sums, s};
         for (uint32_t r = 0; FORM_IS_8BIT(form) && r < n; r++)
             widen_inputs(group_input(&group, r), wide + r * INPUT_BYTES);
         for (uint32_t line = 0; line < 2; line++, group.sums += LINE) {
             const uint8_t *lines = decode_segment(form, &segment, line, table, decoded);
-            scales_t scales = segment_scales(form, part, &segment, &tail, line);
+            scales_t scales = segment_scales(form, from, part, &segment, &tail, line);
             multiply_rows(form, n, group, lines, segment.pairs, &scales);
         }
-        if (FORM_HAS_TAIL(form))
-            tail_next(form, part, leaf, s, &tail);
+        scales_next(form, part, leaf, s, &tail);
     }
     for (uint32_t i = 0; add && i < n * PANEL; i += LINE)
         put_line(true, tile + i, vf_load(own + i));
-    return FORM_HAS_TAIL(form) ? tail.end : panel;
+    return from != SCALES_PACKED ? floats : FORM_HAS_TAIL(form) ? tail.end : panel;
 }
 
 #define MANY(name, n)                                                                         \
@@ -216,23 +215,30 @@ leaf_int8_many(kform_t form, uint32_t n, const kpart_t *part, const kleaf_t *lea
     {                                                                                         \
         return leaf_##name##_many(n, part, leaf, rows, panel, add, tile, fetch);              \
     }
-#define FEW(name, form, n)                                                                    \
-    static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,         \
-                                            const uint8_t *const *rows, const uint8_t *panel, \
-                                            bool add, float *tile, fetch_t fetch)             \
-    {                                                                                         \
-        return leaf_int8_few(form, (n) == 2, part, leaf, rows, panel, add, tile, fetch);      \
+#define FEW(name, form, from, n)                                                               \
+    static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,            \
+                                            const uint8_t *const *rows, const uint8_t *panel,    \
+                                            bool add, float *tile, fetch_t fetch)                \
+    {                                                                                            \
+        return leaf_int8_few(form, from, (n) == 2, part, leaf, rows, panel, add, tile, fetch); \
     }
-#define INT8_LEAVES(name, form)                                                                 \
+#define MANY_OF(name, form, from)                                                               \
     static __attribute__((noinline)) const uint8_t *leaf_##name##_many(                         \
         uint32_t n, const kpart_t *part, const kleaf_t *leaf, const uint8_t *const *rows,       \
         const uint8_t *panel, bool add, float *tile, fetch_t fetch)                             \
     {                                                                                           \
-        return leaf_int8_many(form, n, part, leaf, rows, panel, add, tile, fetch);              \
-    }                                                                                           \
-    FEW(name, form, 1)                                                                          \
-    FEW(name, form, 2)                                                                          \
+        return leaf_int8_many(form, from, n, part, leaf, rows, panel, add, tile, fetch);        \
+    }
+/* The first of several tiles has more than four rows. */
+#define FILLS(name, form)                                                                       \
+    MANY_OF(name, form, SCALES_FILL)                                                            \
+    MANY(name, 5) MANY(name, 6) MANY(name, 7) MANY(name, 8)
+#define LEAVES(name, form, from)                                                              \
+    MANY_OF(name, form, from)                                                                   \
+    FEW(name, form, from, 1)                                                                    \
+    FEW(name, form, from, 2)                                                                    \
     MANY(name, 3) MANY(name, 4) MANY(name, 5) MANY(name, 6) MANY(name, 7) MANY(name, 8)
+#define INT8_LEAVES(name, form) LEAVES(name, form, SCALES_PACKED)
 INT8_LEAVES(q8, FORM_Q8)
 INT8_LEAVES(q4, FORM_Q4)
 INT8_LEAVES(q4m, FORM_Q4M)
@@ -240,8 +246,15 @@ INT8_LEAVES(i8, FORM_I8)
 INT8_LEAVES(n4m, FORM_N4M)
 INT8_LEAVES(q5, FORM_Q5)
 INT8_LEAVES(q5m, FORM_Q5M)
-INT8_LEAVES(n5m, FORM_N5M)
-INT8_LEAVES(n6, FORM_N6)
+INT8_LEAVES(k4, FORM_K4)
+FILLS(fill_k4, FORM_K4)
+LEAVES(spread_k4, FORM_K4, SCALES_FLOATS)
+INT8_LEAVES(k5, FORM_K5)
+FILLS(fill_k5, FORM_K5)
+LEAVES(spread_k5, FORM_K5, SCALES_FLOATS)
+INT8_LEAVES(k6, FORM_K6)
+FILLS(fill_k6, FORM_K6)
+LEAVES(spread_k6, FORM_K6, SCALES_FLOATS)
 INT8_LEAVES(t4, FORM_T4)
 INT8_LEAVES(s4, FORM_S4)
 INT8_LEAVES(z4, FORM_Z4)
@@ -249,6 +262,9 @@ INT8_LEAVES(x4, FORM_X4)
 INT8_LEAVES(m4, FORM_M4)
 #undef MANY
 #undef FEW
+#undef MANY_OF
+#undef FILLS
+#undef LEAVES
 #undef INT8_LEAVES
 
 #endif

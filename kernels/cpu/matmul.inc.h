@@ -3,12 +3,10 @@
  * returns the panel's next byte. Rows are only ever computed side by side: n changes no element's
  * operations. A form has kernels for as many rows as its accumulators leave registers for. With
  * several tiles of rows, a panel of a form of SPREADS is decoded once for all of them, into the
- * thread's scratch, which stays in its second-level cache.
+ * thread's scratch, which stays in its second-level cache. Behind panel.inc.h and runs.inc.h.
  *
  * Of the values apart, the columns of weights that some rows need are decoded once for them; their
  * products are added to the rows' sums before these are stored. */
-
-#include "kernels/cpu/panel.inc.h"
 
 /* Where a tile fetches from. A single one keeps a fixed distance before itself; several share out
  * the next panel, so that its way from memory takes the time of all of them. */
@@ -23,7 +21,7 @@ static fetch_t tile_fetch(const kpart_t *part, const uint8_t *panel, const tile_
     return (fetch_t){panel + part->panel_bytes + tile->index * share, 64 / n_tiles};
 }
 
-/* `spread`: the decoded panel, twice as large, or NULL. `apart`: NULL where no values are apart. */
+/* `spread`: the decoded panel, or NULL. `apart`: NULL where no values are apart. */
 static void panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t index,
                        const uint8_t *spread, const apart_t *apart, const tile_t *tile,
                        leaf_fn leaf_kernel)
@@ -46,7 +44,9 @@ static void panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t index
     for (uint32_t s = 0; s < weight->n_steps; s++) {
         if (weight->steps[s] == STEP_LEAF || weight->steps[s] == STEP_LEAF_ADD) {
             bool add = weight->steps[s] == STEP_LEAF_ADD;
-            size_t lines = (size_t)(panel - first) / (spread != NULL ? 128 : 64);
+            size_t lines = (size_t)(panel - first) / 64;
+            if (spread != NULL && lines > 0) /* of the panel as packed, about */
+                lines = lines * part->panel_bytes / part->spread_bytes;
             fetch_t fetch = {first_fetch.at + lines * first_fetch.step, first_fetch.step};
             depth += !add;
             panel = leaf_kernel(part, leaf++, rows, panel, add, stack[depth - 1], fetch);
@@ -55,8 +55,11 @@ static void panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t index
             add_tiles(n, stack[depth - 1], stack[depth]);
         } else {
             if (apart != NULL) {
+                scale_floats_t floats = {NULL, 0};
+                if (spread != NULL && FORM_HAS_RUNS(part->form))
+                    floats = runs_spread_scales(part, spread);
                 if (row == apart->row)
-                    decode_columns(part, packed, apart->list, apart->columns);
+                    decode_columns(part, packed, floats, apart->list, apart->columns);
                 add_apart(apart, tile, stack[depth - 1]);
             }
             store_tile(n, n_columns, stack[--depth], out, ld);
@@ -88,6 +91,7 @@ static void matmul_panel(const kmatmul_t *job, const kpart_t *part, uint32_t ind
         spread->spread(part, panel, decoded);
         kernels = spread->kernels;
     }
+    bool fills = decoded != NULL && spread->first[most - 1] != NULL;
     tile_t tile = {.row = row_first, .n_tiles = (n_rows + most - 1) / most};
     apart_t apart = {.columns = columns};
     uint32_t end = row_end;
@@ -98,8 +102,8 @@ static void matmul_panel(const kmatmul_t *job, const kpart_t *part, uint32_t ind
             end = row_end - tile.row < APART_ROWS ? row_end : tile.row + APART_ROWS;
         }
         tile.n = tile_rows(most, end - tile.row);
-        panel_tile(job, part, index, decoded, apart.list != NULL ? &apart : NULL, &tile,
-                   kernels[tile.n - 1]);
+        leaf_fn kernel = (fills && tile.index == 0 ? spread->first : kernels)[tile.n - 1];
+        panel_tile(job, part, index, decoded, apart.list != NULL ? &apart : NULL, &tile, kernel);
     }
 }
 

@@ -6,7 +6,7 @@
 #include "common/base/checked.h"
 #include "common/base/memory.h"
 #include "common/base/qtype.h"
-#include "kernels/cpu/form_tail.h"
+#include "kernels/cpu/form_run.h"
 #include "kernels/cpu/fpmode.h"
 #include "kernels/cpu/internal.h"
 
@@ -179,11 +179,13 @@ static uint64_t wide_panel_bytes(const kpart_t *part)
     return bytes;
 }
 
-static uint64_t tail_panel_bytes(const kpart_t *part)
+static uint64_t scales_apart_panel_bytes(const kpart_t *part)
 {
     uint64_t sum = 0;
-    for (uint32_t l = 0; l < part->input->n_leaves; l++)
-        sum += tail_leaf_bytes(part, &part->input->leaves[l]);
+    for (uint32_t l = 0; l < part->input->n_leaves; l++) {
+        const kleaf_t *leaf = &part->input->leaves[l];
+        sum += FORM_HAS_RUNS(part->form) ? run_leaf_bytes(part, leaf) : tail_leaf_bytes(part, leaf);
+    }
     return sum;
 }
 
@@ -192,12 +194,12 @@ static uint64_t form_panel_bytes(const kpart_t *part)
     kform_t form = part->form;
     const kinput_t *input = part->input;
     uint64_t k = input->k_padded, scale_bytes = FORM_IS_WIDE(form) ? PANEL * 4 : PANEL * 2;
+    if (FORM_SCALES_APART(form))
+        return scales_apart_panel_bytes(part);
     if (form < FORM_BF16)
         return k * PANEL / (FORM_HAS_BYTES(form) ? 1 : 2) +
                input->n_segs * scale_bytes * (FORM_HAS_MINIMUMS(form) ? 2 : 1) +
                input->n_segs * FORM_UPPER_BYTES(form);
-    if (FORM_HAS_TAIL(form))
-        return tail_panel_bytes(part);
     switch (form) {
     case FORM_BF16:
     case FORM_F16:

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "common/base/qtype.h"
-#include "kernels/cpu/form_tail.h"
+#include "kernels/cpu/form_run.h"
 #include "kernels/cpu/internal.h"
 
 /* 16 bytes, of which byte i has values i and i + 16. */
@@ -127,6 +127,51 @@ static void pack_codes_panel(const kpart_t *part, const uint8_t *rows, size_t ro
                 put_scale(form, block.m, c, scales + scale_bytes);
         }
         panel = scales + (FORM_HAS_MINIMUMS(form) ? 2 * scale_bytes : scale_bytes);
+    }
+}
+
+/* What one segment has of a column in the head of its run. */
+static void put_run_scale(kform_t form, const kcodes_t *block, uint32_t c, uint8_t *bytes)
+{
+    if (!FORM_HAS_MINIMUMS(form)) {
+        bytes[c] = block->scale;
+        return;
+    }
+    uint32_t scale = block->scale, minimum = block->minimum;
+    uint32_t top = scale >> 4 | minimum >> 4 << 2;
+    bytes[c] = (uint8_t)((scale & 15) | (minimum & 15) << 4);
+    bytes[PANEL + c % LINE] = (uint8_t)(bytes[PANEL + c % LINE] | top << (c < LINE ? 4 : 0));
+}
+
+static void pack_runs_panel(const kpart_t *part, const kpanel_source_t *from, uint8_t *panel)
+{
+    const kinput_t *input = part->input;
+    kform_t form = part->form;
+    for (uint32_t l = 0; l < input->n_leaves; l++) {
+        const kleaf_t *leaf = &input->leaves[l];
+        tail_t tail = scales_open(form, part, leaf, panel);
+        uint8_t *head = panel;
+        for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
+            const kseg_t *seg = &input->segs[s];
+            uint32_t k = from->k_base + seg->k;
+            head = s == tail.run_end ? panel : head;
+            panel += scales_reach(form, part, leaf, s, panel, &tail) - panel;
+            for (uint32_t c = 0; c < from->n_rows; c++) {
+                kcodes_t block = {0};
+                from->codes(from->rows + c * from->row_bytes, k / RUN_SEGMENT_K(form), &block);
+                uint8_t *values = block.q + k % RUN_SEGMENT_K(form);
+                if (FORM_UPPER_BITS(form) > 0)
+                    pack_upper_bits(FORM_UPPER_BITS(form), seg, values, panel + column_slot(c));
+                pack_segment_column(form, seg, values,
+                                    panel + FORM_UPPER_BYTES(form) + column_slot(c));
+                memcpy(head + 2 * (size_t)c, &block.half_d, 2);
+                if (FORM_HAS_MINIMUMS(form))
+                    memcpy(head + 64 + 2 * (size_t)c, &block.half_m, 2);
+                put_run_scale(form, &block, c, head + (tail.bytes - head));
+            }
+            panel += run_line_bytes(form, seg->pairs);
+            scales_next(form, part, leaf, s, &tail);
+        }
     }
 }
 
@@ -257,7 +302,9 @@ void panel_write(const kpart_t *part, const kpanel_source_t *from, uint8_t *pane
     const uint8_t *rows = from->rows;
     size_t bytes = from->row_bytes;
     uint32_t k = from->k_base, n = from->n_rows;
-    if (from->codes != NULL)
+    if (FORM_HAS_RUNS(part->form))
+        pack_runs_panel(part, from, panel_out);
+    else if (from->codes != NULL)
         pack_codes_panel(part, rows, bytes, k, n, from->codes, panel_out);
     else if (part->form < FORM_BF16)
         pack_int8_panel(part->input, part, rows, bytes, k, n, panel_out);

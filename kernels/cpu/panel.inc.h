@@ -1,6 +1,6 @@
 /* What every way of multiplying by panels needs: sums of tiles, their way out, and the products of
  * values apart. Included once by each level's file, behind its vectors and its readers of panels
- * (load_scales, tail_scales); a tile is some rows of a panel. */
+ * (load_scales, tail_scales, run_minimums); a tile is some rows of a panel. */
 
 static void add_tiles(uint32_t n, float *to, const float *from)
 {
@@ -30,15 +30,23 @@ typedef struct {
 
 enum { LISTED_ROWS = 4 * APART_ROWS };
 
-/* 16 weights of one k. */
+/* Scales of a part's one leaf that have been decoded: floats of a segment, d and, behind 32 of them,
+ * m, and bytes to the next segment's. NULL: they have not. */
+typedef struct {
+    const uint8_t *first;
+    size_t step;
+} scale_floats_t;
+
+/* 16 weights of one k. `floats`: the scales of its segment, decoded, or NULL. */
 static inline __attribute__((always_inline)) vf_t decode_line(kform_t form, const kpart_t *part,
                                                               const code_at_t *at,
-                                                              const tail_t *tail, uint32_t line)
+                                                              const float *floats, uint32_t line)
 {
     vi_t code = vi_and(vi_right(vi_load(at->lines + line * 64), at->shift),
                        vi_set(FORM_HAS_BYTES(form) ? 255 : 15));
-    vf_t d = FORM_HAS_TAIL(form) ? tail_scales(form, part, tail, line)
-                                 : load_scales(form, at->scales, line);
+    vf_t d = floats != NULL            ? vf_load(floats + line * LINE)
+             : FORM_SCALES_APART(form) ? tail_scales(form, part, &at->tail, line)
+                                       : load_scales(form, at->scales, line);
     if (FORM_UPPER_BITS(form) > 0) {
         vi_t above = vi_right(vi_load(at->upper + line * 64), at->upper_shift);
         above = vi_and(above, vi_set((1 << FORM_UPPER_BITS(form)) - 1));
@@ -47,49 +55,60 @@ static inline __attribute__((always_inline)) vf_t decode_line(kform_t form, cons
     if (FORM_HAS_TABLE(form))
         code = vi_named(code, codes_table(form));
     if (form == FORM_Z4)
-        code = vi_sub(code, vi_load_bytes(tail->bytes + line * LINE));
+        code = vi_sub(code, vi_load_bytes(at->tail.bytes + line * LINE));
     else
         code = vi_sub(code, vi_set(FORM_ZERO(form)));
     if (!FORM_HAS_MINIMUMS(form))
         return vf_mul(vi_convert(code), d);
     const uint8_t *minimums = at->scales + (FORM_IS_WIDE(form) ? 128 : 64);
-    return vf_fma(vi_convert(code), d, load_scales(form, minimums, line));
+    return vf_fma(vi_convert(code), d,
+                  floats != NULL        ? vf_load(floats + PANEL + line * LINE)
+                  : FORM_HAS_RUNS(form) ? run_minimums(&at->tail, line)
+                                        : load_scales(form, minimums, line));
 }
 
 static inline __attribute__((always_inline)) void
-decode_form(kform_t form, const kpart_t *part, const uint8_t *panel, const kapart_list_t *list,
-            float *to)
+decode_form(kform_t form, const kpart_t *part, const uint8_t *panel, const scale_floats_t *floats,
+            const kapart_list_t *list, float *to)
 {
     for (uint32_t i = 0; i < list->n; i++, to += PANEL) {
         code_at_t at = code_at(form, part, panel, list->k[i]);
-        tail_t tail = {0};
-        if (FORM_HAS_TAIL(form))
-            tail = tail_of_segment(part, at.segment, panel);
-        vf_store(to, decode_line(form, part, &at, &tail, 0));
-        vf_store(to + LINE, decode_line(form, part, &at, &tail, 1));
+        const float *scales = NULL;
+        if (floats != NULL)
+            scales = (const float *)(const void *)(floats->first + at.segment * floats->step);
+        vf_store(to, decode_line(form, part, &at, scales, 0));
+        vf_store(to + LINE, decode_line(form, part, &at, scales, 1));
     }
 }
 
-#define DECODE_CASE(form)                          \
-    case form:                                     \
-        decode_form(form, part, panel, list, to);  \
+#define DECODE_CASE(form)                               \
+    case form:                                          \
+        decode_form(form, part, panel, NULL, list, to); \
+        return;
+#define DECODE_RUNS_CASE(form)                                \
+    case form:                                                \
+        if (floats.first != NULL)                             \
+            decode_form(form, part, panel, &floats, list, to); \
+        else                                                  \
+            decode_form(form, part, panel, NULL, list, to);   \
         return;
 /* The columns of a list: [list->n][PANEL]. */
-static void decode_columns(const kpart_t *part, const uint8_t *panel, const kapart_list_t *list,
-                           float *to)
+static void decode_columns(const kpart_t *part, const uint8_t *panel, scale_floats_t floats,
+                           const kapart_list_t *list, float *to)
 {
     switch (part->form) { /* what most files have, without a question for each column */
         DECODE_CASE(FORM_Q8)
         DECODE_CASE(FORM_Q4)
         DECODE_CASE(FORM_Q4M)
-        DECODE_CASE(FORM_N4M)
         DECODE_CASE(FORM_Q5)
-        DECODE_CASE(FORM_N5M)
-        DECODE_CASE(FORM_N6)
-    default: decode_form(part->form, part, panel, list, to);
+        DECODE_RUNS_CASE(FORM_K4)
+        DECODE_RUNS_CASE(FORM_K5)
+        DECODE_RUNS_CASE(FORM_K6)
+    default: decode_form(part->form, part, panel, NULL, list, to);
     }
 }
 #undef DECODE_CASE
+#undef DECODE_RUNS_CASE
 
 /* The list of the rows that a tile belongs to, which begin with `row`, and its columns. The first
  * tile decodes them, when it has read the panel. */

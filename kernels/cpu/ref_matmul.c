@@ -5,7 +5,7 @@
 
 #include "common/base/qtype.h"
 #include "common/base/status.h"
-#include "kernels/cpu/form_tail.h"
+#include "kernels/cpu/form_run.h"
 #include "kernels/cpu/numbers.h"
 #include "kernels/cpu/ref.h"
 
@@ -98,30 +98,44 @@ static float tail_scale(const kpart_t *part, const tail_t *tail, uint32_t c)
     case FORM_M4:
         return bits_float(exponent_bits(tail->bytes[c]));
     case FORM_X4:
+    case FORM_K6:
         return half_of(part, tail->scales, c) * (float)(int8_t)tail->bytes[c];
+    case FORM_K4:
+    case FORM_K5:
+        return half_of(part, tail->scales, c) * (float)run_six_bits(tail->bytes, c, false);
     default:
         return half_of(part, tail->scales, c);
     }
 }
 
+static float run_minimum(const kpart_t *part, const tail_t *run, uint32_t c)
+{
+    return half_of(part, run->scales + 64, c) * (float)run_six_bits(run->bytes, c, true);
+}
+
+/* Forms whose scales are not behind their segments. */
 static const uint8_t *leaf_tail(const kpart_t *part, const kleaf_t *leaf, const uint8_t *row,
                                 const uint8_t *panel, float sum_out[PANEL])
 {
     const kinput_seg_t *in = (const kinput_seg_t *)(const void *)row + leaf->seg_first;
-    tail_t tail = tail_open(part, leaf, panel);
+    kform_t form = part->form;
+    tail_t tail = scales_open(form, part, leaf, panel);
     for (uint32_t c = 0; c < PANEL; c++)
         sum_out[c] = 0;
     for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++, in++) {
         int32_t dot[PANEL];
-        panel += segment_dots(part->form, &part->input->segs[s], panel, in->q, dot);
+        panel = scales_reach(form, part, leaf, s, panel, &tail);
+        panel += segment_dots(form, &part->input->segs[s], panel, in->q, dot);
         for (uint32_t c = 0; c < PANEL; c++) {
-            int32_t zero = part->form == FORM_Z4 ? tail.bytes[c] : 0;
+            int32_t zero = form == FORM_Z4 ? tail.bytes[c] : 0;
             float scaled = (float)(dot[c] + zero * segment_less(in)) * in->da;
             sum_out[c] = fmaf(scaled, tail_scale(part, &tail, c), sum_out[c]);
+            if (FORM_HAS_MINIMUMS(form))
+                sum_out[c] = fmaf(run_minimum(part, &tail, c), in->sum, sum_out[c]);
         }
-        tail_next(part->form, part, leaf, s, &tail);
+        scales_next(form, part, leaf, s, &tail);
     }
-    return tail.end;
+    return FORM_HAS_TAIL(form) ? tail.end : panel;
 }
 
 /* len values of BF16, in pairs. */
@@ -197,6 +211,13 @@ static const uint8_t *leaf_float(kform_t form, const kleaf_t *leaf, const uint8_
     return panel;
 }
 
+static float minimum_of(const kpart_t *part, const code_at_t *at, uint32_t c)
+{
+    if (FORM_HAS_RUNS(part->form))
+        return run_minimum(part, &at->tail, c);
+    return scale_of(part->form, at->scales + (FORM_IS_WIDE(part->form) ? 128 : 64), c);
+}
+
 /* Adds the products of a row's values apart; `panel` is the first byte of the part's one leaf. */
 static void add_apart(const kpart_t *part, const kapart_t *apart, const uint8_t *panel,
                       float sum[PANEL])
@@ -204,21 +225,17 @@ static void add_apart(const kpart_t *part, const kapart_t *apart, const uint8_t 
     kform_t form = part->form;
     for (uint32_t i = 0; i < apart->n; i++) {
         code_at_t at = code_at(form, part, panel, apart->k[i]);
-        tail_t tail = {0};
-        if (FORM_HAS_TAIL(form))
-            tail = tail_of_segment(part, at.segment, panel);
         for (uint32_t c = 0; c < PANEL; c++) {
             uint32_t stored = load_u32(at.lines + 4 * (size_t)c) >> at.shift;
             uint32_t above = load_u32(at.upper + 4 * (size_t)c) >> at.upper_shift;
             int32_t code = (int32_t)(stored & (FORM_HAS_BYTES(form) ? 255 : 15));
             code = FORM_HAS_TABLE(form) ? codes_table(form)[code] : code;
             code += (int32_t)(above & ((1u << FORM_UPPER_BITS(form)) - 1)) * 16;
-            code -= form == FORM_Z4 ? tail.bytes[c] : FORM_ZERO(form);
-            float d = FORM_HAS_TAIL(form) ? tail_scale(part, &tail, c)
-                                          : scale_of(form, at.scales, c);
-            const uint8_t *minimums = at.scales + (FORM_IS_WIDE(form) ? 128 : 64);
+            code -= form == FORM_Z4 ? at.tail.bytes[c] : FORM_ZERO(form);
+            float d = FORM_SCALES_APART(form) ? tail_scale(part, &at.tail, c)
+                                              : scale_of(form, at.scales, c);
             float weight = FORM_HAS_MINIMUMS(form)
-                               ? fmaf((float)code, d, scale_of(form, minimums, c))
+                               ? fmaf((float)code, d, minimum_of(part, &at, c))
                                : (float)code * d;
             sum[c] = fmaf(apart->value[i], weight, sum[c]);
         }
@@ -240,12 +257,12 @@ static void panel_row(const kmatmul_t *job, const kpart_t *part, uint32_t index,
         uint8_t step = weight->steps[s];
         if (step == STEP_LEAF || step == STEP_LEAF_ADD) {
             CHECK(depth < TREE_DEPTH_MAX);
-            if (part->form < FORM_BF16)
+            if (FORM_SCALES_APART(part->form))
+                panel = leaf_tail(part, leaf, in, panel, stack[depth]);
+            else if (part->form < FORM_BF16)
                 panel = leaf_int8(part->form, input, leaf, in, panel, stack[depth]);
             else if (part->form == FORM_BF16)
                 panel = leaf_bf16(leaf, in, panel, stack[depth]);
-            else if (FORM_HAS_TAIL(part->form))
-                panel = leaf_tail(part, leaf, in, panel, stack[depth]);
             else if (part->form == FORM_E4)
                 panel = leaf_e4(part, leaf, in, panel, stack[depth]);
             else

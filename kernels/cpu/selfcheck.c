@@ -85,6 +85,10 @@ static void tame(check_t *check, uint32_t qtype, uint64_t place, uint8_t *block)
     case QTYPE_Q6_K:
         block[209] &= 0xab;
         return;
+    case QTYPE_Q2_K:
+        block[81] &= 0xab;
+        block[83] &= 0xab;
+        return;
     default:
         block[1] &= qtype == QTYPE_BF16 ? 0xbf : 0xab;
         if (qtype == QTYPE_Q4_1 || qtype == QTYPE_Q5_1 || qtype == QTYPE_Q4_K ||
@@ -325,8 +329,8 @@ const char *selfcheck(const klevel_t *level)
 {
     if (level == &level_ref)
         return NULL; /* the definition */
-    /* One type of each form; e4m3 also with rows enough for a decoded panel. Those whose kernels are
-     * others' with other codes have fewer columns of K. */
+    /* One type of each form; e4m3 and a form with runs also with rows enough for a decoded panel.
+     * Those whose kernels are others' with other codes have fewer columns of K. */
     static const shape_t shapes[] = {
         {QTYPE_Q8_0, 7, 352}, {QTYPE_Q4_0, 7, 352},   {QTYPE_Q4_1, 7, 352},
         {QTYPE_BF16, 7, 352}, {QTYPE_F16, 7, 352},    {QTYPE_F32, 7, 352},
@@ -334,7 +338,7 @@ const char *selfcheck(const klevel_t *level)
         {QTYPE_Q5_0, 7, 160}, {QTYPE_Q5_1, 7, 160},   {QTYPE_Q5_K, 7, 256},
         {QTYPE_Q6_K, 7, 256}, {QTYPE_Q4_K, 7, 256},   {QTYPE_IQ4_NL, 7, 160},
         {QTYPE_S4, 7, 160},   {QTYPE_Z4_64, 7, 160},  {QTYPE_IQ4_XS, 7, 256},
-        {QTYPE_MXFP4, 7, 160},
+        {QTYPE_MXFP4, 7, 160}, {QTYPE_Q2_K, 7, 256},  {QTYPE_Q5_K, 9, 256},
     };
     check_t check = {.level = level, .state = 1, .device = {.level = level}};
     /* A pool of one starts no thread. */

@@ -7,9 +7,9 @@
 
 /* To be counted up with every change of what panels hold. All levels read the same panels. */
 #if NUMERICS_ONE_LEAF
-#define LAYOUT "cpu panels of one leaf, "
+#define LAYOUT "cpu panels 6 of one leaf, "
 #else
-#define LAYOUT "cpu panels 5, "
+#define LAYOUT "cpu panels 6, "
 #endif
 
 const char *weight_layout(kmode_t mode)

@@ -1,4 +1,4 @@
-/* The thread team. */
+/* The thread team, and the huge pages that weights share. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/resource.h>
@@ -6,6 +6,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/pool.h"
+#include "kernels/cpu/internal.h"
 #include "support.h"
 
 typedef struct {
@@ -243,6 +244,38 @@ static void test_slices_cover_everything_once(void **state)
         }
 }
 
+/* Small weights lie side by side in huge pages, more than one stretch of them here. What is given
+ * back, in any order, never comes back with old values in it. */
+static void test_weights_that_share_pages_are_zeroed_and_apart(void **state)
+{
+    (void)state;
+    enum { N = 40, ROUNDS = 3 };
+    static const size_t sizes[] = {1, 200000, 65536, (1 << 20) + 64, 5 << 20, 16 << 20, 20 << 20};
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        uint8_t *at[N];
+        size_t bytes[N];
+        for (uint32_t i = 0; i < N; i++) {
+            bytes[i] = sizes[(i + round) % (sizeof sizes / sizeof *sizes)];
+            at[i] = map_weight(bytes[i]);
+            assert_non_null(at[i]);
+            assert_int_equal((uintptr_t)at[i] % 4096, 0);
+            assert_int_equal(at[i][0] | at[i][bytes[i] / 2] | at[i][bytes[i] - 1], 0);
+            at[i][0] = at[i][bytes[i] / 2] = at[i][bytes[i] - 1] = (uint8_t)(i + 1);
+        }
+        /* The third behind the second, if the stretch had room; the first is too small to share. */
+        assert_true(round > 0 || at[2] == at[1] + 200704);
+        for (uint32_t i = 0; i < N; i++) { /* 7 and 40 have no common divisor */
+            uint32_t one = (i * 7 + round) % N;
+            uint8_t mark = (uint8_t)(one + 1);
+            assert_int_equal(at[one][0], mark);
+            assert_int_equal(at[one][bytes[one] / 2], mark);
+            assert_int_equal(at[one][bytes[one] - 1], mark);
+            unmap_weight(at[one], bytes[one]);
+        }
+    }
+    unmap_weight(NULL, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -253,6 +286,7 @@ int main(void)
         cmocka_unit_test(test_an_elastic_team_keeps_a_thread_that_is_only_interrupted),
         cmocka_unit_test(test_an_elastic_team_keeps_a_thread_that_only_has_more_to_do),
         cmocka_unit_test(test_slices_cover_everything_once),
+        cmocka_unit_test(test_weights_that_share_pages_are_zeroed_and_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

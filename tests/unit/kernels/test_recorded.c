@@ -25,18 +25,19 @@ static void expect(const char *what, uint64_t found, uint64_t wanted)
 /* One matmul of 3 rows: of one leaf, or over leaves that cut blocks and groups. */
 static uint64_t matmul_digest(qtype_t type, kmode_t mode, bool one_leaf)
 {
-    enum { K = 1056, N = 37, ROWS = 3 };
-    static const uint32_t cuts[] = {0, 200, 640, 1000, K}, whole[] = {0, K};
+    enum { N = 37, ROWS = 3 };
+    const uint32_t k = qtype_info(type)->block_values == 256 ? 1280 : 1056;
+    const uint32_t cuts[] = {0, 200, 640, 1000, k}, whole[] = {0, k};
     random_t random = {type + 100u};
     fixture_t f = open_fixture("ref", 1, mode, KQUEUE_NOW);
     size_t bytes;
-    uint8_t *data = make_rows(&random, type, N, K, &bytes);
-    float *x = make_input(&random, ROWS, K);
+    uint8_t *data = make_rows(&random, type, N, k, &bytes);
+    float *x = make_input(&random, ROWS, k);
     kweight_part_t part = {.qtype = type, .rows = data, .bytes = bytes, .n_rows = N};
     kweight_spec_t spec = {.name = "w",
                            .parts = &part,
                            .n_parts = 1,
-                           .k_total = K,
+                           .k_total = k,
                            .leaf_edges = one_leaf ? whole : cuts,
                            .n_leaves = one_leaf ? 1 : 4,
                            .leaf_end = one_leaf ? 1 : 4};
@@ -45,9 +46,9 @@ static uint64_t matmul_digest(qtype_t type, kmode_t mode, bool one_leaf)
     kbatch_t *batch = NULL;
     assert_ok(f.ops->batch_new(f.device, ROWS, 0, &batch));
     assert_ok(f.ops->batch_set_plain(f.queue, batch, ROWS));
-    kref_t in = ref_of(&f, x, ROWS * K * sizeof *x), out = new_ref(&f, ROWS * N * sizeof(float));
+    kref_t in = ref_of(&f, x, ROWS * k * sizeof *x), out = new_ref(&f, ROWS * N * sizeof(float));
     kref_t input = new_ref(&f, ROWS * f.ops->weight_info(weight).input_row_bytes);
-    assert_ok(f.ops->quantize(f.queue, batch, weight, in, K, input));
+    assert_ok(f.ops->quantize(f.queue, batch, weight, in, k, input));
     assert_ok(f.ops->matmul(f.queue, batch, weight, input, out));
     wait_all(&f);
     uint64_t digest =
@@ -74,6 +75,11 @@ static void test_matmul_has_the_bits_recorded_for_this_numerics_version(void **s
         {QTYPE_Q8_0, KMODE_NATIVE, 0x9da255412e8177b0ull, 0x5d9c69de6c938106ull},
         {QTYPE_Q4_0, KMODE_NATIVE, 0xcbf78ed02fc05b0aull, 0xda0d72041530050bull},
         {QTYPE_Q4_1, KMODE_NATIVE, 0x2690e955bbf2f11aull, 0xfa6f9256d74dd88cull},
+        {QTYPE_Q2_K, KMODE_NATIVE, 0x5557bacf17fea98dull, 0xcf7ba88cdfd01e39ull},
+        {QTYPE_Q3_K, KMODE_NATIVE, 0x1a2475ada399575full, 0xd95a705cd115cbcfull},
+        {QTYPE_Q4_K, KMODE_NATIVE, 0x62abb61592069cabull, 0xf6b73638d11d5288ull},
+        {QTYPE_Q5_K, KMODE_NATIVE, 0x56d672f2a6862b18ull, 0xaebaca7651579708ull},
+        {QTYPE_Q6_K, KMODE_NATIVE, 0x21eadc72772022aeull, 0x876ae08a8865fc91ull},
         {QTYPE_BF16, KMODE_NATIVE, 0x36ae405eb6b41a6cull, 0},
         {QTYPE_F16, KMODE_NATIVE, 0xa882631de128405full, 0},
         {QTYPE_F32, KMODE_NATIVE, 0x25649d7762e843f1ull, 0},
