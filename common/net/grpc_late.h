@@ -1,5 +1,5 @@
-/* gRPC's functions, opened by rpc_io_open (common/base/late.h says why): the files of the wrapper call
- * them by their own names. One that is not in this list does not link. */
+/* gRPC's functions, opened by rpc_io_open (common/base/late.h says why): the files of the wrapper
+ * call them by their own names. One that is not in this list, and below it, does not link. */
 #ifndef SHOAL_COMMON_NET_GRPC_LATE_H
 #define SHOAL_COMMON_NET_GRPC_LATE_H
 
@@ -100,13 +100,16 @@ status_t grpc_late_open(void) MUST_USE;
 #define grpc_call_get_peer (*grpc_late.grpc_call_get_peer_late)
 #define grpc_call_start_batch (*grpc_late.grpc_call_start_batch_late)
 #define grpc_call_unref (*grpc_late.grpc_call_unref_late)
-#define grpc_channel_check_connectivity_state (*grpc_late.grpc_channel_check_connectivity_state_late)
+#define grpc_channel_check_connectivity_state \
+    (*grpc_late.grpc_channel_check_connectivity_state_late)
 #define grpc_channel_create (*grpc_late.grpc_channel_create_late)
 #define grpc_channel_create_call (*grpc_late.grpc_channel_create_call_late)
 #define grpc_channel_credentials_release (*grpc_late.grpc_channel_credentials_release_late)
 #define grpc_channel_destroy (*grpc_late.grpc_channel_destroy_late)
-#define grpc_channel_watch_connectivity_state (*grpc_late.grpc_channel_watch_connectivity_state_late)
-#define grpc_completion_queue_create_for_next (*grpc_late.grpc_completion_queue_create_for_next_late)
+#define grpc_channel_watch_connectivity_state \
+    (*grpc_late.grpc_channel_watch_connectivity_state_late)
+#define grpc_completion_queue_create_for_next \
+    (*grpc_late.grpc_completion_queue_create_for_next_late)
 #define grpc_completion_queue_destroy (*grpc_late.grpc_completion_queue_destroy_late)
 #define grpc_completion_queue_next (*grpc_late.grpc_completion_queue_next_late)
 #define grpc_completion_queue_shutdown (*grpc_late.grpc_completion_queue_shutdown_late)
@@ -119,7 +122,8 @@ status_t grpc_late_open(void) MUST_USE;
 #define grpc_header_nonbin_value_is_legal (*grpc_late.grpc_header_nonbin_value_is_legal_late)
 #define grpc_init (*grpc_late.grpc_init_late)
 #define grpc_insecure_credentials_create (*grpc_late.grpc_insecure_credentials_create_late)
-#define grpc_insecure_server_credentials_create (*grpc_late.grpc_insecure_server_credentials_create_late)
+#define grpc_insecure_server_credentials_create \
+    (*grpc_late.grpc_insecure_server_credentials_create_late)
 #define grpc_is_binary_header (*grpc_late.grpc_is_binary_header_late)
 #define grpc_metadata_array_destroy (*grpc_late.grpc_metadata_array_destroy_late)
 #define grpc_metadata_array_init (*grpc_late.grpc_metadata_array_init_late)
@@ -129,7 +133,8 @@ status_t grpc_late_open(void) MUST_USE;
 #define grpc_server_create (*grpc_late.grpc_server_create_late)
 #define grpc_server_credentials_release (*grpc_late.grpc_server_credentials_release_late)
 #define grpc_server_destroy (*grpc_late.grpc_server_destroy_late)
-#define grpc_server_register_completion_queue (*grpc_late.grpc_server_register_completion_queue_late)
+#define grpc_server_register_completion_queue \
+    (*grpc_late.grpc_server_register_completion_queue_late)
 #define grpc_server_request_call (*grpc_late.grpc_server_request_call_late)
 #define grpc_server_shutdown_and_notify (*grpc_late.grpc_server_shutdown_and_notify_late)
 #define grpc_server_start (*grpc_late.grpc_server_start_late)

@@ -87,12 +87,16 @@ uint32_t stage_qkv_columns(const stage_t *stage)
     return q + latent->kv_rank + latent->rope_dim;
 }
 
-/* Scratch is written once here, so that the first step does not wait for its pages. */
+/* Pages of scratch are touched once here, so that the first step does not wait for them; they are
+ * zeroed as they come. */
 static status_t new_rows(stage_t *stage, size_t rows, size_t row_bytes, kbuffer_t **own_out)
 {
+    enum { PAGE_BYTES = 4096 };
     size_t bytes = rows * row_bytes;
     TRY(stage->ops->buffer_new(stage->device, bytes ? bytes : 64, own_out));
-    memset(stage->ops->buffer_host(*own_out), 0, bytes ? bytes : 64);
+    volatile uint8_t *pages = stage->ops->buffer_host(*own_out);
+    for (size_t at = 0; at < bytes; at += PAGE_BYTES)
+        pages[at] = 0;
     return STATUS_OK;
 }
 
