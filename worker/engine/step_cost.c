@@ -26,6 +26,9 @@ static const double guessed[STEP_COST_PARTS] = {8, 1, 0.25, 1.0 / 1024, 1.0 / 40
 /* Many prompts that wait make steps longer than their shares together up to this, or a wave of them
  * would hold those who decode up for a whole step of prompts, and again, as it goes through. */
 #define WAVE_NS 30e6
+/* Steps with prompts that tell how far prices are off just now. Prices change over dozens of steps, and
+ * a neighbour that comes or goes within a few. */
+#define PACE_STEPS 8.0
 /* Rows of a prompt in a step at least, or a prompt beside one stream on a machine whose steps cost
  * nothing but rows would wait for ever. */
 #define PROMPT_ROWS_MIN 4.0
@@ -70,6 +73,11 @@ double step_cost_of(const step_cost_t *cost, const step_work_t *work)
     for (uint32_t i = 0; i < STEP_COST_PARTS; i++)
         sum += x[i] * prices(cost)[i];
     return sum;
+}
+
+static double pace_of(const step_cost_t *cost)
+{
+    return cost->pace > 0 ? cost->pace : 1;
 }
 
 /* Solves the symmetric positive definite a * x = b in place. */
@@ -123,6 +131,8 @@ void step_cost_learn(step_cost_t *cost, const step_work_t *work, uint64_t took_n
     took = fmin(took, SLOW_MAX * expected);
     parts_of(work, x);
     uint32_t kind = work->prompt_keys > 0;
+    if (kind && !first)
+        cost->pace = pace_of(cost) + (took / expected - pace_of(cost)) / PACE_STEPS;
     /* Errors count in parts of a step. By the guess and not by what is expected: a machine that has
      * become slower would count for less than what it was. */
     double size = 0;
@@ -163,7 +173,7 @@ uint32_t step_cost_prompt_rows(const step_cost_t *cost, const step_queue_t *queu
     double shares = JOIN_SHARE * step / row * n_prompts;
     double rows = shares * n_prompts / fmin(n_prompts, queue->stages);
     if (cost->price[STEP] > 0) /* known, in nanoseconds */
-        rows = fmin(rows, fmax(shares, (WAVE_NS - longer) / row));
+        rows = fmin(rows, fmax(shares, (WAVE_NS / pace_of(cost) - longer) / row));
     rows = fmax(rows, fmax(JOIN_SHARE * longer / row, PROMPT_ROWS_MIN));
     return rows < STEP_TOKENS_MAX ? (uint32_t)rows : UINT32_MAX;
 }

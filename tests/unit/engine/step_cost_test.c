@@ -196,6 +196,27 @@ static void test_a_wave_of_prompts_does_not_make_whole_steps(void **state)
     assert_true(by_time > 0); /* where 30 ms are more than the shares, they are used */
 }
 
+/* Everything takes so many times as long or as short from one step to the next. The tenth step of a wave
+ * then takes again what it may. */
+static void test_a_wave_keeps_to_its_time_soon_after_the_machine_changed(void **state)
+{
+    (void)state;
+    for (double pace = 0.4; pace < 3; pace *= 6) {
+        const machine_t *m = &machines[0];
+        step_cost_t cost = {0};
+        double ms = 0;
+        learn(&cost, m, 300, true, 0);
+        for (uint32_t i = 0; i < 10; i++) {
+            uint32_t rows = step_cost_prompt_rows(&cost, &(step_queue_t){2, 600, 8, 0, 1});
+            step_work_t work = joined(2, 300, rows, 100);
+            ms = exact(m, &work) * pace / 1e6;
+            step_cost_learn(&cost, &work, (uint64_t)(ms * 1e6));
+        }
+        if (ms < 24 || ms > 36)
+            fail_msg("%.1f times as long: steps of %.1f ms", pace, ms);
+    }
+}
+
 /* Streams whose steps are long because of their guesses are held up by half of that. */
 static void test_guesses_make_a_step_longer_and_leave_more_to_one_prompt_and_less_to_a_wave(void **state)
 {
@@ -271,6 +292,7 @@ int main(void)
         cmocka_unit_test(
             test_prompts_have_whole_steps_when_nobody_runs_and_more_rows_the_more_wait),
         cmocka_unit_test(test_a_wave_of_prompts_does_not_make_whole_steps),
+        cmocka_unit_test(test_a_wave_keeps_to_its_time_soon_after_the_machine_changed),
         cmocka_unit_test(
             test_guesses_make_a_step_longer_and_leave_more_to_one_prompt_and_less_to_a_wave),
         cmocka_unit_test(test_a_prompt_alone_goes_through_stages_in_pieces_of_the_best_size),
