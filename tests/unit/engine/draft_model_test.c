@@ -152,11 +152,8 @@ static void test_a_draft_model_that_is_wrong_changes_no_byte(void **state)
 static void test_every_kind_of_cache_can_draft(void **state)
 {
     (void)state;
-    static const char *const models[] = {
-        "gguf-llama-q4_0/model.gguf", "gpt-oss-bf16",     "mistral-swa", "mixtral",
-        "deepseek-v2-lite",           "deepseek-v32-dsa", "deepseek-v4", "gemma2"};
-    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
-        char *model = eval_golden(models[i]);
+    for (size_t i = 0; i < EVAL_CACHE_KINDS; i++) {
+        char *model = eval_golden(eval_cache_kinds[i]);
         scheduler_load_t load;
         case_t c = {.model = model, .draft = model, .n_texts = 2, .kv_tokens = 1024};
         compare(&c, &load);

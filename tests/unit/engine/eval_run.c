@@ -36,6 +36,10 @@ char *eval_golden(const char *name)
     return text("%s/%s", SHOAL_TEST_DATA, name);
 }
 
+const char *const eval_cache_kinds[EVAL_CACHE_KINDS] = {
+    "gguf-llama-q4_0/model.gguf", "gpt-oss-bf16",     "mistral-swa", "mixtral",
+    "deepseek-v2-lite",           "deepseek-v32-dsa", "deepseek-v4", "gemma2"};
+
 char *eval_real_model(void)
 {
     const char *given = getenv("SHOAL_MODEL");

@@ -67,6 +67,9 @@ uint64_t eval_hash_rows(const eval_result_t *result);
 const char *eval_program(void);
 /* A file of the recorded references: "gguf-llama-f32/model.gguf". To be freed. */
 char *eval_golden(const char *name);
+/* Of these one with each kind of cache: plain, with windows and sinks, latent, indexed, compressed. */
+enum { EVAL_CACHE_KINDS = 8 };
+extern const char *const eval_cache_kinds[EVAL_CACHE_KINDS];
 /* The real model: $SHOAL_MODEL or the checkout's cache. NULL when it is not there, or a failure when
  * SHOAL_REQUIRE_MODEL is set, as tests/run does. To be freed. */
 char *eval_real_model(void);

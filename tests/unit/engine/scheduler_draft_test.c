@@ -104,14 +104,19 @@ static void with_draft_model(scheduler_config_t *config)
     config->draft_model = true;
 }
 
+/* s0, s1 and so on, each with a prompt of its own. */
+static rig_sequence_t *admit_one(rig_t *rig, uint32_t number, uint32_t n_prompt, uint32_t n_ids)
+{
+    char name[16];
+    snprintf(name, sizeof name, "s%u", number);
+    return rig_admit(rig, name, n_prompt, number, n_ids, NULL);
+}
+
 static uint64_t steps_of(void (*change)(scheduler_config_t *config), uint32_t n_sequences)
 {
     rig_t *rig = rig_new(change);
-    for (uint32_t i = 0; i < n_sequences; i++) {
-        char name[16];
-        snprintf(name, sizeof name, "s%u", i);
-        rig_admit(rig, name, 20 + i, i, 200, NULL);
-    }
+    for (uint32_t i = 0; i < n_sequences; i++)
+        admit_one(rig, i, 20 + i, 200);
     rig_run(rig);
     scheduler_load_t load = load_of(rig);
     /* Each token is computed once, and beside them only the guesses that were wrong. */
@@ -169,11 +174,9 @@ static void test_a_draft_model_that_is_always_wrong_is_asked_no_more(void **stat
     rig_drafts = 1;
     rig_t *rig = rig_new(with_draft_model);
     for (uint32_t i = 0; i < 6; i++) {
-        char name[16];
-        snprintf(name, sizeof name, "s%u", i);
-        rig_admit(rig, name, 20 + i, i, 100, NULL);
+        rig_sequence_t *q = admit_one(rig, i, 20 + i, 100);
         rig_run(rig);
-        rig_check_text(rig_find(rig, name));
+        rig_check_text(q);
     }
     scheduler_load_t load = load_of(rig);
     print_message("%llu guesses for 600 tokens\n", (unsigned long long)load.drafted_tokens);
@@ -284,20 +287,15 @@ static void test_guesses_take_only_rows_that_are_left(void **state)
     rig_repeats = 10;
     rig_t *rig = rig_new(few_rows);
     /* Five decode in loops, with six rows to spare: every step has one for each of the five. */
-    for (uint32_t i = 0; i < 5; i++) {
-        char name[16];
-        snprintf(name, sizeof name, "s%u", i);
-        rig_admit(rig, name, 8, i, 100, NULL);
-    }
+    rig_sequence_t *five[5];
+    for (uint32_t i = 0; i < 5; i++)
+        five[i] = admit_one(rig, i, 8, 100);
     for (int i = 0; i < 8; i++)
         rig_step(rig);
     for (int i = 0; i < 20; i++) {
         rig_plan(rig);
-        for (uint32_t k = 0; k < 5; k++) {
-            char name[16];
-            snprintf(name, sizeof name, "s%u", k);
-            assert_true(rig_planned(rig, name) || rig_find(rig, name)->n_ends == 1);
-        }
+        for (uint32_t k = 0; k < 5; k++)
+            assert_true(rig_planned(rig, five[k]->session) || five[k]->n_ends == 1);
         rig_return(rig);
         rig_take(rig, rig->stream);
     }

@@ -93,11 +93,8 @@ static void test_ids_and_log_probabilities_are_those_without_guesses(void **stat
 static void test_every_kind_of_cache_gives_them_too(void **state)
 {
     (void)state;
-    static const char *const models[] = {
-        "gguf-llama-q4_0/model.gguf", "gpt-oss-bf16",     "mistral-swa", "mixtral",
-        "deepseek-v2-lite",           "deepseek-v32-dsa", "deepseek-v4", "gemma2"};
-    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
-        char *model = eval_golden(models[i]);
+    for (size_t i = 0; i < EVAL_CACHE_KINDS; i++) {
+        char *model = eval_golden(eval_cache_kinds[i]);
         compare(model, 16, true);
         free(model);
     }
