@@ -1,6 +1,6 @@
-/* kernels-bench-layer [ROUNDS [TYPE]]: where the time of one layer goes, op by op, for the shape of
- * SmolLM2-135M (weights of TYPE, Q4_1 if none is said), at the row counts of decoding and of a
- * prompt chunk. */
+/* kernels-bench-layer [ROUNDS [TYPE [1b]]]: where the time of one layer goes, op by op, for the shape
+ * of SmolLM2-135M or of a model of 1.1 B (weights of TYPE, Q4_1 if none is said), at the row counts
+ * of decoding and of a prompt chunk. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,15 +11,20 @@
 #include "kernels/fused.h"
 
 enum {
-    HIDDEN = 576,
-    FFN = 1536,
-    HEADS = 9,
-    KV_HEADS = 3,
     DIM = 64,
-    QKV = (HEADS + 2 * KV_HEADS) * DIM,
+    HEADS_MAX = 32,
     ROWS_MAX = 512,
     N_OPS = 8,
 };
+
+typedef struct {
+    uint32_t hidden, ffn, heads, kv_heads, qkv;
+    uint32_t leaves_o, leaves_down; /* docs/numerics.md, "Leaves" */
+} shape_t;
+
+static const shape_t SMOLLM2 = {576, 1536, 9, 3, 15 * DIM, 9, 12};
+static const shape_t ONE_BILLION = {2048, 8192, 32, 8, 48 * DIM, 16, 16};
+static const shape_t *shape = &SMOLLM2;
 
 static const char *const OP_NAMES[N_OPS] = {"norm+quantize", "qkv", "position", "attention",
                                             "quantize",      "o",   "gate+up",  "down"};
@@ -79,21 +84,22 @@ static layer_t open_layer(uint32_t threads)
     must(l.ops->device_open(&options, &l.device));
     must(l.ops->queue_open(l.device, KQUEUE_NOW, &l.queue));
     must(l.ops->batch_new(l.device, ROWS_MAX, 4096, &l.batch));
-    kkv_shape_t shape = {.n_layers = 1, .n_kv_heads = KV_HEADS, .head_dim = DIM, .n_blocks = 64};
-    must(l.ops->kv_open(l.device, &shape, &l.kv));
+    kkv_shape_t cache = {.n_layers = 1, .n_kv_heads = shape->kv_heads, .head_dim = DIM, .n_blocks = 64};
+    must(l.ops->kv_open(l.device, &cache, &l.kv));
     krope_spec_t rope = {.dim = DIM, .base = 1e5, .position_scale = 1, .positions = 1024};
     must(l.ops->rope_open(l.device, &rope, &l.rope));
-    l.qkv = make_weight(&l, 1, QKV, HIDDEN, 1);
-    l.o = make_weight(&l, 1, HIDDEN, HIDDEN, HEADS);
-    l.up = make_weight(&l, 2, FFN, HIDDEN, 1);
-    l.down = make_weight(&l, 1, HIDDEN, FFN, 12);
+    l.qkv = make_weight(&l, 1, shape->qkv, shape->hidden, 1);
+    l.o = make_weight(&l, 1, shape->hidden, shape->hidden, shape->leaves_o);
+    l.up = make_weight(&l, 2, shape->ffn, shape->hidden, 1);
+    l.down = make_weight(&l, 1, shape->hidden, shape->ffn, shape->leaves_down);
     kref_t *refs[] = {&l.x, &l.norm, &l.weight, &l.input, &l.middle, &l.wide, &l.partials};
     for (size_t i = 0; i < sizeof refs / sizeof refs[0]; i++)
-        must(l.ops->buffer_new(l.device, (size_t)ROWS_MAX * 2 * FFN * 4, &refs[i]->buffer));
+        must(l.ops->buffer_new(l.device, (size_t)ROWS_MAX * 2 * shape->ffn * 4, &refs[i]->buffer));
     float *x = l.ops->buffer_host(l.x.buffer), *weight = l.ops->buffer_host(l.weight.buffer);
-    for (size_t i = 0; i < (size_t)ROWS_MAX * HIDDEN; i++)
-        x[i] = ((float)(i * 2654435761u % 2001) / 1000.0f - 1.0f) * (i % HIDDEN % 190 == 7 ? 20 : 1);
-    for (size_t i = 0; i < HIDDEN; i++)
+    for (size_t i = 0; i < (size_t)ROWS_MAX * shape->hidden; i++)
+        x[i] = ((float)(i * 2654435761u % 2001) / 1000.0f - 1.0f) *
+               (i % shape->hidden % 190 == 7 ? 20 : 1);
+    for (size_t i = 0; i < shape->hidden; i++)
         weight[i] = 1.0f;
     return l;
 }
@@ -115,31 +121,33 @@ static void close_layer(layer_t *l)
 
 static void run_op(layer_t *l, uint32_t op)
 {
-    static const uint16_t map[HEADS] = {0, 0, 0, 1, 1, 1, 2, 2, 2};
+    uint16_t map[HEADS_MAX];
+    for (uint32_t h = 0; h < shape->heads; h++)
+        map[h] = (uint16_t)(h * shape->kv_heads / shape->heads);
     const kernel_ops_t *ops = l->ops;
     kqueue_t *q = l->queue;
     kattention_t attention = {
-        .n_heads = HEADS, .head_dim = DIM, .kv_head_of = map, .scale = 0.125f};
-    kpositioned_t position = {.rope = l->rope, .kv = l->kv, .n_heads = HEADS,
-                              .n_kv_heads = KV_HEADS, .head_dim = DIM};
+        .n_heads = shape->heads, .head_dim = DIM, .kv_head_of = map, .scale = 0.125f};
+    kpositioned_t position = {.rope = l->rope, .kv = l->kv, .n_heads = shape->heads,
+                              .n_kv_heads = shape->kv_heads, .head_dim = DIM};
     knormed_t norm = {.norm = l->weight, .eps = 1e-5f, .weight = l->qkv};
     kgate_up_t gate_up = {
         .gate_up = l->up, .down = l->down, .activate = {.kind = KACTIVATE_SILU}};
     switch (op) {
     case 0:
-        must(ops->fused->norm_quantize(q, l->batch, HIDDEN, l->x, &norm, l->input));
+        must(ops->fused->norm_quantize(q, l->batch, shape->hidden, l->x, &norm, l->input));
         return;
     case 1:
         must(ops->matmul(q, l->batch, l->qkv, l->input, l->wide));
         return;
     case 2:
-        must(ops->fused->position(q, l->batch, &position, l->wide, QKV));
+        must(ops->fused->position(q, l->batch, &position, l->wide, shape->qkv));
         return;
     case 3:
-        must(ops->attention(q, l->batch, l->kv, &attention, l->wide, QKV, l->norm));
+        must(ops->attention(q, l->batch, l->kv, &attention, l->wide, shape->qkv, l->norm));
         return;
     case 4:
-        must(ops->quantize(q, l->batch, l->o, l->norm, HIDDEN, l->middle));
+        must(ops->quantize(q, l->batch, l->o, l->norm, shape->hidden, l->middle));
         return;
     case 5:
         must(ops->matmul(q, l->batch, l->o, l->middle, l->partials));
@@ -187,6 +195,8 @@ int main(int argc, char **argv)
     for (uint32_t type = 0; argc > 2 && type < QTYPE_OWN_FIRST; type++)
         if (qtype_info(type) != NULL && strcmp(qtype_name(type), argv[2]) == 0)
             weight_type = (qtype_t)type;
+    if (argc > 3 && strcmp(argv[3], "1b") == 0)
+        shape = &ONE_BILLION;
     for (uint32_t threads = 1; threads <= 2; threads++) {
         layer_t layer = open_layer(threads);
         bench_rows(&layer, threads, 1, 512, n_rounds);

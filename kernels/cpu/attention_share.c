@@ -13,7 +13,8 @@
 enum {
     PAIR_COST = 32,            /* of a pair apart from its keys: loading, rounding, closing */
     COST_SHARED = 1024,        /* units that are worth waking a thread for */
-    PAIRS_WHOLE = 16,          /* pairs a thread from which on they are not cut */
+    PAIRS_WHOLE = 4,           /* pairs a thread from which on they are not cut: whole ones are then
+                                  uneven by a fifth at most, and states cost more than that */
     STATES_BYTES_MAX = 8 << 20, /* beyond it pairs stay whole, which costs only time */
 };
 
