@@ -410,7 +410,8 @@ static void test_scales_that_columns_share_change_no_bit(void **state)
 /* The down-projection of a 7B model, cut as it is: within 2 % of what the file has (Z4: 4 bits a
  * value and for each group a half and 4 bits, of which groups of 32 need 3 %), e4m3 of blocks of
  * 128 x 128 within 1 %, of rows with scales of their own within 4 % of its codes. The leaves cut
- * blocks of 256, whose scale both sides then have. */
+ * blocks of 256, whose scale both sides then have. Three times their files take Q2_K, held as
+ * nibbles, and Q3_K, held as bytes, under F32 scales. */
 static void test_packed_weights_are_as_small_as_their_files(void **state)
 {
     (void)state;
@@ -432,6 +433,9 @@ static void test_packed_weights_are_as_small_as_their_files(void **state)
         {QTYPE_BF16, 16, 1.02},             {QTYPE_Q5_0, 22.0 / 4, 1.0},
         {QTYPE_Q5_1, 24.0 / 4, 1.0},        {QTYPE_Q4_K, 4.5, 1.02},
         {QTYPE_Q5_K, 5.5, 1.02},            {QTYPE_Q6_K, 210.0 / 32, 1.02},
+        {QTYPE_I8S, 36.0 / 4, 1.02},        {QTYPE_F16, 16, 1.02},
+        {QTYPE_F32, 32, 1.02},              {QTYPE_Q2_K, 84.0 / 32, 3.05},
+        {QTYPE_Q3_K, 110.0 / 32, 2.91},
     };
     random_t random = {11};
     fixture_t f = open_fixture("ref", 1, KMODE_NATIVE, KQUEUE_NOW);
