@@ -66,7 +66,8 @@ static inline const uint8_t *run_open(kform_t form, const kpart_t *part, const k
 /* Scale, or minimum, of column c of the segment at which a run of values of 6 bits stands. */
 static inline uint32_t run_six_bits(const uint8_t *bytes, uint32_t c, bool minimum)
 {
-    uint32_t low = bytes[c], top = bytes[PANEL + c % LINE] >> (c < LINE ? 4 : 0);
+    uint32_t low = bytes[c], top = bytes[PANEL + c % LINE];
+    top >>= c < LINE ? 4 : 0;
     return minimum ? low >> 4 | (top >> 2 & 3) << 4 : (low & 15) | (top & 3) << 4;
 }
 
