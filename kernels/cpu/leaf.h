@@ -48,8 +48,10 @@ enum { SPREAD_FRONT = 64 };
 static inline uint8_t *open_spread(const uint8_t **panel)
 {
     uint8_t *scales; /* in the thread's scratch, which matmul_panel may write */
+    const uint8_t *run;
     memcpy(&scales, panel, sizeof scales);
-    memcpy(panel, *panel, sizeof *panel);
+    memcpy(&run, *panel, sizeof run);
+    *panel = run;
     return scales + SPREAD_FRONT;
 }
 
