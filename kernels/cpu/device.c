@@ -95,7 +95,7 @@ static status_t buffer_new(kdevice_t *device, size_t bytes, kbuffer_t **own_out)
     kbuffer_t *buffer = MEM_NEW(kbuffer_t);
     /* An empty buffer has an address too, so that empty matrices need no special case. */
     *buffer = (kbuffer_t){.device = device, .bytes = bytes, .mapped_bytes = bytes ? bytes : 1};
-    buffer->data = map_weight(buffer->mapped_bytes);
+    buffer->data = map_shared(buffer->mapped_bytes);
     if (buffer->data == NULL) {
         free(buffer);
         return fail(STATUS_NO_MEMORY, "no memory for a buffer of %zu bytes", bytes);
@@ -108,7 +108,7 @@ static void buffer_release(kbuffer_t *take_buffer)
 {
     if (take_buffer == NULL)
         return;
-    unmap_weight(take_buffer->data, take_buffer->mapped_bytes);
+    unmap_shared(take_buffer->data, take_buffer->mapped_bytes);
     free(take_buffer);
 }
 

@@ -395,9 +395,9 @@ void panel_write(const kpart_t *part, const kpanel_source_t *from, uint8_t *pane
 /* memory_map.c: zeroed pages, huge where the system has them. */
 void *map_pages(size_t bytes);
 void unmap_pages(void *take_pages, size_t bytes);
-/* The same for a weight, which shares huge pages with others where it is small; any thread. */
-void *map_weight(size_t bytes);
-void unmap_weight(void *take_weight, size_t bytes);
+/* The same for weights and scratch, which share huge pages where they are small; any thread. */
+void *map_shared(size_t bytes);
+void unmap_shared(void *take_pages, size_t bytes);
 
 /* device.c */
 status_t device_scratch_reserve(kdevice_t *device, size_t bytes);

@@ -1,8 +1,7 @@
 /* One leaf with int8 inputs on AVX-512 VNNI. Included once for each form and number of rows, with
  * LEAF_NAME(n), LEAF_N, LEAF_ROWS(X) (X(0) X(1) …), LEAF_FORM and LEAF_SCALES set, constants that the
- * compiler folds. Per row: two integer sums
- * of the segment and two F32 sums of the leaf, all with names of their own, because the compiler
- * keeps arrays of vectors in memory. */
+ * compiler folds. Per row: two integer sums of the segment and two F32 sums of the leaf, all with
+ * names of their own, because the compiler keeps arrays of vectors in memory. */
 
 #define LEAF_CALL(name, n) name(n)
 #define LEAF_START(r)                                                 \
@@ -126,6 +125,18 @@
     (FORM_HAS_TAIL(LEAF_FORM)   ? 0u                                    \
      : FORM_HAS_RUNS(LEAF_FORM) ? 1u                                    \
                                 : (FORM_IS_WIDE(LEAF_FORM) ? 2u : 1u) * MINIMUM_LINES)
+/* Where a run begins: its halves, for all its segments. */
+#define RUN_OPEN                                                                                \
+    if (FORM_HAS_RUNS(LEAF_FORM) && s == tail.run_end) {                                        \
+        panel = run_open(LEAF_FORM, part, leaf, s, panel, &tail);                               \
+        if (LEAF_SCALES != SCALES_FLOATS) {                                                     \
+            run_d_low = load_halves(tail.scales), run_d_high = load_halves(tail.scales + 32);   \
+            if (FORM_HAS_MINIMUMS(LEAF_FORM)) {                                                 \
+                run_m_low = load_halves(tail.scales + 64);                                      \
+                run_m_high = load_halves(tail.scales + 96);                                     \
+            }                                                                                   \
+        }                                                                                       \
+    }
 /* What APART gives for a line, of forms whose scales are not behind their segment. */
 #define LOAD_SCALES(low, high, APART)                                 \
     __m512 low, high;                                                 \
@@ -182,16 +193,7 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kl
     LEAF_ROWS(ROW_OPEN)
     for (uint32_t s = leaf->seg_first; s < leaf->seg_end; s++) {
         uint32_t pairs = segs[s].pairs;
-        if (FORM_HAS_RUNS(LEAF_FORM) && s == tail.run_end) {
-            panel = run_open(LEAF_FORM, part, leaf, s, panel, &tail);
-            if (LEAF_SCALES != SCALES_FLOATS) {
-                run_d_low = load_halves(tail.scales), run_d_high = load_halves(tail.scales + 32);
-                if (FORM_HAS_MINIMUMS(LEAF_FORM)) {
-                    run_m_low = load_halves(tail.scales + 64);
-                    run_m_high = load_halves(tail.scales + 96);
-                }
-            }
-        }
+        RUN_OPEN
         __m512i zero_low = sum_start, zero_high = sum_start;
         if (LEAF_FORM == FORM_Z4) {
             zero_low = tail_zeros(tail.bytes);
@@ -259,6 +261,7 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kl
 #undef PAIR_STEP_NIBBLES
 #undef SCALE_LINES
 #undef MINIMUM_LINES
+#undef RUN_OPEN
 #undef LOAD_SCALES
 #undef SCALES_APART
 #undef MINIMUMS_APART

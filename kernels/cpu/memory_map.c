@@ -1,9 +1,9 @@
 /* Zeroed pages for weights, KV and buffers. Large ranges start on 2 MiB and ask for huge pages,
  * which the system gives only where it is asked (mode `madvise`).
  *
- * Weights of small models are smaller than a huge page: they share *stretches* of huge pages, in
+ * Weights of small models and most scratch are smaller than a huge page: they share *stretches*, in
  * which they follow each other. A stretch is only ever filled up, so what it hands out is zeroed;
- * it is given back when its last weight is. */
+ * it is given back when its last part is. */
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -85,7 +85,7 @@ static bool is_shared(size_t bytes)
     return bytes >= SHARING_BYTES_MIN && bytes <= SHARING_BYTES_MAX;
 }
 
-void *map_weight(size_t bytes)
+void *map_shared(size_t bytes)
 {
     if (!is_shared(bytes))
         return map_pages(bytes);
@@ -95,19 +95,19 @@ void *map_weight(size_t bytes)
     return range != NULL ? range : map_pages(bytes); /* where addresses are limited */
 }
 
-void unmap_weight(void *take_weight, size_t bytes)
+void unmap_shared(void *take_pages, size_t bytes)
 {
-    if (take_weight == NULL || !is_shared(bytes)) {
-        unmap_pages(take_weight, bytes);
+    if (take_pages == NULL || !is_shared(bytes)) {
+        unmap_pages(take_pages, bytes);
         return;
     }
     pthread_mutex_lock(&stretches_lock);
     stretch_t **at = &stretches;
-    while (*at != NULL && (uintptr_t)take_weight - (uintptr_t)(*at)->base >= STRETCH_BYTES)
+    while (*at != NULL && (uintptr_t)take_pages - (uintptr_t)(*at)->base >= STRETCH_BYTES)
         at = &(*at)->next;
     stretch_t *of = *at;
     if (of == NULL) {
-        unmap_pages(take_weight, bytes);
+        unmap_pages(take_pages, bytes);
     } else if (--of->live == 0) {
         *at = of->next;
         unmap_pages(of->base, STRETCH_BYTES);

@@ -318,7 +318,7 @@ status_t weight_pack(kdevice_t *device, const kweight_spec_t *spec, kweight_t **
         TRY(prepare(device, spec, false, &job, &weight));
     }
     if (weight->memory_bytes > 0) {
-        void *memory = map_weight(weight->memory_bytes);
+        void *memory = map_shared(weight->memory_bytes);
         if (memory == NULL) {
             size_t bytes = weight->memory_bytes;
             weight_release(weight);
@@ -337,7 +337,7 @@ void weight_release(kweight_t *take_weight)
     if (take_weight == NULL)
         return;
     if (!take_weight->borrowed)
-        unmap_weight(take_weight->memory, take_weight->memory_bytes);
+        unmap_shared(take_weight->memory, take_weight->memory_bytes);
     for (uint32_t i = 0; i < take_weight->n_inputs; i++)
         input_release(&take_weight->inputs[i]);
     free(take_weight);

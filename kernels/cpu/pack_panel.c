@@ -1,5 +1,5 @@
 /* Writes rows of a model file as one panel of 32 output columns, in the order in which the kernels
- * read it (internal.h, kform_t). */
+ * read it (form.h, kform_t). */
 #include <string.h>
 
 #include "common/base/qtype.h"

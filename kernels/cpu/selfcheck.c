@@ -317,7 +317,7 @@ static const char *check_attention(check_t *check, kmode_t mode)
  * registers, where there are many rows. */
 static const char *check_integers(check_t *check, const shape_t *shape)
 {
-    shape_t few = {shape->type, 2, shape->k == 256 ? 256 : 160};
+    shape_t few = {shape->type, shape->n_rows > 8 ? shape->n_rows : 2, shape->k == 256 ? 256 : 160};
     shape_t many = {shape->type, CHECK_TILE_ROWS, shape->k};
     const char *bad = check_matmul(check, &few, KMODE_NATIVE, true);
     for (int one_leaf = 0; bad == NULL && check->level->tile_rows > 0 && one_leaf < 2; one_leaf++)
@@ -329,8 +329,8 @@ const char *selfcheck(const klevel_t *level)
 {
     if (level == &level_ref)
         return NULL; /* the definition */
-    /* One type of each form; e4m3 and a form with runs also with rows enough for a decoded panel.
-     * Those whose kernels are others' with other codes have fewer columns of K. */
+    /* One type of each form; e4m3 and the forms with runs also with rows enough for a decoded
+     * panel. Those whose kernels are others' with other codes have fewer columns of K. */
     static const shape_t shapes[] = {
         {QTYPE_Q8_0, 7, 352}, {QTYPE_Q4_0, 7, 352},   {QTYPE_Q4_1, 7, 352},
         {QTYPE_BF16, 7, 352}, {QTYPE_F16, 7, 352},    {QTYPE_F32, 7, 352},
@@ -338,7 +338,8 @@ const char *selfcheck(const klevel_t *level)
         {QTYPE_Q5_0, 7, 160}, {QTYPE_Q5_1, 7, 160},   {QTYPE_Q5_K, 7, 256},
         {QTYPE_Q6_K, 7, 256}, {QTYPE_Q4_K, 7, 256},   {QTYPE_IQ4_NL, 7, 160},
         {QTYPE_S4, 7, 160},   {QTYPE_Z4_64, 7, 160},  {QTYPE_IQ4_XS, 7, 256},
-        {QTYPE_MXFP4, 7, 160}, {QTYPE_Q2_K, 7, 256},  {QTYPE_Q5_K, 9, 256},
+        {QTYPE_MXFP4, 7, 160}, {QTYPE_Q2_K, 7, 256},  {QTYPE_Q4_K, 9, 256},
+        {QTYPE_Q5_K, 9, 256},  {QTYPE_Q6_K, 9, 256},
     };
     check_t check = {.level = level, .state = 1, .device = {.level = level}};
     /* A pool of one starts no thread. */

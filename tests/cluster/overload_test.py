@@ -58,11 +58,11 @@ class Overload(unittest.TestCase):
     """A replica of 4,096 KV tokens and requests of at most 352: 11 fit at a time, 33 clients ask without a pause."""
     FIT, CLIENTS, SECONDS, MAX_TOKENS = 11, 33, 45, 160
 
-    def client(self, endpoint, number, until, outcomes):
-        """Asks again and again; after a refusal it comes back when it was told to."""
+    def client(self, endpoint, number, until, outcomes, turns_min=0):
+        """Asks again and again, so many times at least; after a refusal it comes back when it was told to."""
         with grpc.insecure_channel(endpoint, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             for turn in range(1000):
-                if time.monotonic() >= until:
+                if turn >= turns_min and time.monotonic() >= until:
                     return
                 try:
                     _, ids, _, _ = collect(generate(channel, f"Client {number}, request {turn}: " + "word " * 150,
@@ -79,8 +79,10 @@ class Overload(unittest.TestCase):
                           4096, "--wait")
             pids = {name: cluster.pid(name) for name in ("coordinator-1", "coordinator-2", "worker")}
             pids.update((f"rank {rank['rank']}", rank["pid"]) for rank in cluster.ranks())
-            # Idle, but not untouched: as many as fit were served at once, so the memory of the largest step is there.
-            self.run_clients(cluster, pids, [], self.FIT, 3)
+            # Idle, but not untouched: as many as fit were served at once, so the memory of the largest step is there,
+            # and three times at least, so each block was taken: those of texts that ended are kept as long as others
+            # are free.
+            self.run_clients(cluster, pids, [], self.FIT, 3, turns_min=3)
             wait_for(lambda: cluster.running() == 0, 60, "the batch to be empty")
             idle = {name: memory(pid) for name, pid in pids.items()}
             # A step takes 80 ms at least, so that no machine is fast enough for this load.
@@ -95,12 +97,13 @@ class Overload(unittest.TestCase):
             for name in pids:
                 self.check_memory(name, idle[name], halves[0][name], halves[1][name], after[name])
 
-    def run_clients(self, cluster, pids, outcomes, n, seconds):
+    def run_clients(self, cluster, pids, outcomes, n, seconds, turns_min=0):
         """Peaks of memory in the first and the second half of the overload."""
         begin = time.monotonic()
         halves = [dict.fromkeys(pids, 0), dict.fromkeys(pids, 0)]
         endpoints = cluster.endpoints()
-        threads = [threading.Thread(target=self.client, args=(endpoints[i % 2], i, begin + seconds, outcomes))
+        until = begin + seconds
+        threads = [threading.Thread(target=self.client, args=(endpoints[i % 2], i, until, outcomes, turns_min))
                    for i in range(n)]
         for thread in threads:
             thread.start()

@@ -95,6 +95,8 @@ def check_words(root, path, text):
 
 def check_tree(root):
     for path in files_of(root):
+        if re.search(r"(\.(orig|rej|bak)|~)$", path):
+            yield f"{path}: left over from an edit"
         if not is_text(root, path):
             continue
         with open(os.path.join(root, path), encoding="utf-8", errors="replace") as file:
@@ -142,6 +144,7 @@ def self_test():
             "docs/p.md": "see /" + "work/main/docs\n",
             "tests/t.py": "x = 1  # " + WORDS[0] + "\n",
             "cli/f.c": "/* good " + WORDS[6] + " */\n",
+            "cli/f.c.orig": "int f;\n",
         }
         for path, text in defects.items():
             write(root, path, text)

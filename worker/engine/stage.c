@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/log.h"
 #include "common/base/memory.h"
 #include "worker/engine/kv.h"
 #include "worker/engine/stage_read.h"
@@ -45,6 +46,9 @@ static status_t open_device(stage_t *stage)
         .mode = stage->config.activations_f32 ? KMODE_F32 : KMODE_NATIVE,
     };
     TRY(stage->ops->device_open(&options, &stage->device));
+    kdevice_info_t info = stage->ops->device_info(stage->device);
+    if (info.refused[0])
+        log_warn("%s; %s computes instead", info.refused, info.isa);
     return stage->ops->queue_open(
         stage->device, stage->config.late_queue ? KQUEUE_LATE : KQUEUE_NOW, &stage->queue);
 }

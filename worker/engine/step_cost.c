@@ -131,8 +131,11 @@ void step_cost_learn(step_cost_t *cost, const step_work_t *work, uint64_t took_n
     took = fmin(took, SLOW_MAX * expected);
     parts_of(work, x);
     uint32_t kind = work->prompt_keys > 0;
-    if (kind && !first)
-        cost->pace = pace_of(cost) + (took / expected - pace_of(cost)) / PACE_STEPS;
+    /* Only steps that somebody waited for tell the pace of such; prices follow the others, so that
+     * what was off is in them after a while. */
+    bool joins = kind && work->decode_keys > 0 && !first;
+    cost->pace = joins ? pace_of(cost) + (took / expected - pace_of(cost)) / PACE_STEPS
+                       : pace_of(cost) + (1 - pace_of(cost)) / RECENT;
     /* Errors count in parts of a step. By the guess and not by what is expected: a machine that has
      * become slower would count for less than what it was. */
     double size = 0;

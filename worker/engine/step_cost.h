@@ -30,8 +30,8 @@ typedef struct {
 /* Zero-initialised it knows the first guess alone. */
 typedef struct {
     double price[STEP_COST_PARTS]; /* ns; 0 before the first step was seen */
-    double pace; /* how many times what they should have taken the last steps with prompts took; 0:
-                    none was seen */
+    double pace; /* how many times what they should have taken the last steps of prompts beside
+                    streams took; goes back to 1 in others; 0: none was seen */
     struct {
         double xx[STEP_COST_PARTS][STEP_COST_PARTS], xy[STEP_COST_PARTS];
     } seen[2]; /* recent steps without rows of prompts, and with them */

@@ -217,6 +217,28 @@ static void test_a_wave_keeps_to_its_time_soon_after_the_machine_changed(void **
     }
 }
 
+static void test_a_pace_that_has_gone_is_not_counted_twice(void **state)
+{
+    (void)state;
+    const machine_t *m = &machines[0];
+    step_cost_t cost = {0};
+    learn(&cost, m, 300, true, 0);
+    for (uint32_t i = 0; i < 10; i++) { /* a wave on a machine that is faster for a while */
+        uint32_t rows = step_cost_prompt_rows(&cost, &(step_queue_t){2, 600, 8, 0, 1});
+        step_work_t work = joined(2, 300, rows, 100);
+        step_cost_learn(&cost, &work, (uint64_t)(exact(m, &work) * 0.4));
+    }
+    for (uint32_t i = 0; i < 300; i++) { /* its streams go on alone, as slow as ever */
+        step_work_t work = {2, 2, 600, 0};
+        step_cost_learn(&cost, &work, (uint64_t)exact(m, &work));
+    }
+    uint32_t rows = step_cost_prompt_rows(&cost, &(step_queue_t){2, 600, 8, 0, 1});
+    step_work_t work = joined(2, 300, rows, 100);
+    double ms = exact(m, &work) / 1e6;
+    if (ms > 50)
+        fail_msg("the first step of the next wave takes %.1f ms", ms);
+}
+
 /* Streams whose steps are long because of their guesses are held up by half of that. */
 static void test_guesses_make_a_step_longer_and_leave_more_to_one_prompt_and_less_to_a_wave(void **state)
 {
@@ -293,6 +315,7 @@ int main(void)
             test_prompts_have_whole_steps_when_nobody_runs_and_more_rows_the_more_wait),
         cmocka_unit_test(test_a_wave_of_prompts_does_not_make_whole_steps),
         cmocka_unit_test(test_a_wave_keeps_to_its_time_soon_after_the_machine_changed),
+        cmocka_unit_test(test_a_pace_that_has_gone_is_not_counted_twice),
         cmocka_unit_test(
             test_guesses_make_a_step_longer_and_leave_more_to_one_prompt_and_less_to_a_wave),
         cmocka_unit_test(test_a_prompt_alone_goes_through_stages_in_pieces_of_the_best_size),

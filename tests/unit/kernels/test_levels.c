@@ -214,9 +214,16 @@ static void test_the_self_check_covers_every_form_and_decoded_panels(void **stat
             assert_string_equal(selfcheck(&mutant), "matmul");
         wrong_apart = false;
     }
-    wrong_form = FORM_E4;
+    static const kform_t decoded[] = {FORM_E4, FORM_K4, FORM_K5, FORM_K6};
     wrong_decoded = true;
-    assert_string_equal(selfcheck(&mutant), "matmul");
+    for (size_t i = 0; i < sizeof decoded / sizeof *decoded; i++) {
+        wrong_form = decoded[i];
+        assert_string_equal(selfcheck(&mutant), "matmul");
+        wrong_apart = true;
+        if (FORM_HAS_RUNS(wrong_form))
+            assert_string_equal(selfcheck(&mutant), "matmul");
+        wrong_apart = false;
+    }
 }
 
 static void test_the_self_check_names_a_kernel_that_differs(void **state)

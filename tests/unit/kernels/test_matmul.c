@@ -215,6 +215,45 @@ static void test_leaves_with_odd_edges_give_refs_bits_and_the_exact_product(void
     }
 }
 
+/* Leaves that cut super-blocks, several of them: with 9 rows panels are decoded on every level. */
+static void test_leaves_that_cut_super_blocks_give_refs_bits(void **state)
+{
+    (void)state;
+    enum { ROWS = 9 };
+    static const qtype_t types[] = {QTYPE_Q2_K, QTYPE_Q4_K, QTYPE_Q5_K, QTYPE_Q6_K};
+    const shape_t shape = {
+        .k = 768, .n = 35, .n_leaves = 5, .edges = {0, 11, 130, 130, 475, 768}};
+    const char *levels[TEST_LEVELS_MAX];
+    uint32_t n_levels = test_levels(levels);
+    random_t random = {10};
+    for (uint32_t t = 0; t < sizeof types / sizeof *types; t++) {
+        size_t bytes;
+        uint8_t *data = make_rows(&random, types[t], shape.n, shape.k, &bytes);
+        float *x = make_input(&random, ROWS, shape.k), *wanted[2] = {NULL, NULL};
+        for (uint32_t v = 0; v < 2 * n_levels; v++) {
+            uint32_t few = v % 2, n_rows = few ? 2 : ROWS;
+            fixture_t f = open_fixture(levels[v / 2], 1, KMODE_NATIVE, KQUEUE_NOW);
+            tree_run_t runs[3] = {{0, 1}, {1, 3}, {3, 5}};
+            float *found = whole_product(&f, &shape, types[t], data, bytes, x, n_rows);
+            float *cut_up = product(&f, &shape, types[t], data, bytes, runs, 3, x, n_rows);
+            assert_same_bits(cut_up, found, n_rows * shape.n, qtype_name(types[t]));
+            free(cut_up);
+            if (wanted[few] == NULL) {
+                wanted[few] = found;
+            } else {
+                assert_same_bits(found, wanted[few], n_rows * shape.n, levels[v / 2]);
+                free(found);
+            }
+            close_fixture(&f);
+        }
+        assert_same_bits(wanted[1], wanted[0], 2u * shape.n, "two rows and nine");
+        free(wanted[0]);
+        free(wanted[1]);
+        free(data);
+        free(x);
+    }
+}
+
 /* Q, K and V of a mixed file: each part has the bits that it has alone. */
 static void test_parts_of_several_types_have_the_bits_that_they_have_alone(void **state)
 {
@@ -350,6 +389,7 @@ int main(void)
         cmocka_unit_test(test_every_level_row_count_and_thread_count_gives_refs_bits),
         cmocka_unit_test(test_every_cut_of_the_leaves_gives_the_uncut_bits),
         cmocka_unit_test(test_leaves_with_odd_edges_give_refs_bits_and_the_exact_product),
+        cmocka_unit_test(test_leaves_that_cut_super_blocks_give_refs_bits),
         cmocka_unit_test(test_parts_of_several_types_have_the_bits_that_they_have_alone),
         cmocka_unit_test(test_a_quantized_input_of_two_to_the_hundredth_is_a_row_error),
         cmocka_unit_test(test_every_input_value_meets_the_ends_of_the_bytes),

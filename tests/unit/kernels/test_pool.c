@@ -1,4 +1,4 @@
-/* The thread team, and the huge pages that weights share. */
+/* The thread team, and the huge pages that weights and scratch share. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/resource.h>
@@ -256,7 +256,7 @@ static void test_weights_that_share_pages_are_zeroed_and_apart(void **state)
         size_t bytes[N];
         for (uint32_t i = 0; i < N; i++) {
             bytes[i] = sizes[(i + round) % (sizeof sizes / sizeof *sizes)];
-            at[i] = map_weight(bytes[i]);
+            at[i] = map_shared(bytes[i]);
             assert_non_null(at[i]);
             assert_int_equal((uintptr_t)at[i] % 4096, 0);
             assert_int_equal(at[i][0] | at[i][bytes[i] / 2] | at[i][bytes[i] - 1], 0);
@@ -270,10 +270,10 @@ static void test_weights_that_share_pages_are_zeroed_and_apart(void **state)
             assert_int_equal(at[one][0], mark);
             assert_int_equal(at[one][bytes[one] / 2], mark);
             assert_int_equal(at[one][bytes[one] - 1], mark);
-            unmap_weight(at[one], bytes[one]);
+            unmap_shared(at[one], bytes[one]);
         }
     }
-    unmap_weight(NULL, 0);
+    unmap_shared(NULL, 0);
 }
 
 int main(void)

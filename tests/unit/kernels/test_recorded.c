@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/base/memory.h"
+#include "kernels/cpu/internal.h"
 #include "support.h"
 
 static uint64_t fold(uint64_t digest, const void *bytes, size_t n)
@@ -158,11 +159,61 @@ static void test_rows_and_attention_have_the_bits_recorded_for_this_numerics_ver
     expect("f32", rows_digest(KMODE_F32), 0xb15656896b9d8661ull);
 }
 
+/* The bytes that matrices of every form are packed into, leaves that cut blocks among them. */
+static uint64_t image_digest(kmode_t mode)
+{
+    enum { N = 37 };
+    static const qtype_t types[] = {
+        QTYPE_Q4_0, QTYPE_Q4_1, QTYPE_Q5_0, QTYPE_Q5_1,  QTYPE_Q8_0,   QTYPE_Q2_K,
+        QTYPE_Q3_K, QTYPE_Q4_K, QTYPE_Q5_K, QTYPE_Q6_K,  QTYPE_I8S,    QTYPE_MXFP4,
+        QTYPE_IQ4_NL, QTYPE_IQ4_XS, QTYPE_F8S, QTYPE_BF16, QTYPE_F16,  QTYPE_F32,
+        QTYPE_Z4,   QTYPE_Z4_32, QTYPE_S4 + 3, QTYPE_S4_BF16};
+    uint64_t digest = 0;
+    fixture_t f = open_fixture("ref", 1, mode, KQUEUE_NOW);
+    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
+        kmultiply_t multiply;
+        if (!type_multiply(types[t], mode, &multiply))
+            continue;
+        const uint32_t k = qtype_info(types[t])->block_values == 256 ? 1280 : 1056;
+        const uint32_t cuts[] = {0, 200, 640, 1000, k};
+        random_t random = {types[t] + 300u};
+        size_t bytes;
+        uint8_t *data = make_rows(&random, types[t], N, k, &bytes);
+        kweight_part_t part = {.qtype = types[t], .rows = data, .bytes = bytes, .n_rows = N};
+        kweight_spec_t spec = {.name = "w",
+                               .parts = &part,
+                               .n_parts = 1,
+                               .k_total = k,
+                               .leaf_edges = cuts,
+                               .n_leaves = 4,
+                               .leaf_first = 1,
+                               .leaf_end = 4};
+        kweight_t *weight = NULL;
+        assert_ok(f.ops->weight_pack(f.device, &spec, &weight));
+        digest =
+            fold(digest, f.ops->weight_image(weight), f.ops->weight_info(weight).packed_bytes);
+        f.ops->weight_release(weight);
+        free(data);
+    }
+    close_fixture(&f);
+    return digest;
+}
+
+/* Kept weights are mapped as they lie there. Red: count LAYOUT up in weight_image.c, then record. */
+static void test_panels_have_the_bytes_recorded_for_this_layout(void **state)
+{
+    (void)state;
+    assert_string_equal(kernels_cpu()->weight_layout(KMODE_NATIVE), "cpu panels 6, native");
+    expect("native panels", image_digest(KMODE_NATIVE), 0x476dd66a26a21242ull);
+    expect("f32 panels", image_digest(KMODE_F32), 0xe1bebbc808faf725ull);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matmul_has_the_bits_recorded_for_this_numerics_version),
         cmocka_unit_test(test_rows_and_attention_have_the_bits_recorded_for_this_numerics_version),
+        cmocka_unit_test(test_panels_have_the_bytes_recorded_for_this_layout),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
