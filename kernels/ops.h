@@ -488,8 +488,7 @@ typedef struct {
 
 /* The CPU's table; valid for ever. */
 const kernel_ops_t *kernels_cpu(void);
-/* Begins the self-check on a thread of its own, for programs that have something else to do before
- * device_open, which waits for the answer. */
+/* Begins the self-check on a thread of its own; device_open, later, waits for its answer. */
 void kernels_cpu_begin(void);
 
 /* "ref", "avx2", "amx", "avx512" that this machine can run; the last is the one that is taken
