@@ -1,9 +1,10 @@
 /* One text, family by family: the bytes of the logits and the greedy ids are the same for every way
- * to cut, batch, chunk, cache and compute, in both activation modes, and with a late queue. A pairwise
- * covering of all values for one model of each family. Families with experts also run on 5 slices
- * (each holds whole experts) and 8 (groups that share experts by leaves).
+ * to cut, batch, chunk, cache and compute, in both activation modes, and with a late queue. A
+ * pairwise covering of all values for one model of each family. Families with experts also run on 5
+ * slices (each holds whole experts) and 8 (groups that share experts by leaves).
  *
- * Arguments name models, or empty-leaves; none runs all. */
+ * Arguments name models, or empty-leaves; none runs all. SHOAL_ONE_TEXT=full adds the whole product
+ * of slices, stages, batch and chunk, with threads, cache and level in turns. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,6 +91,32 @@ static uint32_t cover(way_t *cases)
     }
 }
 
+/* Threads, cache and level change from case to case without a rhythm of the other four's. */
+static uint32_t whole_product(way_t *cases)
+{
+    uint32_t n = 0, four[WAY_DIMENSIONS], rest[WAY_DIMENSIONS], random = 5;
+    for (int d = 0; d < WAY_DIMENSIONS; d++) {
+        bool turns = d == THREADS || d == WARM || d == ISA;
+        four[d] = turns ? 1 : n_values[d];
+        rest[d] = turns ? n_values[d] : 1;
+    }
+    way_t c = {0};
+    do {
+        if (too_many_ranks(&c))
+            continue;
+        assert_true(n < CASES_MAX);
+        cases[n] = c;
+        random = random * 1664525u + 1013904223u;
+        way_t other = {0};
+        for (uint32_t i = (random >> 8) % (rest[THREADS] * rest[WARM] * rest[ISA]); i > 0; i--)
+            way_next(&other, rest);
+        cases[n].at[THREADS] = other.at[THREADS];
+        cases[n].at[WARM] = other.at[WARM];
+        cases[n++].at[ISA] = other.at[ISA];
+    } while (way_next(&c, four));
+    return n;
+}
+
 static void run_case(const char *model, const json_t *ids, const way_t *c, bool f32,
                      uint64_t *hash_out, uint64_t *rows_out)
 {
@@ -128,9 +155,12 @@ static void check_mode(const family_t *family, bool f32)
     char *model = eval_golden(family->name);
     json_t *ids = way_prompts(N_PROMPTS, family->vocab, LONGEST);
     n_values[TP] = family->experts ? 6 : 4;
+    const char *wanted = getenv("SHOAL_ONE_TEXT");
     uint32_t n = cover(cases);
     uint64_t hash = 0, rows = 0;
     assert_true(n >= 12);
+    if (wanted && strcmp(wanted, "full") == 0)
+        n += whole_product(cases + n);
     for (uint32_t i = 0; i < n; i++) {
         const way_t *c = &cases[i];
         uint64_t hash_now, rows_now;
@@ -147,7 +177,8 @@ static void check_mode(const family_t *family, bool f32)
     assert_true(rows != 0);
     check_late(model, ids, f32, 1, rows);
     check_late(model, ids, f32, 2, rows);
-    print_message("%-18s %s: %u ways and a late queue, equal bytes\n", family->name, f32 ? "f32" : "native", n);
+    print_message("%-18s %s: %u ways and a late queue, equal bytes\n", family->name,
+                  f32 ? "f32" : "native", n);
     json_decref(ids);
     free(model);
 }
