@@ -11,7 +11,7 @@
 #define NUMERICS_VERSION 0
 #define NUMERICS_ONE_LEAF 1
 #else
-#define NUMERICS_VERSION 2
+#define NUMERICS_VERSION 3
 #define NUMERICS_ONE_LEAF 0
 #endif
 

@@ -22,8 +22,8 @@ typedef struct {
     uint32_t leaves_o, leaves_down; /* docs/numerics.md, "Leaves" */
 } shape_t;
 
-static const shape_t SMOLLM2 = {576, 1536, 9, 3, 15 * DIM, 9, 12};
-static const shape_t ONE_BILLION = {2048, 8192, 32, 8, 48 * DIM, 16, 16};
+static const shape_t SMOLLM2 = {576, 1536, 9, 3, 15 * DIM, 4, 6};
+static const shape_t ONE_BILLION = {2048, 8192, 32, 8, 48 * DIM, 8, 16};
 static const shape_t *shape = &SMOLLM2;
 
 static const char *const OP_NAMES[N_OPS] = {"norm+quantize", "qkv", "position", "attention",
@@ -50,9 +50,9 @@ static void must(status_t status)
     exit(1);
 }
 
-/* n_parts of n rows each. */
+/* n_parts of n rows each; leaves end at multiples of `unit` inputs. */
 static kweight_t *make_weight(layer_t *l, uint32_t n_parts, uint32_t n, uint32_t k,
-                              uint32_t n_leaves)
+                              uint32_t n_leaves, uint32_t unit)
 {
     uint64_t row_bytes = 0;
     (void)qtype_row_bytes(weight_type, k, &row_bytes);
@@ -61,7 +61,7 @@ static kweight_t *make_weight(layer_t *l, uint32_t n_parts, uint32_t n, uint32_t
         rows[i] = (uint8_t)((i * 2654435761u) >> 13 & 0x2b);
     uint32_t edges[NUMERICS_LEAVES_MAX + 1];
     for (uint32_t i = 0; i <= n_leaves; i++)
-        edges[i] = k / n_leaves * i;
+        edges[i] = k / unit * i / n_leaves * unit;
     kweight_part_t part = {.qtype = weight_type, .rows = rows, .bytes = n * row_bytes, .n_rows = n};
     kweight_part_t parts[] = {part, part};
     kweight_spec_t spec = {.name = "bench",
@@ -88,10 +88,10 @@ static layer_t open_layer(uint32_t threads)
     must(l.ops->kv_open(l.device, &cache, &l.kv));
     krope_spec_t rope = {.dim = DIM, .base = 1e5, .position_scale = 1, .positions = 1024};
     must(l.ops->rope_open(l.device, &rope, &l.rope));
-    l.qkv = make_weight(&l, 1, shape->qkv, shape->hidden, 1);
-    l.o = make_weight(&l, 1, shape->hidden, shape->hidden, shape->leaves_o);
-    l.up = make_weight(&l, 2, shape->ffn, shape->hidden, 1);
-    l.down = make_weight(&l, 1, shape->hidden, shape->ffn, shape->leaves_down);
+    l.qkv = make_weight(&l, 1, shape->qkv, shape->hidden, 1, 32);
+    l.o = make_weight(&l, 1, shape->hidden, shape->hidden, shape->leaves_o, DIM);
+    l.up = make_weight(&l, 2, shape->ffn, shape->hidden, 1, 32);
+    l.down = make_weight(&l, 1, shape->hidden, shape->ffn, shape->leaves_down, 32);
     kref_t *refs[] = {&l.x, &l.norm, &l.weight, &l.input, &l.middle, &l.wide, &l.partials};
     for (size_t i = 0; i < sizeof refs / sizeof refs[0]; i++)
         must(l.ops->buffer_new(l.device, (size_t)ROWS_MAX * 2 * shape->ffn * 4, &refs[i]->buffer));

@@ -42,14 +42,19 @@ typedef struct {
     uint32_t edge[PLAN_LEAVES_MAX + 1];
 } plan_leaves_t;
 
-/* Of attention output over H heads: n = min(H, 16), edge i = floor(i*H/n), counted in heads. */
-void plan_leaf_edges_heads(uint32_t n_heads, plan_leaves_t *out);
+/* Of attention output over H heads, of each of which it reads d values: n = min(H, 16, max(4,
+ * floor(H*d/256))), edge i = floor(i*H/n), counted in heads. A leaf's end costs as much as some ten
+ * inputs of it, so leaves are 256 wide or wider wherever four remain. */
+void plan_leaf_edges_heads(uint32_t n_heads, uint32_t d, plan_leaves_t *out);
 
 /* The same of a model's attention: of whole groups of heads where outputs are projected by group.
  * Counted in heads. */
 void plan_leaf_edges_attention(const model_config_t *config, plan_leaves_t *out);
 
-/* Of the FFN's down over K values: n = min(16, max(4, floor(K/128))), edge i =
+/* The same leaves, counted in inputs of MODEL_ATTN_OUTPUT. */
+void plan_leaf_edges_output(const model_config_t *config, plan_leaves_t *out);
+
+/* Of the FFN's down over K values: n = min(16, max(4, floor(K/256))), edge i =
  * u * floor(i*ceil(K/u)/n), the last at K, with u = 32, or 8 if K < 512. Counted in values of K. */
 void plan_leaf_edges_ffn(uint32_t k, plan_leaves_t *out);
 

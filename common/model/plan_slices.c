@@ -18,10 +18,20 @@ static uint32_t edge_ceil(uint32_t k, uint32_t n, uint32_t i)
     return (uint32_t)(((uint64_t)i * k + n - 1) / n);
 }
 
-void plan_leaf_edges_heads(uint32_t n_heads, plan_leaves_t *out)
+/* How many leaves K inputs are cut into: of LEAF_WIDTH and more, but never fewer than four, which
+ * is what lets small models be cut at all. */
+static uint32_t leaf_count(uint64_t k, uint32_t n_max)
+{
+    enum { LEAF_WIDTH = 256, LEAVES_MIN = 4 };
+    uint64_t n = k / LEAF_WIDTH;
+    n = n < LEAVES_MIN ? LEAVES_MIN : n;
+    return n < n_max ? (uint32_t)n : n_max;
+}
+
+void plan_leaf_edges_heads(uint32_t n_heads, uint32_t d, plan_leaves_t *out)
 {
     CHECK(n_heads > 0);
-    out->n = min_u32(n_heads, PLAN_LEAVES_MAX);
+    out->n = leaf_count((uint64_t)n_heads * d, min_u32(n_heads, PLAN_LEAVES_MAX));
     for (uint32_t i = 0; i <= out->n; i++)
         out->edge[i] = edge_floor(n_heads, out->n, i);
 }
@@ -31,19 +41,43 @@ static void leaf_edges(uint32_t k, uint32_t n_max, plan_leaves_t *out)
     CHECK(k > 0);
     uint32_t unit = k < 512 ? 8 : 32;
     uint32_t n_units = (k + unit - 1) / unit;
-    uint32_t n = k / 128;
-    out->n = min_u32(n < 4 ? 4 : n, n_max);
+    out->n = leaf_count(k, n_max);
     for (uint32_t i = 0; i <= out->n; i++)
         out->edge[i] = min_u32(unit * edge_floor(n_units, out->n, i), k);
     out->edge[out->n] = k;
 }
 
+/* What attention output is cut between: heads, or groups of heads that a projection of each group
+ * has made narrower. `width` is what the output reads of one. */
+typedef struct {
+    uint32_t n, width, heads;
+} output_units_t;
+
+static output_units_t output_units(const model_config_t *config)
+{
+    const model_compressed_t *compressed = &config->compressed;
+    if (compressed->groups > 0)
+        return (output_units_t){compressed->groups, compressed->group_rank,
+                                config->n_heads / compressed->groups};
+    bool latent = config->latent.value_dim > 0;
+    return (output_units_t){config->n_heads,
+                            latent ? config->latent.value_dim : config->head_dim, 1};
+}
+
 void plan_leaf_edges_attention(const model_config_t *config, plan_leaves_t *out)
 {
-    uint32_t units = config->compressed.groups > 0 ? config->compressed.groups : config->n_heads;
-    plan_leaf_edges_heads(units, out);
+    output_units_t units = output_units(config);
+    plan_leaf_edges_heads(units.n, units.width, out);
     for (uint32_t i = 0; i <= out->n; i++)
-        out->edge[i] *= config->n_heads / units;
+        out->edge[i] *= units.heads;
+}
+
+void plan_leaf_edges_output(const model_config_t *config, plan_leaves_t *out)
+{
+    output_units_t units = output_units(config);
+    plan_leaf_edges_heads(units.n, units.width, out);
+    for (uint32_t i = 0; i <= out->n; i++)
+        out->edge[i] *= units.width;
 }
 
 void plan_leaf_edges_ffn(uint32_t k, plan_leaves_t *out)

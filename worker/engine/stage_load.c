@@ -39,9 +39,7 @@ status_t stage_load_attention(stage_t *stage, uint32_t layer, stage_layer_t *out
     if (sinks.tensor)
         TRY(stage_pack_vector(stage, &sinks, 1, &out->sinks));
     plan_leaves_t leaves;
-    plan_leaf_edges_heads(shape->n_heads, &leaves);
-    for (uint32_t i = 0; i <= leaves.n; i++)
-        leaves.edge[i] *= shape->head_dim;
+    plan_leaf_edges_output(shape, &leaves);
     const model_tensor_t *o = tensor_of(stage, MODEL_ATTN_OUTPUT, layer);
     const stage_rows_t output = {o, 0, o->rows};
     return stage_pack(stage, &output, 1, &leaves, stage->slice.head_leaves, false, &out->output);

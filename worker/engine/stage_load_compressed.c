@@ -90,9 +90,7 @@ status_t stage_load_compressed(stage_t *stage, uint32_t layer, stage_layer_t *ou
     if (out->kind->indexed)
         TRY(load_index(stage, layer, out));
     plan_leaves_t leaves;
-    plan_leaf_edges_heads(shape->compressed.groups, &leaves);
-    for (uint32_t i = 0; i <= leaves.n; i++)
-        leaves.edge[i] *= shape->compressed.group_rank;
+    plan_leaf_edges_output(shape, &leaves);
     const model_tensor_t *o = tensor_of(stage, MODEL_ATTN_OUTPUT, layer);
     const stage_rows_t output = {o, 0, o->rows};
     return stage_pack(stage, &output, 1, &leaves, stage->slice.head_leaves, false, &out->output);

@@ -27,7 +27,7 @@ typedef struct {
 
 static const model_row_t models[] = {
     {"llama-gqa-bf16", 1, 0, 1}, {"llama-tied-f32", 1, 0, 1}, {"llama3-rope-sharded", 1, 0, 1},
-    {"mistral-swa", 1, 0, 1}, {"gguf-llama-f32", 1, 0, 1}, {"gguf-llama-q8_0", 1, 2, 1},
+    {"mistral-swa", 1, 0, 1}, {"gguf-llama-f32", 1, 0, 1}, {"gguf-llama-q8_0", 1, 2, 1.08},
     {"gguf-llama-q4_0", 1, 0, 1}, {"gguf-llama-kquants", 1.02, 1, 1.35},
     {"gguf-llama3-rope-bf16", 1, 0, 1}, {"qwen2-f16", 1, 0, 1}, {"qwen2-yarn", 1, 0, 1},
     {"qwen2-awq-g128", 1.14, 1, 1.07}, {"qwen2-gptq-sym", 1.27, 0, 1.23},

@@ -189,9 +189,9 @@ static void check_family(void **state)
     check_mode(*state, false);
 }
 
-/* ---- a K of the FFN that is too small for its leaves ---- */
+/* ---- a K of the FFN that is too small for its leaves, and one of nine ---- */
 
-enum { NARROW = 21, TENSOR_BYTES_MAX = 1 << 20 };
+enum { NARROW = 21, WIDE = 2400, TENSOR_BYTES_MAX = 1 << 20 };
 
 /* The side of a tensor that the FFN's size is, and how many times. */
 static const struct {
@@ -203,15 +203,15 @@ static const struct {
     {".experts.gate_up_proj", 2, 2},      {".experts.gate_up_proj_bias", 1, 2},
 };
 
-/* Gives a tensor its narrow shape; returns its bytes, all being BF16. */
-static size_t narrow_shape(const char *name, json_t *shape)
+/* Gives a tensor its shape of an FFN of `ffn`; returns its bytes, all being BF16. */
+static size_t set_shape(const char *name, uint32_t ffn, json_t *shape)
 {
     size_t bytes = 2, length = strlen(name);
     for (size_t i = 0; i < sizeof ffn_sides / sizeof *ffn_sides; i++) {
         size_t n = strlen(ffn_sides[i].ending);
         if (length > n && strcmp(name + length - n, ffn_sides[i].ending) == 0)
             json_array_set_new(shape, ffn_sides[i].side,
-                               json_integer(ffn_sides[i].times * NARROW));
+                               json_integer(ffn_sides[i].times * ffn));
     }
     for (size_t i = 0; i < json_array_size(shape); i++)
         bytes *= (size_t)json_integer_value(json_array_get(shape, i));
@@ -219,8 +219,8 @@ static size_t narrow_shape(const char *name, json_t *shape)
     return bytes;
 }
 
-/* Each tensor begins with the bytes that it began with, at its new shape. */
-static void write_narrow(const char *from, const char *to)
+/* Each tensor has the bytes that it began with, at its new shape, and then them again. */
+static void write_tensors(const char *from, const char *to, uint32_t ffn)
 {
     static char values[TENSOR_BYTES_MAX];
     const char *name;
@@ -235,7 +235,7 @@ static void write_narrow(const char *from, const char *to)
     free(text);
     json_object_del(header, "__metadata__");
     json_object_foreach(header, name, tensor) {
-        uint64_t bytes = narrow_shape(name, json_object_get(tensor, "shape"));
+        uint64_t bytes = set_shape(name, ffn, json_object_get(tensor, "shape"));
         json_object_set_new(tensor, "data_offsets", json_pack("[II]", at, at + bytes));
         at += bytes;
     }
@@ -248,9 +248,13 @@ static void write_narrow(const char *from, const char *to)
         json_t *is = json_object_get(tensor, "data_offsets");
         size_t bytes = (size_t)(json_integer_value(json_array_get(is, 1)) -
                                 json_integer_value(json_array_get(is, 0)));
-        long first = (long)json_integer_value(json_array_get(was, 0));
-        assert_int_equal(fseek(in, (long)(sizeof n + n) + first, SEEK_SET), 0);
-        assert_int_equal(fread(values, 1, bytes, in), bytes);
+        size_t first = (size_t)json_integer_value(json_array_get(was, 0));
+        size_t had = (size_t)json_integer_value(json_array_get(was, 1)) - first;
+        assert_int_equal(fseek(in, (long)(sizeof n + n + first), SEEK_SET), 0);
+        assert_int_equal(fread(values, 1, bytes < had ? bytes : had, in),
+                         bytes < had ? bytes : had);
+        for (size_t i = had; i < bytes; i++)
+            values[i] = values[i - had];
         assert_int_equal(fwrite(values, 1, bytes, out), bytes);
     }
     free(text);
@@ -260,53 +264,59 @@ static void write_narrow(const char *from, const char *to)
     assert_int_equal(fclose(out), 0);
 }
 
-static void narrow_model(const char *name, const char *dir)
+static void write_model(const char *name, uint32_t ffn, const char *dir)
 {
     char from[512], to[64];
     char *model = eval_golden(name);
     snprintf(from, sizeof from, "%s/config.json", model);
     snprintf(to, sizeof to, "%s/config.json", dir);
     json_t *config = json_load_file(from, 0, NULL);
-    json_object_set_new(config, "intermediate_size", json_integer(NARROW));
+    json_object_set_new(config, "intermediate_size", json_integer(ffn));
     assert_int_equal(json_dump_file(config, to, 0), 0);
     json_decref(config);
     snprintf(from, sizeof from, "%s/model.safetensors", model);
     snprintf(to, sizeof to, "%s/model.safetensors", dir);
-    write_narrow(from, to);
+    write_tensors(from, to, ffn);
     free(model);
 }
 
-/* A slice of nothing but empty leaves runs no matmul: its sums are 0 all the same, and what enters
- * once, as a bias, still enters. */
-static void check_empty_leaves(void **state)
+static void check_slices(const char *name, uint32_t ffn, const char *quantize, json_t *ids)
 {
-    static const char *const models[] = {"llama-gqa-bf16", "gpt-oss-bf16"};
     static const uint32_t tps[] = {1, 2, 3, 4, 7};
+    char dir[] = "/tmp/shoal-leaves-XXXXXX", path[64];
+    uint64_t rows = 0;
+    assert_non_null(mkdtemp(dir));
+    write_model(name, ffn, dir);
+    for (size_t i = 0; i < sizeof tps / sizeof *tps; i++) {
+        eval_args_t args = {.model = dir, .ids = ids, .threads = 1, .tp = tps[i],
+                            .no_prefix_cache = true, .quantize = quantize};
+        eval_result_t result;
+        eval_run(&args, &result);
+        uint64_t found = eval_hash_rows(&result);
+        assert_true(result.prompts[0].logits[0] == result.prompts[0].logits[0]);
+        eval_release(&result);
+        rows = i == 0 ? found : rows;
+        if (found != rows)
+            fail_msg("%s with an FFN of %u differs on %u slices", name, ffn, tps[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, i ? "config.json" : "model.safetensors");
+        assert_int_equal(unlink(path), 0);
+    }
+    assert_int_equal(rmdir(dir), 0);
+}
+
+/* A slice of nothing but empty leaves runs no matmul: its sums are 0 all the same, and what enters
+ * once, as a bias, still enters. The small models have four leaves or fewer of everything; nine are a
+ * tree whose halves, quarters and covers are uneven. */
+static void check_empty_and_many_leaves(void **state)
+{
     (void)state;
     json_t *ids = way_prompts(N_PROMPTS, 320, LONGEST);
-    for (size_t m = 0; m < 2; m++) {
-        char dir[] = "/tmp/shoal-narrow-XXXXXX", path[64];
-        uint64_t rows = 0;
-        assert_non_null(mkdtemp(dir));
-        narrow_model(models[m], dir);
-        for (size_t i = 0; i < sizeof tps / sizeof *tps; i++) {
-            eval_args_t args = {.model = dir, .ids = ids, .threads = 1, .tp = tps[i],
-                                .no_prefix_cache = true};
-            eval_result_t result;
-            eval_run(&args, &result);
-            uint64_t found = eval_hash_rows(&result);
-            assert_true(result.prompts[0].logits[0] == result.prompts[0].logits[0]);
-            eval_release(&result);
-            rows = i == 0 ? found : rows;
-            if (found != rows)
-                fail_msg("%s with an FFN of %d differs on %u slices", models[m], NARROW, tps[i]);
-        }
-        for (int i = 0; i < 2; i++) {
-            snprintf(path, sizeof path, "%s/%s", dir, i ? "config.json" : "model.safetensors");
-            assert_int_equal(unlink(path), 0);
-        }
-        assert_int_equal(rmdir(dir), 0);
-    }
+    check_slices("llama-gqa-bf16", NARROW, NULL, ids);
+    check_slices("gpt-oss-bf16", NARROW, NULL, ids);
+    check_slices("llama-gqa-bf16", WIDE, NULL, ids);
+    check_slices("llama-gqa-bf16", WIDE, "q8", ids);
     json_decref(ids);
 }
 
@@ -324,10 +334,10 @@ int main(int argc, char **argv)
                                              .test_func = check_family,
                                              .initial_state = (void *)(uintptr_t)&families[i]};
     }
-    bool narrow = argc < 2;
+    bool leaves = argc < 2;
     for (int k = 1; k < argc; k++)
-        narrow = narrow || strcmp(argv[k], "empty-leaves") == 0;
-    if (narrow)
-        tests[n++] = (struct CMUnitTest)cmocka_unit_test(check_empty_leaves);
+        leaves = leaves || strcmp(argv[k], "empty-leaves") == 0;
+    if (leaves)
+        tests[n++] = (struct CMUnitTest)cmocka_unit_test(check_empty_and_many_leaves);
     return n > 0 ? _cmocka_run_group_tests("families", tests, n, NULL, NULL) : 2;
 }

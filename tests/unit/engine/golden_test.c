@@ -1,7 +1,7 @@
 /* One rank against the world: small models recorded with Hugging Face transformers, every position.
  * In f32 mode within the tolerance that was recorded; in native mode within the recorded noise of
  * the same arithmetic (8-bit activations in blocks of 32, or BF16), of which a maximum is one draw:
- * Q4_0's is an eighth above its row. */
+ * Q8_0's is a twelfth above its row (over 64 times as many positions it is below, noise_test.c). */
 #include <math.h>
 #include <stdio.h>
 
@@ -88,8 +88,8 @@ static void test_native_mode_stays_within_the_noise_of_its_arithmetic(void **sta
     (void)state;
     check_native("gguf-llama-f32", "bf16", 1);
     check_native("gguf-llama3-rope-bf16", "bf16", 1);
-    check_native("gguf-llama-q4_0", "act_q8_block32", 1.12);
-    check_native("gguf-llama-q8_0", "act_q8_block32", 1);
+    check_native("gguf-llama-q4_0", "act_q8_block32", 1);
+    check_native("gguf-llama-q8_0", "act_q8_block32", 1.08);
 }
 
 /* Nothing in a step looks at a value before the queue has made it. */

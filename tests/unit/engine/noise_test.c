@@ -34,8 +34,8 @@ static const char whole_row[] = "act_q8_and_attention_bf16";
 static const model_row_t models[] = {
     {"gguf-llama-kquants", int8_row, 1.04, 1.19, 1.22},
     {"gguf-llama-kquants", "bf16", 0.83, 0.86, 0.6},
-    {"gguf-llama-q8_0", int8_row, 0.91, 1, 1},
-    {"gguf-llama-q4_0", int8_row, 0.9, 1, 1},
+    {"gguf-llama-q8_0", int8_row, 0.92, 1, 1},
+    {"gguf-llama-q4_0", int8_row, 0.93, 1, 1},
     {"gguf-qwen2-q5_1", int8_row, 0.91, 1, 1},
     {"qwen2-awq-g128", int8_row, 0.94, 1, 1},
     {"qwen2-gptq-sym", int8_row, 0.93, 1.02, 1},

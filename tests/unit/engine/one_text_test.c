@@ -211,7 +211,7 @@ static void test_caches_of_codes_give_the_same_bytes_in_every_pair_of_ways(void 
     free(model);
 }
 
-/* 9 heads on 2 ranks are 5 and 4, sharing a key/value head; ref has a product of its own. */
+/* 9 heads on 2 ranks are 4 and 5, sharing a key/value head; ref has a product of its own. */
 static void test_the_real_model_gives_the_same_bytes_in_every_pair_of_ways(void **state)
 {
     (void)state;

@@ -53,25 +53,71 @@ static void test_leaf_edges_are_the_written_ones(void **state)
 {
     (void)state;
     plan_leaves_t leaves;
-    plan_leaf_edges_heads(9, &leaves);
+    plan_leaf_edges_heads(9, 64, &leaves); /* floor(576/256) = 2, but four: floor(i*9/4) */
+    CHECK_EDGES(&leaves, 0, 2, 4, 6, 9);
+    plan_leaf_edges_heads(9, 256, &leaves);
     CHECK_EDGES(&leaves, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9);
-    plan_leaf_edges_heads(20, &leaves); /* floor(i*20/16) */
+    plan_leaf_edges_heads(14, 128, &leaves); /* 1,792 = 7 x 256 */
+    CHECK_EDGES(&leaves, 0, 2, 4, 6, 8, 10, 12, 14);
+    plan_leaf_edges_heads(14, 127, &leaves); /* 1,778: six of them, floor(i*14/6) */
+    CHECK_EDGES(&leaves, 0, 2, 4, 7, 9, 11, 14);
+    plan_leaf_edges_heads(20, 256, &leaves); /* floor(i*20/16) */
     CHECK_EDGES(&leaves, 0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13, 15, 16, 17, 18, 20);
-    plan_leaf_edges_heads(1, &leaves);
+    plan_leaf_edges_heads(3, 512, &leaves);
+    CHECK_EDGES(&leaves, 0, 1, 2, 3);
+    plan_leaf_edges_heads(1, 64, &leaves);
     CHECK_EDGES(&leaves, 0, 1);
-    plan_leaf_edges_ffn(1536, &leaves); /* 12 x 128 */
-    CHECK_EDGES(&leaves, 0, 128, 256, 384, 512, 640, 768, 896, 1024, 1152, 1280, 1408, 1536);
+    plan_leaf_edges_ffn(1536, &leaves); /* 6 x 256 */
+    CHECK_EDGES(&leaves, 0, 256, 512, 768, 1024, 1280, 1536);
     plan_leaf_edges_ffn(352, &leaves); /* u = 8, 44 units, n = 4 */
     CHECK_EDGES(&leaves, 0, 88, 176, 264, 352);
     plan_leaf_edges_ffn(20, &leaves); /* u = 8, 3 units: 8*floor(3/4) = 0, 8*floor(6/4) = 8 … */
     CHECK_EDGES(&leaves, 0, 0, 8, 16, 20);
-    plan_leaf_edges_ffn(1408, &leaves); /* u = 32, 44 units, n = 11 */
-    CHECK_EDGES(&leaves, 0, 128, 256, 384, 512, 640, 768, 896, 1024, 1152, 1280, 1408);
-    plan_leaf_edges_ffn(700, &leaves); /* u = 32, ceil(700/32) = 22 units, n = 5 */
-    CHECK_EDGES(&leaves, 0, 128, 256, 416, 544, 700);
+    plan_leaf_edges_ffn(1408, &leaves); /* u = 32, 44 units, n = 5: 8.8 units a leaf */
+    CHECK_EDGES(&leaves, 0, 256, 544, 832, 1120, 1408);
+    plan_leaf_edges_ffn(1300, &leaves); /* u = 32, ceil(1300/32) = 41 units, n = 5 */
+    CHECK_EDGES(&leaves, 0, 256, 512, 768, 1024, 1300);
+    plan_leaf_edges_ffn(700, &leaves); /* u = 32, ceil(700/32) = 22 units, n = 4 */
+    CHECK_EDGES(&leaves, 0, 160, 352, 512, 700);
     plan_leaf_edges_ffn(11008, &leaves); /* n = 16, 344 units: 21.5 units a leaf */
     CHECK_EDGES(&leaves, 0, 672, 1376, 2048, 2752, 3424, 4128, 4800, 5504, 6176, 6880, 7552, 8256,
                 8928, 9632, 10304, 11008);
+    plan_leaf_edges_expert(1536, &leaves);
+    CHECK_EDGES(&leaves, 0, 384, 768, 1152, 1536);
+}
+
+static void check_output(const model_config_t *config, uint32_t n, uint32_t heads, uint32_t inputs)
+{
+    plan_leaves_t in_heads, in_inputs;
+    plan_leaf_edges_attention(config, &in_heads);
+    plan_leaf_edges_output(config, &in_inputs);
+    assert_int_equal(in_heads.n, n);
+    assert_int_equal(in_inputs.n, n);
+    for (uint32_t i = 0; i <= n; i++)
+        assert_int_equal(in_heads.edge[i] * inputs, in_inputs.edge[i] * heads);
+    assert_int_equal(in_heads.edge[n], config->n_heads);
+}
+
+/* How wide a leaf is follows from what the output matmul reads: of V3 128 heads of 128 values, though
+ * queries have 192; of groups of heads their ranks. */
+static void test_leaves_of_attention_count_what_the_output_reads(void **state)
+{
+    (void)state;
+    model_config_t config = smollm2();
+    check_output(&config, 4, 1, 64);
+    config.latent = (model_latent_t){.kv_rank = 64, .nope_dim = 128, .rope_dim = 64, .value_dim = 128};
+    config.head_dim = 192; /* 9 * 192 = 6 * 256 + 192, 9 * 128 = 4 * 256 + 128 */
+    check_output(&config, 4, 1, 128);
+    config.n_heads = 128;
+    check_output(&config, 16, 1, 128);
+    config.latent = (model_latent_t){0};
+    config.n_heads = 64;
+    config.head_dim = 512;
+    config.compressed.groups = 8;
+    config.compressed.group_rank = 1024;
+    check_output(&config, 8, 8, 1024);
+    config.compressed.group_rank = 160; /* 1,280 = 5 * 256 */
+    check_output(&config, 5, 8, 160);
 }
 
 static void check_runs(uint32_t n_leaves, uint32_t tp, const uint32_t *counts)
@@ -126,32 +172,31 @@ static void test_the_nodes_of_a_run_are_the_kernels_cover_and_at_most_three(void
             }
 }
 
-static void test_nine_heads_on_two_ranks_are_five_and_four_with_a_shared_kv_head(void **state)
+static void test_nine_heads_on_two_ranks_are_four_and_five_with_a_shared_kv_head(void **state)
 {
     (void)state;
     model_config_t config = smollm2();
     plan_slice_t slice;
     assert_int_equal(slice_of(&config, 2, 0, &slice), STATUS_OK);
     assert_int_equal(slice.heads.first, 0);
-    assert_int_equal(slice.heads.count, 5);
+    assert_int_equal(slice.heads.count, 4);
     assert_int_equal(slice.kv_heads.first, 0);
-    assert_int_equal(slice.kv_heads.count, 2); /* heads 0-4 read kv heads 0 and 1 */
+    assert_int_equal(slice.kv_heads.count, 2); /* heads 0-3 read kv heads 0 and 1 */
     assert_int_equal(slice.ffn.first, 0);
     assert_int_equal(slice.ffn.count, 768);
     assert_int_equal(slice.vocab.count, 24576);
     assert_int_equal(slice_of(&config, 2, 1, &slice), STATUS_OK);
-    assert_int_equal(slice.heads.first, 5);
-    assert_int_equal(slice.heads.count, 4);
+    assert_int_equal(slice.heads.first, 4);
+    assert_int_equal(slice.heads.count, 5);
     assert_int_equal(slice.kv_heads.first, 1);
-    assert_int_equal(slice.kv_heads.count, 2); /* heads 5-8 read kv heads 1 and 2 */
+    assert_int_equal(slice.kv_heads.count, 2); /* heads 4-8 read kv heads 1 and 2 */
     assert_int_equal(slice.ffn.first, 768);
     assert_int_equal(slice.vocab.first, 24576);
     assert_int_equal(slice_of(&config, 3, 1, &slice), STATUS_OK);
-    assert_int_equal(slice.heads.first, 3);
-    assert_int_equal(slice.kv_heads.first, 1);
-    assert_int_equal(slice.kv_heads.count, 1);
-    assert_int_equal(slice.ffn_leaves.first, 4);
-    assert_int_equal(slice.ffn_leaves.count, 4);
+    check_run(slice.head_leaves, 1, 1); /* of four leaves on three slices 1, 1 and 2 */
+    check_run(slice.heads, 2, 2);
+    check_run(slice.kv_heads, 0, 2);
+    check_run(slice.ffn_leaves, 2, 2);
     assert_int_equal(slice.ffn.first, 512);
     assert_int_equal(slice.ffn.count, 512);
 }
@@ -296,9 +341,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_leaf_edges_are_the_written_ones),
+        cmocka_unit_test(test_leaves_of_attention_count_what_the_output_reads),
         cmocka_unit_test(test_powers_of_two_cut_at_nodes_of_the_tree_and_others_evenly),
         cmocka_unit_test(test_the_nodes_of_a_run_are_the_kernels_cover_and_at_most_three),
-        cmocka_unit_test(test_nine_heads_on_two_ranks_are_five_and_four_with_a_shared_kv_head),
+        cmocka_unit_test(test_nine_heads_on_two_ranks_are_four_and_five_with_a_shared_kv_head),
         cmocka_unit_test(test_a_rank_without_heads_needs_no_kv_head),
         cmocka_unit_test(test_vocabulary_slices_end_on_blocks_and_cover_everything_once),
         cmocka_unit_test(test_a_head_is_cut_among_the_last_slices_or_among_all_ranks),

@@ -166,7 +166,7 @@ static void test_a_rank_multiplies_and_reads_its_part(void **state)
     free(sizes);
 }
 
-/* Of 16 heads tp 2 takes two nodes of the tree, one each; tp 3 takes leaves 0-4, 5-9 and 10-15,
+/* Of 16 heads of 256 tp 2 takes two nodes of the tree, one each; tp 3 takes leaves 0-4, 5-9 and 10-15,
  * which are covered by the nodes 0-3 4 | 5 6-7 8-9 | 10-11 12-15. An F32 value of 100 a row and
  * node; where there are experts exact sums of 8 bytes, once. */
 static void test_partial_sums_are_counted_by_the_nodes_of_the_tree(void **state)
@@ -175,6 +175,7 @@ static void test_partial_sums_are_counted_by_the_nodes_of_the_tree(void **state)
     static const uint32_t nodes_of_3[] = {2, 3, 2};
     plan_sizes_t *sizes = small_sizes();
     plan_slice_t slice;
+    sizes->config.head_dim = 256;
     for (uint32_t s = 0; s < 3; s++) {
         assert_int_equal(slice_of(&sizes->config, 3, s, &slice), STATUS_OK);
         assert_near(roofline_partial_bytes_attention(&sizes->config, &slice, 5),
