@@ -77,6 +77,7 @@ struct pool {
     alignas(64) pool_fn fn;
     void *arg;
     uint32_t n_taking_part; /* in this round, the caller included */
+    _Atomic uint32_t runs;  /* begun and ended */
     void (*on_start)(void);
     uint32_t n_threads;
     uint32_t n_out; /* that are left out now */
@@ -357,7 +358,7 @@ static void wait_done(pool_t *pool)
         end_sleep(pool, slept_from_ns);
 }
 
-void pool_run(pool_t *pool, pool_fn fn, void *arg)
+static void run_round(pool_t *pool, pool_fn fn, void *arg)
 {
     uint64_t now_ns = pool->elastic && pool->n_threads > 1 ? clock_ns() : 0;
     if (pool->n_out + 1 == pool->n_threads && pool->n_threads > 1)
@@ -381,4 +382,18 @@ void pool_run(pool_t *pool, pool_fn fn, void *arg)
             start_member(&pool->members[i], pool->round);
     fn(arg, 0, n);
     wait_done(pool);
+}
+
+void pool_run(pool_t *pool, pool_fn fn, void *arg)
+{
+    /* Only the caller writes this word: no locked instruction is needed. */
+    uint32_t runs = atomic_load_explicit(&pool->runs, memory_order_relaxed);
+    atomic_store_explicit(&pool->runs, runs + 1, memory_order_relaxed);
+    run_round(pool, fn, arg);
+    atomic_store_explicit(&pool->runs, runs + 2, memory_order_relaxed);
+}
+
+uint32_t pool_runs(const pool_t *pool)
+{
+    return atomic_load_explicit(&pool->runs, memory_order_relaxed);
 }

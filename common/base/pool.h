@@ -36,6 +36,10 @@ void pool_elastic(pool_t *pool);
  * to the caller. One caller at a time; not from inside fn. */
 void pool_run(pool_t *pool, pool_fn fn, void *arg);
 
+/* Rises by one when a run begins and by one when it ends: odd while one is under way, and unchanged
+ * while nothing is done. From any thread. */
+uint32_t pool_runs(const pool_t *pool);
+
 /* The part [*first_out, *end_out) of n things that thread `thread` of n_threads takes: contiguous,
  * sizes differ by at most one. */
 static inline void pool_slice(uint32_t n, uint32_t thread, uint32_t n_threads, uint32_t *first_out,

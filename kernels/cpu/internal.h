@@ -182,7 +182,7 @@ struct kkv {
     kdevice_t *device;
     kpages_t pages;
     kkv_t *next; /* this and the rest is kv_ahead.c's, under its lock */
-    uint32_t n_present, going_to, layers_present;
+    uint32_t *n_present; /* blocks of each layer that are */
 };
 
 /* Entries that attention looks at, of one cache, layer and KV head. Entry i of pair r is visible
