@@ -1,5 +1,6 @@
 /* Which kernels run: forced levels, refusals by name, and a self-check that finds what is planted.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -89,6 +90,21 @@ static void test_the_self_check_passes_fast_and_gives_the_mode_back(void **state
     const uint64_t most = 20 * 1000 * 1000;
 #endif
     assert_true(best < most || getenv("SHOAL_SLOW") != NULL);
+}
+
+/* A change of what the self-check computes, or of the rows that kernels read, changes answers: this
+ * prints what to record then. */
+static void test_what_is_recorded_for_the_self_check_is_what_ref_answers(void **state)
+{
+    (void)state;
+    uint64_t answers[SELFCHECK_ANSWERS_MAX] = {0};
+    uint32_t n = selfcheck_answers(&level_ref, answers);
+    assert_in_range(n, 100, SELFCHECK_ANSWERS_MAX);
+    bool same = memcmp(answers, selfcheck_recorded, sizeof answers) == 0;
+    for (uint32_t i = 0; !same && i < n; i++)
+        printf("%s0x%016llx,%s", i % 4 == 0 ? "    " : " ", (unsigned long long)answers[i],
+               i % 4 == 3 || i == n - 1 ? "\n" : "");
+    assert_true(same);
 }
 
 static void test_a_level_is_self_checked_once_a_process(void **state)
@@ -264,6 +280,7 @@ int main(void)
         cmocka_unit_test(test_each_level_that_the_machine_has_can_be_forced),
         cmocka_unit_test(test_what_cannot_run_is_refused_by_name),
         cmocka_unit_test(test_the_self_check_passes_fast_and_gives_the_mode_back),
+        cmocka_unit_test(test_what_is_recorded_for_the_self_check_is_what_ref_answers),
         cmocka_unit_test(test_a_level_is_self_checked_once_a_process),
         cmocka_unit_test(test_the_self_check_names_a_kernel_that_differs),
         cmocka_unit_test(test_the_self_check_covers_every_form_and_decoded_panels),
