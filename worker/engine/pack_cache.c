@@ -33,6 +33,8 @@ struct pack_cache {
 
     pack_file_image_t *images; /* what was noted */
     size_t n, capacity;
+    void **copies; /* those of them that are the cache's own */
+    size_t n_copies, copies_capacity;
     pthread_t writer;
     bool writing;
 };
@@ -144,6 +146,22 @@ void pack_cache_note(pack_cache_t *cache, const char *id, const void *image, siz
     memcpy(noted->id, id, PACK_FILE_DIGITS);
 }
 
+void pack_cache_note_copy(pack_cache_t *cache, const char *id, const void *bytes, size_t n)
+{
+    void *copy = mem_new(n + 1, 1);
+    memcpy(copy, bytes, n);
+    MEM_GROW(cache->copies, cache->copies_capacity, cache->n_copies + 1);
+    cache->copies[cache->n_copies++] = copy;
+    pack_cache_note(cache, id, copy, n);
+}
+
+static void drop_copies(pack_cache_t *cache)
+{
+    for (size_t i = 0; i < cache->n_copies; i++)
+        free(cache->copies[i]);
+    cache->n_copies = 0;
+}
+
 static void *write_file(void *argument)
 {
     pack_cache_t *cache = argument;
@@ -157,6 +175,7 @@ static void *write_file(void *argument)
     else
         log_info("%s: %llu MiB of packed weights are kept for the next start", cache->path,
                  (unsigned long long)(bytes >> 20));
+    drop_copies(cache);
     return NULL;
 }
 
@@ -189,6 +208,8 @@ void pack_cache_close(pack_cache_t *take_cache)
     if (take_cache->writing)
         pthread_join(take_cache->writer, NULL);
     drop_file(take_cache);
+    drop_copies(take_cache);
+    free(take_cache->copies);
     if (take_cache->map != NULL)
         munmap(take_cache->map, (size_t)take_cache->head.file_bytes);
     if (take_cache->held >= 0)

@@ -50,6 +50,8 @@ void pack_cache_spoiled(pack_cache_t *cache);
 /* A weight of this rank, in the order in which they are looked for. `image` is borrowed until
  * pack_cache_close. */
 void pack_cache_note(pack_cache_t *cache, const char *id, const void *image, size_t bytes);
+/* The same of bytes that are not borrowed but copied, until they are written. */
+void pack_cache_note_copy(pack_cache_t *cache, const char *id, const void *bytes, size_t n);
 /* All were noted and the model is loaded. Unless each of them came from the file, a thread of its
  * own now writes them. */
 void pack_cache_finish(pack_cache_t *cache);

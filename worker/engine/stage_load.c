@@ -93,19 +93,29 @@ static status_t load_layer(stage_t *stage, uint32_t index)
                                              : stage_load_experts(stage, layer, out);
 }
 
+/* Looked up as stored, not packed. */
+static status_t read_embedding(stage_t *stage, const model_tensor_t *table, const uint8_t **rows_out)
+{
+    *rows_out = table->data;
+    TRY(stage_verify(stage, table, 0, table->rows));
+    if (table->data == NULL) {
+        *rows_out = stage->embedding_rows = mem_new(table->rows * table->row_bytes, 1);
+        stage_rows_wanted(stage, table, 0, table->rows);
+        TRY(stage_read_rows(stage, table, 0, table->rows, stage->embedding_rows));
+    }
+    stage_rows_done(stage, table, 0, table->rows);
+    return STATUS_OK;
+}
+
 static status_t load_embedding(stage_t *stage)
 {
     const model_tensor_t *table = tensor_of(stage, MODEL_TOKEN_EMBD, 0);
-    const uint8_t *rows = table->data;
-    size_t bytes = table->rows * table->row_bytes; /* looked up as stored, not packed */
-    TRY(stage_verify(stage, table, 0, table->rows));
+    size_t bytes = table->rows * table->row_bytes;
+    const uint8_t *rows = stage_rows_kept(stage, "table", table, bytes);
     if (rows == NULL) {
-        stage->embedding_rows = mem_new(bytes, 1);
-        stage_rows_wanted(stage, table, 0, table->rows);
-        TRY(stage_read_rows(stage, table, 0, table->rows, stage->embedding_rows));
-        rows = stage->embedding_rows;
+        TRY(read_embedding(stage, table, &rows));
+        stage_keep_rows(stage, "table", table, rows, bytes);
     }
-    stage_rows_done(stage, table, 0, table->rows);
     return stage->ops->table_open(stage->device, (uint32_t)table->type, rows, bytes,
                                   stage->shape->vocab, stage->shape->hidden, &stage->embedding);
 }

@@ -17,6 +17,8 @@ enum {
     PROGRESS_MS = 2000,
     READ_ROWS = 32,           /* a thread takes multiples: turned matrices are read faster so */
     READ_ALONE_BYTES = 65536, /* what one thread has read before another has begun */
+    KEPT_VALUES_MAX = 1 << 20,  /* a norm, a bias, a small router: they are copied until written */
+    KEPT_TABLE_MAX = 256 << 20,
 };
 
 /* ---- the cache of packed weights ---- */
@@ -34,6 +36,7 @@ static char *cache_key(const stage_t *stage)
     if (status != STATUS_OK)
         return NULL;
     char copies[32] = "";
+    const char *rows = stage->manifest ? "rows\n" : ""; /* stage_rows_kept */
     kmode_t mode = config->activations_f32 ? KMODE_F32 : KMODE_NATIVE;
     if (stage->cut.attention_replicas > 1)
         snprintf(copies, sizeof copies, "replicas %u\n", stage->cut.attention_replicas);
@@ -42,12 +45,12 @@ static char *cache_key(const stage_t *stage)
         snprintf(head, sizeof head, "head %u+%u\n", stage->slice.vocab.first,
                  stage->slice.vocab.count);
     return mem_format("layout %s\nmodel %s\nseal %s\nquantize %s\nslice %u of %u\nexperts %u\n"
-                      "attention %u\nlayers %u+%u of %u\n%s%s",
+                      "attention %u\nlayers %u+%u of %u\n%s%s%s",
                       stage->ops->weight_layout(mode), config->model_digest, seal,
                       config->quantize ? config->quantize : "", config->slice, config->tp,
                       stage->cut.expert_groups, stage->cut.attention_slices,
                       config->layer_first, config->layer_count, stage->shape->n_layers, head,
-                      copies);
+                      copies, rows);
 }
 
 void stage_open_kept(stage_t *stage)
@@ -112,6 +115,57 @@ void stage_keep_weight(stage_t *stage, const char *id, const kweight_t *weight)
     const void *image = stage->ops->weight_image(weight);
     if (stage->pack_cache && image != NULL)
         pack_cache_note(stage->pack_cache, id, image, stage->ops->weight_info(weight).packed_bytes);
+}
+
+static void rows_id(const char *what, const model_tensor_t *tensor,
+                    char id_out[PACK_CACHE_ID_SIZE])
+{
+    const uint64_t numbers[] = {(uint64_t)tensor->type, tensor->columns, tensor->row_first,
+                                tensor->rows};
+    char hex[DIGEST_HEX_SIZE];
+    digest_t *digest = digest_start();
+    digest_add_field(digest, what, strlen(what));
+    digest_add_field(digest, tensor->name, strlen(tensor->name));
+    digest_add_field(digest, numbers, sizeof numbers);
+    digest_finish(digest, hex);
+    snprintf(id_out, PACK_CACHE_ID_SIZE, "%.32s", hex);
+}
+
+/* Slices of one host would each have a table of their own in memory, which share the model's. */
+static bool keeps_rows(const stage_t *stage, const char *what, size_t bytes)
+{
+    bool is_table = strcmp(what, "table") == 0;
+    return stage->manifest && stage->pack_cache && (!is_table || stage->config.tp == 1) &&
+           bytes <= (is_table ? KEPT_TABLE_MAX : KEPT_VALUES_MAX);
+}
+
+const void *stage_rows_kept(const stage_t *stage, const char *what, const model_tensor_t *tensor,
+                            size_t bytes)
+{
+    char id[PACK_CACHE_ID_SIZE];
+    size_t found_bytes;
+    if (!keeps_rows(stage, what, bytes))
+        return NULL;
+    rows_id(what, tensor, id);
+    const void *found = pack_cache_find(stage->pack_cache, id, &found_bytes);
+    if (found != NULL && found_bytes != bytes) {
+        pack_cache_spoiled(stage->pack_cache);
+        found = NULL;
+    }
+    if (found != NULL)
+        pack_cache_note(stage->pack_cache, id, found, bytes);
+    return found;
+}
+
+/* Copied, because the model's file may be another one by the time it is written. */
+void stage_keep_rows(const stage_t *stage, const char *what, const model_tensor_t *tensor,
+                     const void *rows, size_t bytes)
+{
+    char id[PACK_CACHE_ID_SIZE];
+    if (!keeps_rows(stage, what, bytes))
+        return;
+    rows_id(what, tensor, id);
+    pack_cache_note_copy(stage->pack_cache, id, rows, bytes);
 }
 
 /* ---- begin and end ---- */

@@ -13,6 +13,7 @@
 #include "common/model/manifest.h"
 #include "copies.h"
 #include "eval_run.h"
+#include "worker/engine/pack_cache_file.h"
 
 enum { FILES_MAX = 16, FIRST_IMAGE = 4096 };
 
@@ -218,6 +219,54 @@ static void test_kept_weights_do_not_get_round_a_seal(void **state)
     assert_int_equal(teardown(NULL), 0);
 }
 
+static uint64_t entries_of(const char *path)
+{
+    pack_file_head_t head;
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    assert_int_equal(fread(&head, sizeof head, 1, file), 1);
+    fclose(file);
+    return head.n_entries;
+}
+
+/* A norm is a few bytes of a chunk of the seal: to read each of them again would be to check nearly
+ * all of the file at every start. */
+static void test_norms_and_embeddings_of_a_sealed_model_are_kept_with_its_weights(void **state)
+{
+    (void)state;
+    enum { NORMS = 7, TABLES = 1 }; /* of this model */
+    char model[128], from[512];
+    kept_t plain[FILES_MAX], sealed[FILES_MAX];
+    assert_int_equal(setup(NULL), 0);
+    snprintf(model, sizeof model, "%s/model.gguf", cache);
+    snprintf(from, sizeof from, "%s/gguf-llama-q8_0/model.gguf", SHOAL_TEST_DATA);
+    copies_file(from, model);
+    json_t *ids = json_loads("[[1, 5, 9, 200, 31]]", 0, NULL);
+    eval_args_t args = {.model = model, .ids = ids, .threads = 2, .pack_cache = cache};
+    uint64_t wanted = run(&args);
+    assert_int_equal(list_kept(plain), 1);
+    uint64_t n_weights = entries_of(plain[0].path);
+    assert_int_equal(unlink(plain[0].path), 0);
+    assert_int_equal(manifest_seal(model, NULL, on_file, NULL), STATUS_OK);
+    assert_int_equal(run(&args), wanted);
+    assert_int_equal(list_kept(sealed), 1);
+    assert_int_equal(entries_of(sealed[0].path), n_weights + NORMS + TABLES);
+    make_old(sealed[0].path);
+    assert_int_equal(run(&args), wanted);
+    check_kept(sealed, 1, true);
+    copies_flip(sealed[0].path, FIRST_IMAGE, 4); /* the first norm */
+    make_old(sealed[0].path);
+    assert_int_equal(run(&args), wanted);
+    check_kept(sealed, 1, false);
+    assert_int_equal(list_kept(sealed), 1);
+    make_old(sealed[0].path);
+    args.tp = 2; /* slices share the model's table of embeddings */
+    assert_int_equal(run(&args), wanted);
+    assert_int_equal(list_kept(sealed), 3);
+    json_decref(ids);
+    assert_int_equal(teardown(NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -227,6 +276,7 @@ int main(void)
         cmocka_unit_test(test_weights_quantized_at_load_come_back),
         cmocka_unit_test(test_forms_of_one_model_do_not_mix),
         cmocka_unit_test(test_kept_weights_do_not_get_round_a_seal),
+        cmocka_unit_test(test_norms_and_embeddings_of_a_sealed_model_are_kept_with_its_weights),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
