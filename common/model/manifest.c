@@ -197,7 +197,7 @@ static status_t parse(manifest_t *manifest, size_t n)
         manifest_entry_t *entry = &manifest->entries[i];
         if (i > 0 && by_name(entry - 1, entry) == 0)
             return fail(STATUS_INVALID, "%s: %s is there twice", manifest->name, entry->name);
-        entry->good = mem_new((size_t)entry->n_chunks, sizeof *entry->good);
+        entry->chunk_states = mem_new((size_t)entry->n_chunks, sizeof *entry->chunk_states);
     }
     return STATUS_OK;
 }
@@ -207,6 +207,9 @@ status_t manifest_open_bytes(const char *name, const void *bytes, size_t n, mani
     manifest_t *manifest = MEM_NEW(manifest_t);
     manifest->name = mem_strdup(name);
     manifest->text = mem_strndup(n > 0 ? bytes : "", n);
+    manifest->work = MEM_NEW(manifest_work_t);
+    pthread_mutex_init(&manifest->work->lock, NULL);
+    pthread_cond_init(&manifest->work->checked, NULL);
     status_t status = parse(manifest, n);
     if (status != STATUS_OK) {
         manifest_close(manifest);
@@ -234,8 +237,11 @@ void manifest_close(manifest_t *take_manifest)
         return;
     for (size_t i = 0; i < take_manifest->n_entries; i++) {
         free(take_manifest->entries[i].name);
-        free(take_manifest->entries[i].good);
+        free(take_manifest->entries[i].chunk_states);
     }
+    pthread_mutex_destroy(&take_manifest->work->lock);
+    pthread_cond_destroy(&take_manifest->work->checked);
+    free(take_manifest->work);
     free(take_manifest->entries);
     free(take_manifest->text);
     free(take_manifest->name);
@@ -288,6 +294,32 @@ static status_t check_chunk(const manifest_t *manifest, const manifest_entry_t *
     return STATUS_OK;
 }
 
+/* A chunk that another thread has begun is waited for. One that was found wrong is checked again by
+ * each who asks, so that each has the words. */
+static status_t check_once(const manifest_t *manifest, const manifest_entry_t *entry, uint64_t i,
+                           const uint8_t *file, uint64_t file_bytes)
+{
+    manifest_work_t *work = manifest->work;
+    atomic_uchar *state = &entry->chunk_states[i];
+    if (atomic_load_explicit(state, memory_order_acquire) == CHUNK_GOOD)
+        return STATUS_OK;
+    pthread_mutex_lock(&work->lock);
+    while (atomic_load(state) == CHUNK_IN_WORK)
+        pthread_cond_wait(&work->checked, &work->lock);
+    bool good = atomic_load(state) == CHUNK_GOOD;
+    if (!good)
+        atomic_store(state, CHUNK_IN_WORK);
+    pthread_mutex_unlock(&work->lock);
+    if (good)
+        return STATUS_OK;
+    status_t status = check_chunk(manifest, entry, i, file, file_bytes);
+    pthread_mutex_lock(&work->lock);
+    atomic_store(state, status == STATUS_OK ? CHUNK_GOOD : CHUNK_UNKNOWN);
+    pthread_cond_broadcast(&work->checked);
+    pthread_mutex_unlock(&work->lock);
+    return status;
+}
+
 status_t manifest_check(const manifest_t *manifest, const char *name, const uint8_t *file,
                         uint64_t file_bytes, uint64_t offset, uint64_t n)
 {
@@ -303,11 +335,7 @@ status_t manifest_check(const manifest_t *manifest, const char *name, const uint
         return STATUS_OK; /* without chunks an empty file is still to be told from another */
     uint64_t first = entry->has_chunks ? offset / entry->chunk_bytes : 0;
     uint64_t last = entry->has_chunks ? (offset + n - 1) / entry->chunk_bytes : 0;
-    for (uint64_t i = first; i <= last; i++) {
-        if (atomic_load_explicit(&entry->good[i], memory_order_acquire))
-            continue;
-        TRY(check_chunk(manifest, entry, i, file, file_bytes));
-        atomic_store_explicit(&entry->good[i], 1, memory_order_release);
-    }
+    for (uint64_t i = first; i <= last; i++)
+        TRY(check_once(manifest, entry, i, file, file_bytes));
     return STATUS_OK;
 }

@@ -2,6 +2,7 @@
 #ifndef SHOAL_COMMON_MODEL_MANIFEST_INTERNAL_H
 #define SHOAL_COMMON_MODEL_MANIFEST_INTERNAL_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
@@ -14,6 +15,14 @@ enum {
     MANIFEST_CHUNK_LINE = 1 + MANIFEST_HEX + 1, /* "#<digits>\n" */
 };
 
+typedef enum { CHUNK_UNKNOWN, CHUNK_IN_WORK, CHUNK_GOOD } chunk_state_t;
+
+/* What threads that check the same file wait on. */
+typedef struct {
+    pthread_mutex_t lock;
+    pthread_cond_t checked;
+} manifest_work_t;
+
 typedef struct {
     char *name;
     const char *digest;   /* MANIFEST_HEX digits inside the seal's text */
@@ -22,7 +31,7 @@ typedef struct {
     uint64_t chunk_bytes;
     uint64_t n_chunks;    /* 1 without chunks: the file as a whole */
     const char *chunks;   /* the chunk lines inside the seal's text */
-    atomic_uchar *good;   /* of each chunk: 1 when it was found right */
+    atomic_uchar *chunk_states; /* chunk_state_t; changed under the lock */
 } manifest_entry_t;
 
 struct manifest {
@@ -30,6 +39,7 @@ struct manifest {
     char *text;
     size_t n_entries, capacity;
     manifest_entry_t *entries; /* sorted by name */
+    manifest_work_t *work;
 };
 
 /* NULL when absent. */

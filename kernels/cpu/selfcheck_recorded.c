@@ -1,5 +1,5 @@
-/* What ref answers to the self-check: see selfcheck.h. `kernels_levels` holds ref against it and, where
- * they differ, prints what to put here. */
+/* What ref answers to the self-check: see selfcheck.h. `kernels_levels` holds ref against it and,
+ * where they differ, prints what to put here. */
 #include "kernels/cpu/selfcheck.h"
 
 const uint64_t selfcheck_recorded[SELFCHECK_ANSWERS_MAX] = {

@@ -115,6 +115,11 @@ pack_cache_t *pack_cache_open(const pack_cache_config_t *config)
     return cache;
 }
 
+bool pack_cache_has_file(const pack_cache_t *cache)
+{
+    return cache->fd >= 0;
+}
+
 const void *pack_cache_find(pack_cache_t *cache, const char *id, size_t *bytes_out)
 {
     if (cache->fd < 0)

@@ -39,6 +39,9 @@ typedef struct pack_cache pack_cache_t;
 /* Opens the file of that key, if there is a good one, and begins to check it. */
 pack_cache_t *pack_cache_open(const pack_cache_config_t *config);
 
+/* Whether weights may come from a file; false once one of them could not. */
+bool pack_cache_has_file(const pack_cache_t *cache);
+
 /* The image of the weight `id` (a digest of what it is made from), as it was written; NULL when
  * there is none. It is checked when this returns. It starts on a page and is borrowed
  * until pack_cache_close. After the first miss there are no more: such a file is not what this

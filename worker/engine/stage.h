@@ -15,6 +15,7 @@
 #include "kernels/fused.h"
 #include "kernels/ops.h"
 #include "worker/engine/pack_cache.h"
+#include "worker/engine/stage_ahead.h"
 #include "worker/engine/rank.h"
 #include "worker/engine/step_plan.h"
 
@@ -171,6 +172,7 @@ struct stage {
     /* While it loads. The cache lives as long as the weights, which it may still be writing. */
     pool_t *readers;
     pack_cache_t *pack_cache;
+    stage_ahead_t *ahead;
     uint64_t load_told_ms;
 
     /* Scratch of a step, by rows_max; the second line by part_rows. */

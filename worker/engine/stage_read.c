@@ -176,11 +176,28 @@ status_t stage_read_begin(stage_t *stage)
     /* Checking against a seal reads more than this rank's rows. */
     if (stage->manifest)
         source_fetch_around(model_source(stage->model), true);
-    return pool_open(stage->config.threads, NULL, &stage->readers);
+    TRY(pool_open(stage->config.threads, NULL, &stage->readers));
+    bool is_kept = stage->pack_cache && pack_cache_has_file(stage->pack_cache);
+    /* Slices have their rows alone to check. */
+    if (stage->manifest && !is_kept && stage->config.tp == 1) {
+        const stage_ahead_config_t config = {
+            .model = stage->model,
+            .manifest = stage->manifest,
+            .layer_first = stage->config.layer_first,
+            .layer_count = stage->config.layer_count,
+            .has_table = stage->first,
+            .has_head = stage->has_head && !stage->config.shared_head,
+            .threads = pool_threads(stage->readers),
+        };
+        stage->ahead = stage_ahead_start(&config);
+    }
+    return STATUS_OK;
 }
 
 void stage_read_end(stage_t *stage, bool loaded)
 {
+    stage_ahead_end(stage->ahead);
+    stage->ahead = NULL;
     pool_close(stage->readers);
     stage->readers = NULL;
     source_forget_all(model_source(stage->model));
@@ -193,6 +210,7 @@ void stage_read_end(stage_t *stage, bool loaded)
 void stage_read_progress(stage_t *stage, uint32_t layers_done)
 {
     uint64_t now = clock_ms();
+    stage_ahead_reached(stage->ahead, layers_done);
     /* What follows the layers counts as one more. */
     if (stage->pulse)
         atomic_store_explicit(&stage->pulse->loaded_percent,

@@ -36,9 +36,9 @@ bool stage_weight_kept(stage_t *stage, const kweight_spec_t *spec, const char *i
 /* Keeps a weight, wherever it came from. */
 void stage_keep_weight(stage_t *stage, const char *id, const kweight_t *weight);
 
-/* What a sealed model has beside packed weights, values and the table of embeddings, is kept too where
- * it is small: reading it from the model again would mean to check all of the chunks of the seal around
- * it, most of the file for a norm in each layer. NULL: it has to be read, or is not kept. */
+/* What a sealed model has beside packed weights, "values" and the "table" of embeddings, is kept too
+ * where it is small: reading it from the model again would mean to check the chunks of the seal
+ * around it, most of the file for a norm in each layer. NULL: it has to be read, or is not kept. */
 const void *stage_rows_kept(const stage_t *stage, const char *what, const model_tensor_t *tensor,
                             size_t bytes);
 /* Keeps what stage_rows_kept did not find, once it was read; also what is not kept may be told. */

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/base/digest.h"
 #include "common/model/manifest.h"
 #include "copies.h"
 #include "eval_run.h"
@@ -267,6 +268,58 @@ static void test_norms_and_embeddings_of_a_sealed_model_are_kept_with_its_weight
     assert_int_equal(teardown(NULL), 0);
 }
 
+/* A seal of small chunks, so that there is something to check beside the packing. */
+static void seal_finely(const char *model)
+{
+    enum { CHUNK = 4096 };
+    char path[160], hex[DIGEST_HEX_SIZE];
+    static uint8_t bytes[CHUNK];
+    struct stat about;
+    assert_int_equal(stat(model, &about), 0);
+    assert_int_equal(digest_of_file(model, hex), STATUS_OK);
+    snprintf(path, sizeof path, "%s.sha256", model);
+    FILE *seal = fopen(path, "w"), *file = fopen(model, "rb");
+    assert_true(seal != NULL && file != NULL);
+    fprintf(seal, "# shoal manifest 1\n%s  model.gguf\n# chunks %d %lld model.gguf\n", hex, CHUNK,
+            (long long)about.st_size);
+    for (size_t n; (n = fread(bytes, 1, CHUNK, file)) > 0;) {
+        digest_of_bytes(bytes, n, hex);
+        fprintf(seal, "#%s\n", hex);
+    }
+    fclose(file);
+    assert_int_equal(fclose(seal), 0);
+}
+
+static void test_a_seal_that_is_checked_ahead_of_the_packing_finds_every_changed_byte(void **state)
+{
+    (void)state;
+    static const char *const models[] = {"gguf-llama-q8_0", "gguf-qwen3moe-q8_0"};
+    char model[128], from[512], words[2048];
+    struct stat about;
+    json_t *ids = json_loads("[[1, 5, 9, 200, 31]]", 0, NULL);
+    for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
+        assert_int_equal(setup(NULL), 0);
+        snprintf(model, sizeof model, "%s/model.gguf", cache);
+        snprintf(from, sizeof from, "%s/%s/model.gguf", SHOAL_TEST_DATA, models[m]);
+        copies_file(from, model);
+        assert_int_equal(stat(model, &about), 0);
+        eval_args_t args = {.model = model, .ids = ids, .threads = 1};
+        uint64_t wanted = run(&args);
+        seal_finely(model);
+        for (args.threads = 1; args.threads <= 8; args.threads *= 2)
+            assert_int_equal(run(&args), wanted);
+        args.threads = 4;
+        for (off_t eighth = 2; eighth < 8; eighth++) { /* of the weights, in all layers */
+            copies_flip(model, about.st_size / 8 * eighth, 4);
+            assert_int_not_equal(eval_run_failing(&args, words, sizeof words), 0);
+            assert_non_null(strstr(words, "model.gguf is not as sealed"));
+            copies_flip(model, about.st_size / 8 * eighth, 4);
+        }
+        assert_int_equal(teardown(NULL), 0);
+    }
+    json_decref(ids);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -277,6 +330,7 @@ int main(void)
         cmocka_unit_test(test_forms_of_one_model_do_not_mix),
         cmocka_unit_test(test_kept_weights_do_not_get_round_a_seal),
         cmocka_unit_test(test_norms_and_embeddings_of_a_sealed_model_are_kept_with_its_weights),
+        cmocka_unit_test(test_a_seal_that_is_checked_ahead_of_the_packing_finds_every_changed_byte),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
