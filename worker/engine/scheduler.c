@@ -22,7 +22,7 @@ static void take_step_memory(scheduler_t *s)
     s->plan.closes = MEM_NEW_ARRAY(uint32_t, STEP_SLOTS_MAX);
     s->plan.opens = MEM_NEW_ARRAY(step_open_t, STEP_SLOTS_MAX);
     s->plan.entries = MEM_NEW_ARRAY(step_entry_t, c->batch_max);
-    for (uint32_t i = 0; i < c->stages; i++) {
+    for (uint32_t i = 0; i < c->stages + 1; i++) {
         s->flights[i].entries = MEM_NEW_ARRAY(struct flown, c->batch_max);
     }
     /* The lowest slot lies on top. */
@@ -331,7 +331,7 @@ status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64
     if (s->n_flights == 0)
         return fail(STATUS_INTERNAL, "step %llu came back, but none is in flight",
                     (unsigned long long)result->step);
-    flight_t *flight = &s->flights[s->flight_first];
+    flight_t *flight = &s->flights[scheduler_flight(s, 0)];
     if (!answers(flight, result))
         return fail(STATUS_INTERNAL,
                     "step %llu came back with %u tokens, which do not answer step %llu of %u "
@@ -354,7 +354,7 @@ status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64
         draft_cost_step_took(&s->draft_cost, flight->took_ns);
     }
     flight->n = 0;
-    s->flight_first = (s->flight_first + 1) % s->config.stages;
+    s->flight_first = scheduler_flight(s, 1);
     s->n_flights--;
     return STATUS_OK;
 }
@@ -362,7 +362,7 @@ status_t scheduler_step_done(scheduler_t *s, const step_result_t *result, uint64
 void scheduler_step_took(scheduler_t *s, uint64_t step, uint64_t took_ns)
 {
     for (uint32_t i = 0; i < s->n_flights; i++) {
-        flight_t *flight = &s->flights[(s->flight_first + i) % s->config.stages];
+        flight_t *flight = &s->flights[scheduler_flight(s, i)];
         if (flight->step == step && took_ns > flight->took_ns)
             flight->took_ns = took_ns;
     }
@@ -377,7 +377,7 @@ uint32_t scheduler_in_flight(const scheduler_t *s)
 static bool flies_before(const scheduler_t *s, const sequence_t *q, uint32_t f)
 {
     for (uint32_t i = 0; i < f && q->n_in_flight > 1; i++) {
-        const flight_t *flight = &s->flights[(s->flight_first + i) % s->config.stages];
+        const flight_t *flight = &s->flights[scheduler_flight(s, i)];
         for (uint32_t k = 0; k < flight->n; k++)
             if (flight->entries[k].sequence == q)
                 return true;
@@ -389,7 +389,7 @@ uint32_t scheduler_flying(const scheduler_t *s, char (*sessions_out)[SESSION_BYT
 {
     uint32_t n = 0;
     for (uint32_t f = 0; f < s->n_flights; f++) {
-        const flight_t *flight = &s->flights[(s->flight_first + f) % s->config.stages];
+        const flight_t *flight = &s->flights[scheduler_flight(s, f)];
         for (uint32_t i = 0; i < flight->n && n < max; i++)
             if (!flies_before(s, flight->entries[i].sequence, f))
                 memcpy(sessions_out[n++], flight->entries[i].sequence->session, SESSION_BYTES);
@@ -403,7 +403,7 @@ uint32_t scheduler_lose(scheduler_t *s, const char *why, uint64_t now_ms,
     uint32_t n = scheduler_flying(s, suspects_out, max);
     s->now_ms = now_ms;
     for (uint32_t f = 0; f < s->n_flights; f++) {
-        flight_t *flight = &s->flights[(s->flight_first + f) % s->config.stages];
+        flight_t *flight = &s->flights[scheduler_flight(s, f)];
         for (uint32_t i = 0; i < flight->n; i++)
             leave_flight(s, flight->entries[i].sequence);
         flight->n = 0;

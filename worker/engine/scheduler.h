@@ -6,7 +6,7 @@
  * Rules
  * - Continuous batching: sequences that decode come first, prefill chunks fill what is left of
  *   step_tokens_max. With S stages up to S batches are in flight; a sequence that decodes is in one of
- *   them, a prompt in pieces that follow each other through the stages.
+ *   them, a prompt in pieces that follow each other through the stages, of which one more may be ahead.
  * - While some decode, a step has no more rows of prompts than what those would wait for them allows
  *   (step_cost.h), and no prompt takes all of them while another of its priority waits. Prompts have
  *   their turns by priority, then by tokens served to their tenants, then by arrival. Those that are
@@ -70,7 +70,7 @@ typedef struct {
                           back while their sequence runs; 0: none */
     uint32_t vocab;
     uint32_t context_max;      /* tokens of prompt and answer together */
-    uint32_t stages;           /* batches in flight at most */
+    uint32_t stages;           /* batches in flight at most, beside one piece of prompts */
     uint32_t batch_max;        /* sequences in a step; 0 takes 64 */
     uint32_t step_tokens_max;  /* rows of a step; 0 takes 512 */
     uint32_t sequences_max;    /* waiting and running at once; 0 takes 1024 */

@@ -51,7 +51,7 @@ uint32_t scheduler_ask_drafts(scheduler_t *s, uint32_t context_max,
     sequence_t *some[DRAFT_SEQUENCES_MAX];
     uint32_t n_rows = 0, n = 0, most = entries_max(s);
     draft_case_t c = {.fixed_rows = s->config.fixed_rows};
-    if (!s->config.draft_model || s->lost || s->n_flights == s->config.stages)
+    if (!s->config.draft_model || s->lost || s->n_flights >= s->config.stages)
         return 0;
     for (uint32_t i = 0; i < s->n_running && n_rows < most; i++) {
         sequence_t *q = s->running[i];

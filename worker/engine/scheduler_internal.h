@@ -171,9 +171,10 @@ struct scheduler {
     stream_t streams[SCHEDULER_STREAMS_MAX + 1]; /* by number; 0 is nobody */
     uint32_t n_streams;
 
-    flight_t flights[STAGES_MAX];
+    flight_t flights[STAGES_MAX + 1]; /* a batch for each stage, and a piece ahead of them */
     uint32_t flight_first, n_flights;
     bool solo_ran_last;
+    uint32_t rows_of_turn; /* of prompts, planned since somebody who decodes was */
     uint64_t round;
     char lost_why[STATUS_TEXT_MAX];
 
@@ -195,6 +196,7 @@ typedef struct {
     uint32_t drafts_left; /* of the tokens that one step may give */
     bool by_model; /* the guesses made last are a draft model's */
     bool alone;
+    bool ahead; /* there is a batch in flight for every stage */
     int32_t decoding_top; /* the highest priority of those who decode; INT32_MAX: nobody does */
     /* Rows that prompts may still take. Those that are more urgent than all who decode count, but
      * are not held up when there are none left. */
@@ -216,6 +218,12 @@ static inline void scheduler_fetch(const sequence_t *q)
 {
     for (size_t at = 0; at < offsetof(sequence_t, session); at += 64)
         __builtin_prefetch((const char *)q + at, 1);
+}
+
+/* Where the i-th oldest in flight stands, or the next one will. */
+static inline uint32_t scheduler_flight(const scheduler_t *s, uint32_t i)
+{
+    return (s->flight_first + i) % (s->config.stages + 1);
 }
 
 static inline uint32_t sequence_produced(const sequence_t *q)
@@ -306,8 +314,12 @@ uint32_t scheduler_could_start(const scheduler_t *s, int32_t priority, uint32_t 
  * priority, then, where rows are scarce, by tokens served to their tenants, then by arrival. */
 void scheduler_queue(planning_t *p, step_queue_t *out);
 /* Rows of prompts in a step, so that pieces of those there are follow each other through the stages;
- * UINT32_MAX: one chunk at a time, since there is one stage, or somebody decodes. */
+ * UINT32_MAX: one chunk at a time, since there is one stage, or somebody decodes and prompts have few rows
+ * beside those. */
 uint32_t scheduler_piece_rows(const scheduler_t *s, const step_queue_t *queue);
+/* Whether the next plan is for pieces alone: those who decode beside whole prompts wait for the rows of a
+ * whole step, in however many pieces it goes through the stages. */
+bool scheduler_pieces_first(const scheduler_t *s, const step_queue_t *queue);
 /* ---- scheduler_prompts.c ---- */
 /* Rows that q's prompt may have of the n that it wants. */
 uint32_t scheduler_prompt_share(const planning_t *p, const sequence_t *q, uint32_t n);

@@ -189,10 +189,23 @@ static void plan_together(planning_t *p)
     scheduler_t *s = p->s;
     step_queue_t queue;
     scheduler_queue(p, &queue);
+    bool pieces_first = scheduler_pieces_first(s, &queue);
+    if (p->ahead && !pieces_first &&
+        (queue.n_decoding > 0 || scheduler_piece_rows(s, &queue) == UINT32_MAX))
+        return;
     s->mean_context = queue.n_decoding ? queue.decode_keys / queue.n_decoding : 0;
-    plan_decodes(p);
+    uint32_t n_decodes = 0;
+    if (!p->ahead && !pieces_first) {
+        plan_decodes(p);
+        n_decodes = p->flight->n;
+    }
+    uint32_t n_rows = s->plan.n_tokens;
     scheduler_limit_prompts(p, &queue);
     scheduler_plan_prompts(p);
+    if (p->flight->n == 0 && !p->ahead) /* what is left of prompts waits for blocks or is solo */
+        plan_decodes(p);
+    else
+        s->rows_of_turn = (n_decodes > 0 ? 0 : s->rows_of_turn) + s->plan.n_tokens - n_rows;
 }
 
 /* A solo sequence that could run, or NULL; one that waits is started. */
@@ -248,21 +261,33 @@ static void fill(planning_t *p)
         plan_together(p);
 }
 
-static bool make_plan(scheduler_t *s)
+/* Whether another step may be sent. Pieces of prompts go one ahead of the batches for all stages, so that a
+ * stage that was held up finds the next one there. But not before a head: the last stage would wait for
+ * the other ones' parts of it until they are through with that step. */
+static bool may_plan(const scheduler_t *s)
 {
-    if (s->lost || s->n_flights == s->config.stages)
+    if (s->lost || s->n_flights > s->config.stages)
         return false;
     for (uint32_t i = 0; i < s->n_flights; i++)
-        if (s->flights[(s->flight_first + i) % s->config.stages].alone)
+        if (s->flights[scheduler_flight(s, i)].alone)
             return false;
+    return s->n_flights < s->config.stages ||
+           (s->config.stages > 1 && s->flights[scheduler_flight(s, 0)].work.logits == 0);
+}
+
+static bool make_plan(scheduler_t *s)
+{
+    if (!may_plan(s))
+        return false;
     reset_plan(s);
-    flight_t *flight = &s->flights[(s->flight_first + s->n_flights) % s->config.stages];
+    flight_t *flight = &s->flights[scheduler_flight(s, s->n_flights)];
     flight->n = 0;
     /* With several stages the sequences are dealt out evenly, so that no stage stands idle. */
     uint32_t share = (s->n_running + s->n_waiting + s->config.stages - 1) / s->config.stages;
     planning_t p = {
         .s = s,
         .flight = flight,
+        .ahead = s->n_flights == s->config.stages,
         .tokens_left = s->config.step_tokens_max,
         .prompt_rows = UINT32_MAX,
         .decoding_top = INT32_MAX,

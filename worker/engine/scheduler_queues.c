@@ -188,13 +188,19 @@ void scheduler_queue(planning_t *p, step_queue_t *out)
 uint32_t scheduler_piece_rows(const scheduler_t *s, const step_queue_t *queue)
 {
     uint64_t rows = s->waiting_rows;
-    /* Beside those who decode the batches are what keeps stages busy. */
-    if (queue->stages < 2 || queue->n_decoding > 0)
+    /* Where prompts take few rows beside those who decode, the batches keep the stages busy. */
+    if (queue->stages < 2 || (queue->n_decoding > 0 && !s->config.whole_prompts))
         return UINT32_MAX;
     for (uint32_t i = 0; i < s->n_running; i++)
         if (s->running[i]->n_ids - s->running[i]->n_computed > 1)
             rows += s->running[i]->n_ids - s->running[i]->n_cached;
     return step_cost_piece_rows(&s->cost, rows, queue->stages);
+}
+
+bool scheduler_pieces_first(const scheduler_t *s, const step_queue_t *queue)
+{
+    return s->config.whole_prompts && queue->stages > 1 && queue->n_decoding > 0 &&
+           queue->n_prompts > 0 && s->rows_of_turn < s->config.step_tokens_max;
 }
 
 sequence_t *scheduler_next_solo(const scheduler_t *s)

@@ -229,9 +229,13 @@ status_t stage_head_part(stage_t *stage, uint64_t step, uint32_t n) MUST_USE;
 uint32_t stage_head_parts(const stage_t *stage);
 /* Whether a step of so many rows, and its plan of so many bytes, may go to the next stages while rows of
  * the head wait for them. What does not fit into the lanes between them, beside those of the batches in
- * flight, would wait for the last stage, and that for the head. Of prompts that is a full step from 1,024
- * columns and two stages on; plans are large where prompts of many thousands of tokens begin. */
+ * flight, would wait for the last stage, and that for the head. Plans are large where prompts of many
+ * thousands of tokens begin. */
 bool stage_passes_head(const stage_t *stage, uint32_t n_rows, size_t plan_bytes);
+
+/* Rows that a step may have for that; UINT32_MAX where the last stage has the whole head. With two stages
+ * and 2,048 columns 511. */
+uint32_t stage_rows_past_heads(const stage_t *stage);
 
 static inline kref_t stage_at(kbuffer_t *buffer, size_t offset)
 {

@@ -35,12 +35,21 @@ uint32_t stage_head_parts(const stage_t *stage)
     return stage->config.tp * (stage->config.shared_head ? stage->config.stages : 1);
 }
 
+uint32_t stage_rows_past_heads(const stage_t *stage)
+{
+    if (!stage->config.shared_head || stage->config.stages < 2)
+        return UINT32_MAX;
+    /* The last stage has taken the rows of the step whose head it makes; of the others in flight all
+     * may lie in one lane. */
+    size_t room = FABRIC_ACTIVATIONS_BYTES / (stage->config.stages - 1) - FABRIC_MESSAGE_BYTES;
+    return (uint32_t)(room / (stage->residual_columns * sizeof(float)));
+}
+
 bool stage_passes_head(const stage_t *stage, uint32_t n_rows, size_t plan_bytes)
 {
-    size_t bytes = (size_t)n_rows * stage->residual_columns * sizeof(float);
     if (FAILPOINT("stage.heads_first"))
         return false;
-    return bytes * stage->config.stages <= FABRIC_ACTIVATIONS_BYTES &&
+    return n_rows <= stage_rows_past_heads(stage) &&
            plan_bytes * stage->config.stages <= FABRIC_PLAN_BYTES / 2;
 }
 

@@ -51,6 +51,7 @@ typedef enum {
 /* What a lane buffers towards one peer, with nobody receiving. */
 #define FABRIC_PLAN_BYTES ((size_t)1 << 20)
 #define FABRIC_ACTIVATIONS_BYTES ((size_t)4 << 20)
+#define FABRIC_MESSAGE_BYTES 64u /* that a message takes there beside its own, at most */
 #define FABRIC_LOGITS_BYTES ((size_t)1 << 20)
 #define FABRIC_RESULT_BYTES ((size_t)1 << 20)
 #define FABRIC_CONTROL_BYTES ((size_t)64 << 10)

@@ -13,6 +13,7 @@ typedef struct {
     uint32_t sequence; /* of the lane, from 0: a lost or repeated message is seen */
     uint32_t magic;
 } message_head_t;
+_Static_assert(sizeof(message_head_t) <= FABRIC_MESSAGE_BYTES, "as fabric.h promises");
 #define MESSAGE_MAGIC 0x4c414f53u
 /* No message is longer; a longer length is a broken peer. */
 #define MESSAGE_BYTES_MAX ((uint64_t)1 << 40)

@@ -1,17 +1,19 @@
 /* Ranks that were told to share a stage in different ways do not form: parts of sums would be
  * missing or there twice, and nobody would see it. Two real ranks of a recorded model, in processes
- * of their own. */
+ * of their own. And what one stage may send while the next one waits for a head. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "tests/unit/fabric/ranks.h"
 #include "worker/engine/rank.h"
+#include "worker/engine/stage.h"
 
 typedef struct {
     uint32_t groups[2], holders[2]; /* of rank 0 and 1 */
@@ -87,11 +89,67 @@ static void test_ranks_of_two_cuts_do_not_form(void **state)
     check((told_t){{1, 1}, {2, 2}, false, {1, 2}});
 }
 
+static struct {
+    uint32_t stages, columns, rows_more;
+} lane; /* before the ranks are forked */
+
+/* The rows of all steps that may be in flight beside the one whose head is made, which nobody takes. */
+static int send_steps(fabric_t *fabric, shared_t *shared)
+{
+    stage_t stage = {.config = {.stages = lane.stages, .shared_head = true},
+                     .residual_columns = lane.columns};
+    uint32_t n_rows = stage_rows_past_heads(&stage) + lane.rows_more;
+    size_t bytes = (size_t)n_rows * lane.columns * sizeof(float);
+    if (fabric_rank(fabric) == 1) {
+        while (!atomic_load(&shared->done))
+            nap();
+        return 0;
+    }
+    EXPECT(stage_passes_head(&stage, n_rows, 100) == (lane.rows_more == 0));
+    void *rows = calloc(1, bytes);
+    status_t status = STATUS_OK;
+    for (uint32_t i = 0; i + 1 < lane.stages && status == STATUS_OK; i++)
+        status = fabric_send(fabric, 1, FABRIC_ACTIVATIONS, NULL, rows, bytes);
+    free(rows);
+    atomic_store(&shared->done, 1);
+    EXPECT(status == (lane.rows_more == 0 ? STATUS_OK : STATUS_TIMEOUT));
+    return 0;
+}
+
+static void send_to_nobody(uint32_t stages, uint32_t columns, uint32_t rows_more)
+{
+    ranks_t ranks;
+    lane.stages = stages;
+    lane.columns = columns;
+    lane.rows_more = rows_more;
+    ranks_start(&ranks, 2, 1, rows_more ? 300 : 10000, send_steps);
+    assert_int_equal(ranks_finish(&ranks, 0), 0);
+}
+
+static void test_steps_that_pass_heads_lie_in_a_lane_that_nobody_reads(void **state)
+{
+    (void)state;
+    send_to_nobody(2, 2048, 0);
+    send_to_nobody(2, 2048, 1);
+    send_to_nobody(3, 576, 0);
+    send_to_nobody(5, 8192, 0);
+    send_to_nobody(5, 8192, 1);
+}
+
+static void test_a_head_of_the_last_stage_alone_limits_no_step(void **state)
+{
+    (void)state;
+    stage_t stage = {.config = {.stages = 2}, .residual_columns = 8192};
+    assert_true(stage_passes_head(&stage, 8192, 100));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ranks_of_one_cut_form),
         cmocka_unit_test(test_ranks_of_two_cuts_do_not_form),
+        cmocka_unit_test(test_steps_that_pass_heads_lie_in_a_lane_that_nobody_reads),
+        cmocka_unit_test(test_a_head_of_the_last_stage_alone_limits_no_step),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -128,7 +128,7 @@ static void test_a_piece_without_rows_of_logits_follows_another(void **state)
         }
         rig_return(rig);
     }
-    assert_int_equal(n_together, 3);
+    assert_int_equal(n_together, 4); /* one for each stage, and one ahead */
     rig_run(rig);
     rig_check_text(rig_find(rig, "last"));
     rig_free(rig);
@@ -146,17 +146,16 @@ static void test_a_block_is_shared_only_when_all_of_it_was_planned(void **state)
 {
     (void)state;
     rig_t *rig = rig_new(two_stages_small_chunks);
-    /* Beside one that decodes each batch has a prompt of its own. */
     rig_admit(rig, "runs", 5, 1, 50, NULL);
     rig_step(rig);
     rig_admit(rig, "first", 100, 0, 5, NULL);
     rig_admit(rig, "second", 100, 0, 5, NULL);
     assert_true(rig_plan(rig));
     assert_true(rig_planned(rig, "first"));
-    assert_int_equal(rig->entries[1].n_tokens, 39);
+    assert_int_equal(rig->entries[0].n_tokens, 40);
     assert_true(rig_plan(rig));
     assert_true(rig_planned(rig, "second"));
-    assert_int_equal(rig->entries[0].position, 32);
+    assert_int_equal(rig->entries[rig->n_entries - 1].position, 32);
     rig_return(rig);
     rig_run(rig);
     rig_check_text(rig_find(rig, "first"));
@@ -208,7 +207,54 @@ static void two_stages_whole_prompts(scheduler_config_t *config)
     config->whole_prompts = true;
 }
 
-static void test_whole_prompts_stay_whole_beside_those_who_decode(void **state)
+/* The first stage would be in the midst of it when the last one wants its part of the head. */
+static void test_a_piece_goes_ahead_of_the_batches_but_of_no_head(void **state)
+{
+    (void)state;
+    rig_t *rig = rig_new(two_stages_whole_prompts);
+    rig_admit(rig, "short", 20, 1, 1, NULL);
+    assert_true(rig_plan(rig));
+    assert_true(rig->entries[0].sample);
+    rig_admit(rig, "long", 950, 0, 3, NULL);
+    assert_true(rig_plan(rig));
+    assert_false(rig_plan(rig));
+    rig_return(rig); /* the end of the short one */
+    assert_true(rig_plan(rig));
+    assert_true(rig_plan(rig));
+    assert_false(rig_plan(rig));
+    assert_int_equal(rig->n_flights, 3);
+    rig_run(rig);
+    rig_check_text(rig_find(rig, "long"));
+    rig_free(rig);
+}
+
+/* Of a prompt of 900 rows go 512 and what fills the piece, then those who decode have a turn. */
+static void check_turns(rig_t *rig)
+{
+    uint32_t rows = 0, rows_at_turn = 0, n_pieces = 0, n_decodes = 0, n_together = 0;
+    while (rows < 900) {
+        if (!rig_plan(rig)) {
+            rig_return(rig);
+            continue;
+        }
+        for (uint32_t i = 0; i < rig->n_entries; i++) {
+            bool piece = strcmp(rig->entries[i].session, "prompt") == 0;
+            if (!piece && n_decodes++ == 0)
+                rows_at_turn = rows;
+            rows += piece ? rig->entries[i].n_tokens : 0;
+            n_pieces += piece;
+            assert_true(rig->entries[i].n_tokens <= 128);
+        }
+        n_together += rig->n_flights >= 2 && rows < 900;
+    }
+    print_message("%u pieces, the turn of those who decode after %u rows\n", n_pieces, rows_at_turn);
+    assert_in_range(n_pieces, 8, 16);
+    assert_in_range(n_together, n_pieces - 3, n_pieces);
+    assert_in_range(rows_at_turn, 512 - 128, 512 + 128);
+    assert_in_range(n_decodes, 1, 4);
+}
+
+static void test_whole_prompts_go_in_pieces_while_those_who_decode_wait_for_a_step(void **state)
 {
     (void)state;
     rig_t *rig = rig_new(two_stages_whole_prompts);
@@ -227,9 +273,8 @@ static void test_whole_prompts_stay_whole_beside_those_who_decode(void **state)
     }
     for (int i = 0; i < 4; i++)
         assert_true(rig->sequences[i].n_ids > 0);
-    rig_admit(rig, "prompt", 400, 5, 3, NULL);
-    plans_until(rig, "prompt");
-    assert_int_equal(rig->entries[rig->n_entries - 1].n_tokens, 400);
+    rig_admit(rig, "prompt", 900, 5, 3, NULL);
+    check_turns(rig);
     rig_run(rig);
     rig_check_text(rig_find(rig, "prompt"));
     rig_free(rig);
@@ -242,7 +287,8 @@ int main(void)
         cmocka_unit_test(test_pieces_of_a_prompt_follow_each_other_through_the_stages),
         cmocka_unit_test(test_pieces_and_guesses_share_the_stages),
         cmocka_unit_test(test_further_pieces_keep_no_other_prompt_waiting),
-        cmocka_unit_test(test_whole_prompts_stay_whole_beside_those_who_decode),
+        cmocka_unit_test(test_a_piece_goes_ahead_of_the_batches_but_of_no_head),
+        cmocka_unit_test(test_whole_prompts_go_in_pieces_while_those_who_decode_wait_for_a_step),
         cmocka_unit_test(test_a_piece_without_rows_of_logits_follows_another),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -242,7 +242,7 @@ bool rig_plan(rig_t *rig)
     pass_through_bytes(rig, &plan);
     assert_true(plan.n_entries > 0 && plan.n_entries <= rig->config.batch_max);
     assert_true(plan.n_tokens <= rig->config.step_tokens_max);
-    assert_true(rig->n_flights < rig->config.stages);
+    assert_true(rig->n_flights < rig->config.stages + (rig->config.stages > 1));
     carry_out_opens(rig, &plan);
     step_drawn_t *drawn = rig->drawn[rig->n_flights];
     step_result_t result = {.step = plan.step, .drawn = drawn};
