@@ -310,11 +310,17 @@ static void amx_leaf(amx_tile_t *tile, const kleaf_t *leaf, float *sums)
 
 /* ---- panels ---- */
 
+static void add_tiles(uint32_t n, float *to, const float *from)
+{
+    for (uint32_t i = 0; i < n * PANEL; i += 16)
+        vf_store(to + i, vf_add(vf_load(to + i), vf_load(from + i)));
+}
+
 /* `decoded` is the panel for the registers; `apart` is NULL where no value is. */
 static void amx_panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t index,
                            const uint8_t *decoded, const apart_t *apart, const tile_t *rows)
 {
-    _Alignas(64) float stack[TREE_DEPTH_MAX][AMX_ROWS * PANEL], leaf_sums[AMX_ROWS * PANEL];
+    _Alignas(64) float stack[TREE_DEPTH_MAX][AMX_ROWS * PANEL];
     const kweight_t *weight = job->weight;
     const uint8_t *packed = part->data + (size_t)index * part->panel_bytes;
     size_t share = part->panel_bytes / rows->n_tiles, n_segs = part->input->n_segs;
@@ -334,15 +340,11 @@ static void amx_panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t i
     float *out = job->out + rows->row * ld + (part->column + column - job->column);
     const kleaf_t *leaf = part->input->leaves;
     for (uint32_t s = 0; s < weight->n_steps; s++) {
-        if (weight->steps[s] == STEP_LEAF) {
-            amx_leaf(&tile, leaf++, stack[depth++]);
-        } else if (weight->steps[s] == STEP_LEAF_ADD) {
-            amx_leaf(&tile, leaf++, leaf_sums);
-            add_tiles(tile.n, stack[depth - 1], leaf_sums);
-        } else if (weight->steps[s] == STEP_ADD) {
-            depth--;
+        amx_leaf(&tile, leaf++, stack[depth]);
+        for (uint32_t adds = weight->steps[s] & STEP_ADDS; adds > 0; adds--, depth--)
             add_tiles(tile.n, stack[depth - 1], stack[depth]);
-        } else {
+        depth++;
+        if (weight->steps[s] & STEP_OUT) {
             if (apart != NULL) {
                 scale_floats_t floats = {decoded + tile.code_bytes, tile.segment_bytes};
                 if (rows->row == apart->row)

@@ -127,10 +127,9 @@ typedef struct {
     uint8_t *data;
 } kpart_t;
 
-/* Steps that turn leaf sums into partials: the next leaf, the next leaf added to the topmost sum
- * (a leaf followed by an addition, which saves a turn through memory), the sum of the two topmost,
- * the next partial. */
-enum { STEP_LEAF, STEP_LEAF_ADD, STEP_ADD, STEP_OUT };
+/* A step for each leaf turns leaf sums into partials: how many of the sums before it are added to
+ * it, the latest first, each in front of what there is; STEP_OUT: that is the next partial. */
+enum { STEP_ADDS = 7, STEP_OUT = 8 };
 
 struct kweight {
     kdevice_t *device;
@@ -141,7 +140,7 @@ struct kweight {
     uint32_t n, n_panels, n_parts, n_partials;
     kpart_t parts[KWEIGHT_PARTS_MAX];
     uint32_t n_steps;
-    uint8_t steps[3 * NUMERICS_LEAVES_MAX];
+    uint8_t steps[NUMERICS_LEAVES_MAX];
     void *memory; /* of all panels */
     size_t memory_bytes;
     bool borrowed; /* `memory` is an image: only read, and not ours to release */

@@ -20,11 +20,15 @@ enum {
     FETCH_AHEAD = 3072,
     FETCH_TILES = 8, /* as many hide the way of the next panel */
     MATMUL_ROWS = 8, /* the most that a kernel computes side by side */
+    TILE_SUMS = MATMUL_ROWS * PANEL, /* from one sum of a tile to the next one in a tree */
 };
 
+/* Writes the sum of a leaf to `tile`, or, while it is in registers, of `adds` sums and the leaf: of
+ * those that stand at tile + i * TILE_SUMS the last is added first, each in front of what there is.
+ * The first stands where the result goes. */
 typedef const uint8_t *(*leaf_fn)(const kpart_t *part, const kleaf_t *leaf,
-                                  const uint8_t *const *rows, const uint8_t *panel, bool add,
-                                  float *tile, fetch_t fetch);
+                                  const uint8_t *const *rows, const uint8_t *panel,
+                                  uint32_t adds, float *tile, fetch_t fetch);
 
 /* A form whose panels are worth decoding once when they meet several tiles of rows: where to, how
  * many bytes that takes, and the kernels that read it. */

@@ -20,9 +20,12 @@ static inline vf_t load_halves(const uint8_t *from)
                   _mm256_cvtph_ps(_mm_load_si128(halves + 1))};
 }
 
-static inline void put_line(bool add, float *tile, vf_t sum)
+/* A line of a tile, behind the sums that are added to it (leaf_fn). */
+static inline void put_line(uint32_t adds, float *tile, vf_t sum)
 {
-    vf_store(tile, add ? vf_add(vf_load(tile), sum) : sum);
+    for (; adds > 0; adds--)
+        sum = vf_add(vf_load(tile + (adds - 1) * TILE_SUMS), sum);
+    vf_store(tile, sum);
 }
 
 /* The scales or minimums of a line of columns. */
@@ -56,7 +59,7 @@ static inline uint32_t load_pair(const uint8_t *from)
 
 static inline __attribute__((always_inline)) void leaf_bf16_two(bool two, const kleaf_t *leaf,
                                                                 const uint8_t *const *rows,
-                                                                const uint8_t *panel, bool add,
+                                                                const uint8_t *panel, uint32_t adds,
                                                                 float *tile)
 {
     vf_t low0 = vf_set(0), high0 = low0, low1 = low0, high1 = low0;
@@ -71,11 +74,11 @@ static inline __attribute__((always_inline)) void leaf_bf16_two(bool two, const 
             high1 = dot_bf16(high1, high, load_pair(a1 + (size_t)k * 2));
         }
     }
-    put_line(add, tile, low0);
-    put_line(add, tile + LINE, high0);
+    put_line(adds, tile, low0);
+    put_line(adds, tile + LINE, high0);
     if (two) {
-        put_line(add, tile + PANEL, low1);
-        put_line(add, tile + PANEL + LINE, high1);
+        put_line(adds, tile + PANEL, low1);
+        put_line(adds, tile + PANEL + LINE, high1);
     }
 }
 
@@ -86,7 +89,7 @@ static inline vf_t load_weights(bool f16, const uint8_t *from)
 
 static inline __attribute__((always_inline)) void
 leaf_float_two(bool f16, bool two, const kleaf_t *leaf, const uint8_t *const *rows,
-               const uint8_t *panel, bool add, float *tile)
+               const uint8_t *panel, uint32_t adds, float *tile)
 {
     size_t step = f16 ? 64 : 128;
     vf_t low0 = vf_set(0), high0 = low0, low1 = low0, high1 = low0;
@@ -101,28 +104,28 @@ leaf_float_two(bool f16, bool two, const kleaf_t *leaf, const uint8_t *const *ro
             high1 = vf_fma(high, vf_set(a1[k]), high1);
         }
     }
-    put_line(add, tile, low0);
-    put_line(add, tile + LINE, high0);
+    put_line(adds, tile, low0);
+    put_line(adds, tile + LINE, high0);
     if (two) {
-        put_line(add, tile + PANEL, low1);
-        put_line(add, tile + PANEL + LINE, high1);
+        put_line(adds, tile + PANEL, low1);
+        put_line(adds, tile + PANEL + LINE, high1);
     }
 }
 
 static inline __attribute__((always_inline)) const uint8_t *
 leaf_float_rows(kform_t form, const kleaf_t *leaf, const uint8_t *const *rows, uint32_t n,
-                const uint8_t *panel, bool add, float *tile)
+                const uint8_t *panel, uint32_t adds, float *tile)
 {
     for (uint32_t r = 0; r < n; r += 2) {
         float *to = tile + (size_t)r * PANEL;
         if (form == FORM_BF16 && r + 2 <= n)
-            leaf_bf16_two(true, leaf, rows + r, panel, add, to);
+            leaf_bf16_two(true, leaf, rows + r, panel, adds, to);
         else if (form == FORM_BF16)
-            leaf_bf16_two(false, leaf, rows + r, panel, add, to);
+            leaf_bf16_two(false, leaf, rows + r, panel, adds, to);
         else if (r + 2 <= n)
-            leaf_float_two(form == FORM_F16, true, leaf, rows + r, panel, add, to);
+            leaf_float_two(form == FORM_F16, true, leaf, rows + r, panel, adds, to);
         else
-            leaf_float_two(form == FORM_F16, false, leaf, rows + r, panel, add, to);
+            leaf_float_two(form == FORM_F16, false, leaf, rows + r, panel, adds, to);
     }
     return panel + leaf->len_padded * (size_t)(form == FORM_F32 ? 128 : 64);
 }
@@ -130,15 +133,15 @@ leaf_float_rows(kform_t form, const kleaf_t *leaf, const uint8_t *const *rows, u
 #define LEAF(name, n, call)                                                                   \
     static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,         \
                                             const uint8_t *const *rows, const uint8_t *panel, \
-                                            bool add, float *tile, fetch_t fetch)             \
+                                            uint32_t adds, float *tile, fetch_t fetch)        \
     {                                                                                         \
         (void)part, (void)fetch;                                                              \
         return call;                                                                          \
     }
-#define FLOAT_LEAVES(n)                                                        \
-    LEAF(bf16, n, leaf_float_rows(FORM_BF16, leaf, rows, n, panel, add, tile)) \
-    LEAF(f16, n, leaf_float_rows(FORM_F16, leaf, rows, n, panel, add, tile))   \
-    LEAF(f32, n, leaf_float_rows(FORM_F32, leaf, rows, n, panel, add, tile))
+#define FLOAT_LEAVES(n)                                                         \
+    LEAF(bf16, n, leaf_float_rows(FORM_BF16, leaf, rows, n, panel, adds, tile)) \
+    LEAF(f16, n, leaf_float_rows(FORM_F16, leaf, rows, n, panel, adds, tile))   \
+    LEAF(f32, n, leaf_float_rows(FORM_F32, leaf, rows, n, panel, adds, tile))
 FLOAT_LEAVES(1)
 FLOAT_LEAVES(2)
 

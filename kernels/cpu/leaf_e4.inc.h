@@ -81,10 +81,21 @@ static void e4_spread(const kpart_t *part, const uint8_t *panel, uint8_t *to)
     }
 }
 
+/* The sums of n rows (leaf_fn). */
+static inline void e4_put(uint32_t n, uint32_t adds, float *tile, const float *sums)
+{
+    for (uint32_t i = 0; i < n * PANEL; i += LINE) {
+        vf_t sum = vf_load(sums + i);
+        for (uint32_t a = adds; a > 0; a--)
+            sum = vf_add(vf_load(tile + (a - 1) * TILE_SUMS + i), sum);
+        vf_store(tile + i, sum);
+    }
+}
+
 #define E4_LEAF(name, n, LINES)                                                                \
     static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,          \
                                             const uint8_t *const *rows, const uint8_t *panel,  \
-                                            bool add, float *tile, fetch_t fetch)              \
+                                            uint32_t adds, float *tile, fetch_t fetch)         \
     {                                                                                          \
         _Alignas(64) uint8_t room[WIDE_SEGMENT_K * 64];                                        \
         _Alignas(64) float run[(n)*PANEL], sums[(n)*PANEL] = {0};                              \
@@ -96,16 +107,13 @@ static void e4_spread(const kpart_t *part, const uint8_t *panel, uint8_t *to)
             kleaf_t piece = {.k_padded = leaf->k_padded + done, .len_padded = 2 * pairs};      \
             fetch_t inner = {panel, 0};                                                        \
             const uint8_t *lines = LINES(&panel, pairs, room, &fetch, &inner);                 \
-            leaf_bf16_##n(part, &piece, rows, lines, false, run, inner);                       \
+            leaf_bf16_##n(part, &piece, rows, lines, 0, run, inner);                           \
             const float *d = shared != NULL ? shared++ : (const float *)(const void *)panel;   \
             vf_t low = shared != NULL ? vf_set(*d) : vf_load(d);                               \
             e4_scale(n, run, low, shared != NULL ? low : vf_load(d + 16), sums);               \
             panel += shared != NULL ? 0 : 128;                                                 \
         }                                                                                      \
-        for (uint32_t i = 0; i < (n)*PANEL; i += 16) {                                         \
-            vf_t sum = vf_load(sums + i);                                                      \
-            vf_store(tile + i, add ? vf_add(vf_load(tile + i), sum) : sum);                    \
-        }                                                                                      \
+        e4_put(n, adds, tile, sums);                                                           \
         return panel;                                                                          \
     }
 #define E4_LEAVES(n)         \

@@ -80,16 +80,17 @@ static inline fetch_t line_fetch(fetch_t fetch, const uint8_t *panel, uint32_t l
     return line == 0 ? fetch : (fetch_t){panel, 0};
 }
 
-static inline void put_sums(uint32_t n, bool add, float *tile, uint32_t line, const float *sums)
+static inline void put_sums(uint32_t n, uint32_t adds, float *tile, uint32_t line,
+                            const float *sums)
 {
     for (uint32_t r = 0; r < n; r++)
-        put_line(add, tile + (size_t)r * PANEL + (size_t)line * LINE, vf_load(sums + r * LINE));
+        put_line(adds, tile + (size_t)r * PANEL + (size_t)line * LINE, vf_load(sums + r * LINE));
 }
 
 #define WIDE_LEAF(name, n, row_t, value_bytes, steps, step)                                      \
-    static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,           \
+    static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,            \
                                             const uint8_t *const *rows, const uint8_t *panel,    \
-                                            bool add, float *tile, fetch_t fetch)                \
+                                            uint32_t adds, float *tile, fetch_t fetch)           \
     {                                                                                            \
         (void)part;                                                                              \
         _Alignas(32) float sums[n * LINE];                                                       \
@@ -100,7 +101,7 @@ static inline void put_sums(uint32_t n, bool add, float *tile, uint32_t line, co
         for (uint32_t line = 0; line < 2; line++) {                                              \
             name##_line_##n(at, panel + (size_t)line * (step) / 2, steps,                        \
                             line_fetch(fetch, panel, line), sums);                               \
-            put_sums(n, add, tile, line, sums);                                                  \
+            put_sums(n, adds, tile, line, sums);                                                 \
         }                                                                                        \
         return panel + (size_t)(steps) * (step);                                                 \
     }

@@ -4,13 +4,18 @@
 #define SHOAL_KERNELS_CPU_LEAF_FLOAT_AVX512_H
 
 #define FLOAT_OPEN(r) __m512 low##r = _mm512_setzero_ps(), high##r = low##r;
-#define FLOAT_CLOSE(r)                                                           \
-    if (add) {                                                                   \
-        low##r = _mm512_add_ps(_mm512_load_ps(tile + (r)*PANEL), low##r);        \
-        high##r = _mm512_add_ps(_mm512_load_ps(tile + (r)*PANEL + 16), high##r); \
-    }                                                                            \
-    _mm512_store_ps(tile + (r)*PANEL, low##r);                                   \
+#define FLOAT_ADD(r)                                                   \
+    low##r = _mm512_add_ps(_mm512_load_ps(above + (r)*PANEL), low##r); \
+    high##r = _mm512_add_ps(_mm512_load_ps(above + (r)*PANEL + 16), high##r);
+#define FLOAT_STORE(r)                         \
+    _mm512_store_ps(tile + (r)*PANEL, low##r); \
     _mm512_store_ps(tile + (r)*PANEL + 16, high##r);
+#define FLOAT_CLOSE(n)                                                  \
+    for (const float *above = tile + adds * TILE_SUMS; above > tile;) { \
+        above -= TILE_SUMS;                                             \
+        ROWS_##n(FLOAT_ADD)                                             \
+    }                                                                   \
+    ROWS_##n(FLOAT_STORE)
 
 #define BF16_STEP(r)                                                                         \
     {                                                                                        \
@@ -19,9 +24,9 @@
         high##r = _mm512_dpbf16_ps(high##r, (__m512bh)w_high, a);                            \
     }
 #define BF16_LEAF(n)                                                                          \
-    static const uint8_t *leaf_bf16_##n(const kpart_t *part, const kleaf_t *leaf,            \
+    static const uint8_t *leaf_bf16_##n(const kpart_t *part, const kleaf_t *leaf,             \
                                         const uint8_t *const *rows, const uint8_t *panel,     \
-                                        bool add, float *tile, fetch_t fetch)                 \
+                                        uint32_t adds, float *tile, fetch_t fetch)            \
     {                                                                                         \
         (void)part;                                                                           \
         uint32_t at = leaf->k_padded;                                                         \
@@ -31,7 +36,7 @@
             __m512i w_low = load_line(panel), w_high = load_line(panel + 64);                 \
             ROWS_##n(BF16_STEP)                                                               \
         }                                                                                     \
-        ROWS_##n(FLOAT_CLOSE) return panel;                                                   \
+        FLOAT_CLOSE(n) return panel;                                                          \
     }
 BF16_LEAF(1)
 BF16_LEAF(2)
@@ -49,9 +54,9 @@ BF16_LEAF(8)
         high##r = _mm512_fmadd_ps(w_high, a, high##r);                             \
     }
 #define F32_LEAF(name, n, LOAD, STEP_BYTES)                                                       \
-    static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,            \
+    static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,             \
                                             const uint8_t *const *rows, const uint8_t *panel,     \
-                                            bool add, float *tile, fetch_t fetch)                 \
+                                            uint32_t adds, float *tile, fetch_t fetch)            \
     {                                                                                             \
         (void)part;                                                                               \
         uint32_t at = leaf->k_padded;                                                             \
@@ -63,7 +68,7 @@ BF16_LEAF(8)
             __m512 w_low = LOAD(panel), w_high = LOAD(panel + STEP_BYTES / 2);                    \
             ROWS_##n(F32_STEP)                                                                    \
         }                                                                                         \
-        ROWS_##n(FLOAT_CLOSE) return panel;                                                       \
+        FLOAT_CLOSE(n) return panel;                                                              \
     }
 F32_LEAF(f16, 1, load_halves, 64)
 F32_LEAF(f16, 2, load_halves, 64)

@@ -380,17 +380,17 @@ static inline __attribute__((always_inline)) void open_inputs(kform_t form, int8
     }
 }
 
-static inline __attribute__((always_inline)) void put_row(bool add, float *tile,
+static inline __attribute__((always_inline)) void put_row(uint32_t adds, float *tile,
                                                           const int8_row_t *row)
 {
-    put_line(add, tile, row->sum[0]);
-    put_line(add, tile + LINE, row->sum[1]);
+    put_line(adds, tile, row->sum[0]);
+    put_line(adds, tile + LINE, row->sum[1]);
 }
 
 /* One or two rows. `from`: SCALES_PACKED or another. */
 static inline __attribute__((always_inline)) const uint8_t *
 leaf_int8_few(kform_t form, int from, bool two, const kpart_t *part, const kleaf_t *leaf,
-              const uint8_t *const *rows, const uint8_t *panel, bool add, float *tile,
+              const uint8_t *const *rows, const uint8_t *panel, uint32_t adds, float *tile,
               fetch_t fetch)
 {
     _Alignas(32) int8_t parts[2][2 * SEGMENT_K];
@@ -413,9 +413,9 @@ leaf_int8_few(kform_t form, int from, bool two, const kpart_t *part, const kleaf
         few_line(form, two, &segment, &scales, table, 1, &r0, &r1);
         scales_next(form, part, leaf, s, &tail);
     }
-    put_row(add, tile, &r0);
+    put_row(adds, tile, &r0);
     if (two)
-        put_row(add, tile + PANEL, &r1);
+        put_row(adds, tile + PANEL, &r1);
     return from != SCALES_PACKED ? floats : FORM_HAS_TAIL(form) ? tail.end : panel;
 }
 

@@ -44,12 +44,11 @@
         leaf_high##r = _mm512_fmadd_ps(m_high, sum, leaf_high##r); \
     }
 #define ROW_NEXT(r) in##r++;
-#define ROW_CLOSE(r)                                                                       \
-    if (add) {                                                                             \
-        leaf_low##r = _mm512_add_ps(_mm512_load_ps(tile + (r)*PANEL), leaf_low##r);        \
-        leaf_high##r = _mm512_add_ps(_mm512_load_ps(tile + (r)*PANEL + 16), leaf_high##r); \
-    }                                                                                      \
-    _mm512_store_ps(tile + (r)*PANEL, leaf_low##r);                                        \
+#define ROW_ADD(r)                                                               \
+    leaf_low##r = _mm512_add_ps(_mm512_load_ps(above + (r)*PANEL), leaf_low##r); \
+    leaf_high##r = _mm512_add_ps(_mm512_load_ps(above + (r)*PANEL + 16), leaf_high##r);
+#define ROW_CLOSE(r)                                \
+    _mm512_store_ps(tile + (r)*PANEL, leaf_low##r); \
     _mm512_store_ps(tile + (r)*PANEL + 16, leaf_high##r);
 
 /* The compiler would load a line of nibbles twice, once for each half; one row waits for loads. */
@@ -170,12 +169,14 @@
 
 static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kleaf_t *leaf,
                                                    const uint8_t *const *rows, const uint8_t *panel,
-                                                   bool add, float *tile, fetch_t fetch)
+                                                   uint32_t adds, float *tile, fetch_t fetch)
 {
     const __m512i nibble = _mm512_set1_epi8(15);
     const __m512i sum_start = _mm512_set1_epi32(SUM_START);
-    const __m512i table = _mm512_broadcast_i32x4(
-        _mm_load_si128((const __m128i *)(const void *)codes_table(LEAF_FORM)));
+    __m512i table = sum_start;
+    if (FORM_HAS_TABLE(LEAF_FORM))
+        table = _mm512_broadcast_i32x4(
+            _mm_load_si128((const __m128i *)(const void *)codes_table(LEAF_FORM)));
     const kseg_t *segs = part->input->segs;
     uint8_t *scales = LEAF_SCALES != SCALES_PACKED ? open_spread(&panel) : NULL;
     tail_t tail = scales_open(LEAF_FORM, part, leaf, panel);
@@ -238,6 +239,10 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kl
         LEAF_ROWS(ROW_NEXT)
         scales_next(LEAF_FORM, part, leaf, s, &tail);
     }
+    for (const float *above = tile + adds * TILE_SUMS; above > tile;) {
+        above -= TILE_SUMS;
+        LEAF_ROWS(ROW_ADD)
+    }
     LEAF_ROWS(ROW_CLOSE)
     return LEAF_SCALES != SCALES_PACKED ? scales : FORM_HAS_TAIL(LEAF_FORM) ? tail.end : panel;
 }
@@ -249,6 +254,7 @@ static const uint8_t *LEAF_CALL(LEAF_NAME, LEAF_N)(const kpart_t *part, const kl
 #undef ROW_SCALE
 #undef ROW_MINIMUM
 #undef ROW_NEXT
+#undef ROW_ADD
 #undef ROW_CLOSE
 #undef NIBBLES
 #undef PAIR_STEP

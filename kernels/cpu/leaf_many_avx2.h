@@ -177,14 +177,14 @@ multiply_rows(kform_t form, uint32_t n, row_group_t group, const uint8_t *lines,
 /* n rows, up to MATMUL_ROWS. */
 static inline __attribute__((always_inline)) const uint8_t *
 leaf_int8_many(kform_t form, int from, uint32_t n, const kpart_t *part, const kleaf_t *leaf,
-               const uint8_t *const *inputs, const uint8_t *panel, bool add, float *tile,
+               const uint8_t *const *inputs, const uint8_t *panel, uint32_t adds, float *tile,
                fetch_t fetch)
 {
     _Alignas(64) uint8_t decoded[DECODED_BYTES];
     _Alignas(64) int8_t wide[MATMUL_ROWS * INPUT_BYTES];
     _Alignas(64) float own[MATMUL_ROWS * PANEL];
     const __m256i table = load_table(form);
-    float *sums = add ? own : tile;
+    float *sums = adds > 0 ? own : tile;
     for (uint32_t i = 0; i < n * PANEL; i += LINE)
         vf_store(sums + i, vf_set(0));
     uint8_t *floats = from != SCALES_PACKED ? open_spread(&panel) : NULL;
@@ -203,31 +203,31 @@ leaf_int8_many(kform_t form, int from, uint32_t n, const kpart_t *part, const kl
         }
         scales_next(form, part, leaf, s, &tail);
     }
-    for (uint32_t i = 0; add && i < n * PANEL; i += LINE)
-        put_line(true, tile + i, vf_load(own + i));
+    for (uint32_t i = 0; adds > 0 && i < n * PANEL; i += LINE)
+        put_line(adds, tile + i, vf_load(own + i));
     return from != SCALES_PACKED ? floats : FORM_HAS_TAIL(form) ? tail.end : panel;
 }
 
 #define MANY(name, n)                                                                         \
     static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,         \
                                             const uint8_t *const *rows, const uint8_t *panel, \
-                                            bool add, float *tile, fetch_t fetch)             \
+                                            uint32_t adds, float *tile, fetch_t fetch)        \
     {                                                                                         \
-        return leaf_##name##_many(n, part, leaf, rows, panel, add, tile, fetch);              \
+        return leaf_##name##_many(n, part, leaf, rows, panel, adds, tile, fetch);             \
     }
-#define FEW(name, form, from, n)                                                               \
-    static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,            \
-                                            const uint8_t *const *rows, const uint8_t *panel,    \
-                                            bool add, float *tile, fetch_t fetch)                \
-    {                                                                                            \
-        return leaf_int8_few(form, from, (n) == 2, part, leaf, rows, panel, add, tile, fetch); \
-    }
-#define MANY_OF(name, form, from)                                                               \
-    static __attribute__((noinline)) const uint8_t *leaf_##name##_many(                         \
-        uint32_t n, const kpart_t *part, const kleaf_t *leaf, const uint8_t *const *rows,       \
-        const uint8_t *panel, bool add, float *tile, fetch_t fetch)                             \
+#define FEW(name, form, from, n)                                                                \
+    static const uint8_t *leaf_##name##_##n(const kpart_t *part, const kleaf_t *leaf,           \
+                                            const uint8_t *const *rows, const uint8_t *panel,   \
+                                            uint32_t adds, float *tile, fetch_t fetch)          \
     {                                                                                           \
-        return leaf_int8_many(form, from, n, part, leaf, rows, panel, add, tile, fetch);        \
+        return leaf_int8_few(form, from, (n) == 2, part, leaf, rows, panel, adds, tile, fetch); \
+    }
+#define MANY_OF(name, form, from)                                                         \
+    static __attribute__((noinline)) const uint8_t *leaf_##name##_many(                   \
+        uint32_t n, const kpart_t *part, const kleaf_t *leaf, const uint8_t *const *rows, \
+        const uint8_t *panel, uint32_t adds, float *tile, fetch_t fetch)                  \
+    {                                                                                     \
+        return leaf_int8_many(form, from, n, part, leaf, rows, panel, adds, tile, fetch); \
     }
 /* The first of several tiles has more than four rows. */
 #define FILLS(name, form)                                                                       \

@@ -1,9 +1,10 @@
 /* Drives a level's leaf kernels over panels, rows and leaves; included once by each level's file. A
- * leaf kernel computes one leaf of one panel for n = 1…MATMUL_ROWS rows into a tile [n][32] and
- * returns the panel's next byte. Rows are only ever computed side by side: n changes no element's
- * operations. A form has kernels for as many rows as its accumulators leave registers for. With
- * several tiles of rows, a panel of a form of SPREADS is decoded once for all of them, into the
- * thread's scratch, which stays in its second-level cache. Behind panel.inc.h and runs.inc.h.
+ * leaf kernel computes one leaf of one panel for n = 1…MATMUL_ROWS rows, adds it in registers to the
+ * sums that the tree has of the leaves before it, and puts that into a tile [n][32]; it returns the
+ * panel's next byte. Rows are only ever computed side by side: n changes no element's operations. A
+ * form has kernels for as many rows as its accumulators leave registers for. With several tiles of
+ * rows, a panel of a form of SPREADS is decoded once for all of them, into the thread's scratch,
+ * which stays in its second-level cache. Behind panel.inc.h and runs.inc.h.
  *
  * Of the values apart, the columns of weights that some rows need are decoded once for them; their
  * products are added to the rows' sums before these are stored. */
@@ -38,22 +39,18 @@ static void panel_tile(const kmatmul_t *job, const kpart_t *part, uint32_t index
     uint32_t n_columns = part->n - column < PANEL ? part->n - column : PANEL;
     size_t ld = job->ld > 0 ? job->ld : weight->n;
     float *out = job->out + row * ld + (part->column + column - job->column);
-    _Alignas(64) float stack[TREE_DEPTH_MAX][MATMUL_ROWS * PANEL];
+    _Alignas(64) float stack[TREE_DEPTH_MAX][TILE_SUMS];
     uint32_t depth = 0;
     const kleaf_t *leaf = part->input->leaves;
     for (uint32_t s = 0; s < weight->n_steps; s++) {
-        if (weight->steps[s] == STEP_LEAF || weight->steps[s] == STEP_LEAF_ADD) {
-            bool add = weight->steps[s] == STEP_LEAF_ADD;
-            size_t lines = (size_t)(panel - first) / 64;
-            if (spread != NULL && lines > 0) /* of the panel as packed, about */
-                lines = lines * part->panel_bytes / part->spread_bytes;
-            fetch_t fetch = {first_fetch.at + lines * first_fetch.step, first_fetch.step};
-            depth += !add;
-            panel = leaf_kernel(part, leaf++, rows, panel, add, stack[depth - 1], fetch);
-        } else if (weight->steps[s] == STEP_ADD) {
-            depth--;
-            add_tiles(n, stack[depth - 1], stack[depth]);
-        } else {
+        size_t lines = (size_t)(panel - first) / 64;
+        if (spread != NULL && lines > 0) /* of the panel as packed, about */
+            lines = lines * part->panel_bytes / part->spread_bytes;
+        fetch_t fetch = {first_fetch.at + lines * first_fetch.step, first_fetch.step};
+        uint32_t adds = weight->steps[s] & STEP_ADDS;
+        depth = depth + 1 - adds;
+        panel = leaf_kernel(part, leaf++, rows, panel, adds, stack[depth - 1], fetch);
+        if (weight->steps[s] & STEP_OUT) {
             if (apart != NULL) {
                 scale_floats_t floats = {NULL, 0};
                 if (spread != NULL && FORM_HAS_RUNS(part->form))

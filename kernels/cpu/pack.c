@@ -134,16 +134,13 @@ static void place_inputs(kweight_t *weight)
 static void node_steps(kweight_t *weight, uint32_t first, uint32_t end)
 {
     if (end - first == 1) {
-        weight->steps[weight->n_steps++] = STEP_LEAF;
+        weight->steps[weight->n_steps++] = 0;
         return;
     }
     uint32_t middle = first + (end - first + 1) / 2;
     node_steps(weight, first, middle);
     node_steps(weight, middle, end);
-    if (end - middle == 1)
-        weight->steps[weight->n_steps - 1] = STEP_LEAF_ADD;
-    else
-        weight->steps[weight->n_steps++] = STEP_ADD;
+    weight->steps[weight->n_steps - 1]++;
 }
 
 static void write_steps(kweight_t *weight, const kweight_spec_t *spec)
@@ -152,17 +149,15 @@ static void write_steps(kweight_t *weight, const kweight_spec_t *spec)
     tree_run_t run = {(uint16_t)spec->leaf_first, (uint16_t)spec->leaf_end};
     if (spec->leaves_apart) {
         weight->n_partials = spec->leaf_end - spec->leaf_first;
-        for (uint32_t i = 0; i < weight->n_partials; i++) {
-            weight->steps[weight->n_steps++] = STEP_LEAF;
+        for (uint32_t i = 0; i < weight->n_partials; i++)
             weight->steps[weight->n_steps++] = STEP_OUT;
-        }
         return;
     }
     weight->n_partials = tree_cover(spec->n_leaves, run, cover);
     bool merged = leaves_summed(spec) < spec->leaf_end - spec->leaf_first;
     for (uint32_t i = 0; i < weight->n_partials; i++) {
         node_steps(weight, cover[i].first, merged ? cover[i].first + 1u : cover[i].end);
-        weight->steps[weight->n_steps++] = STEP_OUT;
+        weight->steps[weight->n_steps - 1] |= STEP_OUT;
     }
 }
 

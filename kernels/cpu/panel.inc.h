@@ -1,12 +1,6 @@
-/* What every way of multiplying by panels needs: sums of tiles, their way out, and the products of
- * values apart. Included once by each level's file, behind its vectors and its readers of panels
+/* What every way of multiplying by panels needs: the sums' way out, and the products of values
+ * apart. Included once by each level's file, behind its vectors and its readers of panels
  * (load_scales, tail_scales, run_minimums); a tile is some rows of a panel. */
-
-static void add_tiles(uint32_t n, float *to, const float *from)
-{
-    for (uint32_t i = 0; i < n * PANEL; i += 16)
-        vf_store(to + i, vf_add(vf_load(to + i), vf_load(from + i)));
-}
 
 static void store_tile(uint32_t n_rows, uint32_t n_columns, const float *tile, float *out,
                        size_t ld)

@@ -254,30 +254,26 @@ static void panel_row(const kmatmul_t *job, const kpart_t *part, uint32_t index,
     uint32_t depth = 0, partial = 0;
     const kleaf_t *leaf = input->leaves;
     for (uint32_t s = 0; s < weight->n_steps; s++) {
-        uint8_t step = weight->steps[s];
-        if (step == STEP_LEAF || step == STEP_LEAF_ADD) {
-            CHECK(depth < TREE_DEPTH_MAX);
-            if (FORM_SCALES_APART(part->form))
-                panel = leaf_tail(part, leaf, in, panel, stack[depth]);
-            else if (part->form < FORM_BF16)
-                panel = leaf_int8(part->form, input, leaf, in, panel, stack[depth]);
-            else if (part->form == FORM_BF16)
-                panel = leaf_bf16(leaf, in, panel, stack[depth]);
-            else if (part->form == FORM_E4)
-                panel = leaf_e4(part, leaf, in, panel, stack[depth]);
-            else
-                panel = leaf_float(part->form, leaf, in, panel, stack[depth]);
-            if (input->has_apart)
-                add_apart(part, apart_of(input, in),
-                          part->data + (size_t)index * part->panel_bytes, stack[depth]);
-            leaf++;
-            depth++;
-        }
-        if (step == STEP_LEAF_ADD || step == STEP_ADD) {
-            depth--;
+        CHECK(depth < TREE_DEPTH_MAX);
+        if (FORM_SCALES_APART(part->form))
+            panel = leaf_tail(part, leaf, in, panel, stack[depth]);
+        else if (part->form < FORM_BF16)
+            panel = leaf_int8(part->form, input, leaf, in, panel, stack[depth]);
+        else if (part->form == FORM_BF16)
+            panel = leaf_bf16(leaf, in, panel, stack[depth]);
+        else if (part->form == FORM_E4)
+            panel = leaf_e4(part, leaf, in, panel, stack[depth]);
+        else
+            panel = leaf_float(part->form, leaf, in, panel, stack[depth]);
+        if (input->has_apart)
+            add_apart(part, apart_of(input, in), part->data + (size_t)index * part->panel_bytes,
+                      stack[depth]);
+        leaf++;
+        for (uint32_t adds = weight->steps[s] & STEP_ADDS; adds > 0; adds--, depth--)
             for (uint32_t c = 0; c < PANEL; c++)
                 stack[depth - 1][c] += stack[depth][c];
-        } else if (step == STEP_OUT) {
+        depth++;
+        if (weight->steps[s] & STEP_OUT) {
             depth--;
             size_t ld = job->ld > 0 ? job->ld : weight->n;
             size_t at = ((size_t)partial * job->rows + row) * ld +
