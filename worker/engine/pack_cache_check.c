@@ -125,12 +125,21 @@ pack_check_t *pack_check_start(uint8_t *map, const pack_file_head_t *head, const
     return check;
 }
 
-/* Waits for turns that others have taken. */
+/* While others are at it, takes turns behind it, which will be asked for too; waits when there are
+ * none. Who only waited would have each next weight taken from under it and compute nothing. */
 static bool turn_was_good(pack_check_t *check, uint32_t i)
 {
+    bool some_left = true;
     pthread_mutex_lock(&check->lock);
-    while (check->turns[i].verdict == PENDING)
-        pthread_cond_wait(&check->done, &check->lock);
+    while (check->turns[i].verdict == PENDING) {
+        if (!some_left) {
+            pthread_cond_wait(&check->done, &check->lock);
+            continue;
+        }
+        pthread_mutex_unlock(&check->lock);
+        some_left = take_turn(check);
+        pthread_mutex_lock(&check->lock);
+    }
     bool good = check->turns[i].verdict == GOOD;
     pthread_mutex_unlock(&check->lock);
     return good;

@@ -2,7 +2,7 @@
  *
  * Threads begin when the file is opened and go through it from its beginning, so that most of it is
  * checked while the rank still opens its device and its tables, which one thread does. Who asks for
- * a weight helps until that weight is checked. */
+ * a weight helps, with others behind it too, until that weight is checked. */
 #ifndef SHOAL_WORKER_ENGINE_PACK_CACHE_CHECK_H
 #define SHOAL_WORKER_ENGINE_PACK_CACHE_CHECK_H
 
