@@ -1,9 +1,17 @@
 /* peers-probe THREADS: what this machine's units give at most to so many threads at once, a line of
  * JSON: int8 dot products, bf16 dot products, fp32 multiply-adds, reading 1 GiB. bench/peers takes
  * the ceilings of its rows from here, in the same run. Each thread is pinned to a processor of its
- * own, where there is one; a figure is the best of several rounds that all begin together. */
+ * own, where there is one; a figure is the best of several rounds that all begin together.
+ *
+ * From two threads on also line_ns, how long a cache line takes from the first thread to the second
+ * and back. A virtual machine's processors are cores of the host, and not always the same ones: two
+ * that share a cache hear of each other in a fifth of the time of two that do not, and together read
+ * two thirds as much. It changes within seconds, with every figure of two threads or processes, so
+ * two programs may be compared only where line_ns was the same for both. */
 #include <pthread.h>
 #include <sched.h>
+#include <stdalign.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -16,6 +24,7 @@
 #include "bench/kernels/probe.h"
 
 enum { THREADS_MAX = 256, ROUNDS = 8, CHAIN_ROUNDS = 2000000 };
+enum { LINE_BATCHES = 501, LINE_TRIPS = 64 };
 static const size_t READ_BYTES = (size_t)1 << 30;
 
 typedef struct {
@@ -102,6 +111,74 @@ static double rate(const unit_t *unit, uint32_t n_threads)
     return best;
 }
 
+/* A word on a line of its own, which one thread writes and the other waits for. */
+typedef struct {
+    alignas(64) _Atomic uint32_t value;
+    alignas(64) char end[64]; /* the neighbouring line, which a processor may fetch along */
+} word_t;
+
+static word_t there, back;
+
+static void wait_for(word_t *word, uint32_t value)
+{
+    while (atomic_load_explicit(&word->value, memory_order_acquire) != value)
+        __builtin_ia32_pause();
+}
+
+static void *answer(void *context)
+{
+    (void)context;
+    pin(1);
+    for (uint32_t i = 1; i <= LINE_BATCHES * LINE_TRIPS; i++) {
+        wait_for(&there, i);
+        atomic_store_explicit(&back.value, i, memory_order_release);
+    }
+    return NULL;
+}
+
+static int by_size(const void *a, const void *b)
+{
+    uint64_t x, y;
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return (x > y) - (x < y);
+}
+
+static void *ask(void *context)
+{
+    uint64_t *batch_ns = context; /* [LINE_BATCHES] */
+    pin(0);
+    for (uint32_t i = 1, batch = 0; batch < LINE_BATCHES; batch++) {
+        uint64_t begun = clock_ns();
+        for (uint32_t trip = 0; trip < LINE_TRIPS; trip++, i++) {
+            atomic_store_explicit(&there.value, i, memory_order_release);
+            wait_for(&back, i);
+        }
+        batch_ns[batch] = clock_ns() - begun;
+    }
+    return NULL;
+}
+
+/* A round trip; the median, because a batch in which a thread was interrupted takes milliseconds. */
+static double line_ns(void)
+{
+    static uint64_t batch_ns[LINE_BATCHES];
+    pthread_t first, second;
+    CHECK(pthread_create(&second, NULL, answer, NULL) == 0);
+    CHECK(pthread_create(&first, NULL, ask, batch_ns) == 0);
+    pthread_join(first, NULL);
+    pthread_join(second, NULL);
+    qsort(batch_ns, LINE_BATCHES, sizeof *batch_ns, by_size);
+    return (double)batch_ns[LINE_BATCHES / 2] / LINE_TRIPS;
+}
+
+/* On one processor a round trip would take two turns of the scheduler. */
+static bool has_two_processors(void)
+{
+    cpu_set_t allowed;
+    return sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) >= 2;
+}
+
 int main(int argc, char **argv)
 {
     uint32_t n_threads = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 1;
@@ -122,6 +199,8 @@ int main(int argc, char **argv)
     printf("{\"threads\": %u", n_threads);
     for (size_t i = 0; i < n_units; i++)
         printf(", \"%s\": %.1f", units[i].name, rate(&units[i], n_threads));
+    if (n_threads >= 2 && has_two_processors())
+        printf(", \"line_ns\": %.1f", line_ns());
     printf("}\n");
     return 0;
 }
