@@ -15,6 +15,14 @@
 
 extern char **environ;
 
+bool eval_is_wanted(int argc, char **argv, const char *name)
+{
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], name) == 0)
+            return true;
+    return argc < 2;
+}
+
 const char *eval_program(void)
 {
     const char *program = getenv("SHOAL_TEST_WORKER");

@@ -14,6 +14,9 @@
 
 enum { EVAL_PROMPTS_MAX = 256 };
 
+/* Whether a test's command line names it; one without names wants all. */
+bool eval_is_wanted(int argc, char **argv, const char *name);
+
 typedef struct {
     const char *model;
     const json_t *ids; /* array of arrays */

@@ -326,18 +326,12 @@ int main(int argc, char **argv)
     size_t n = 0;
     n_values[ISA] = kernels_cpu_levels(isa_names);
     for (size_t i = 0; i < N_FAMILIES; i++) {
-        bool wanted = argc < 2;
-        for (int k = 1; k < argc; k++)
-            wanted = wanted || strcmp(argv[k], families[i].name) == 0;
-        if (wanted)
+        if (eval_is_wanted(argc, argv, families[i].name))
             tests[n++] = (struct CMUnitTest){.name = families[i].name,
                                              .test_func = check_family,
                                              .initial_state = (void *)(uintptr_t)&families[i]};
     }
-    bool leaves = argc < 2;
-    for (int k = 1; k < argc; k++)
-        leaves = leaves || strcmp(argv[k], "empty-leaves") == 0;
-    if (leaves)
+    if (eval_is_wanted(argc, argv, "empty-leaves"))
         tests[n++] = (struct CMUnitTest)cmocka_unit_test(check_empty_and_many_leaves);
     return n > 0 ? _cmocka_run_group_tests("families", tests, n, NULL, NULL) : 2;
 }

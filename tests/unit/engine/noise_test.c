@@ -202,10 +202,7 @@ int main(int argc, char **argv)
     struct CMUnitTest tests[N_MODELS];
     size_t n = 0;
     for (size_t i = 0; i < N_MODELS; i++) {
-        bool wanted = argc < 2;
-        for (int k = 1; k < argc; k++)
-            wanted = wanted || strcmp(argv[k], models[i].name) == 0;
-        if (wanted)
+        if (eval_is_wanted(argc, argv, models[i].name))
             tests[n++] = (struct CMUnitTest){.name = models[i].name,
                                              .test_func = check_model,
                                              .initial_state = (void *)(uintptr_t)&models[i]};
