@@ -87,45 +87,54 @@ static status_t take_rows(void *arg)
 
 /* ---- logits to who samples ---- */
 
-static void place_columns(const head_call_t *call, plan_run_t run, const float *columns)
-{
-    uint32_t vocab = call->stage->shape->vocab;
-    for (uint32_t row = 0; row < call->n; row++)
-        memcpy(call->whole + (size_t)row * vocab + run.first, columns + (size_t)row * run.count,
-               run.count * sizeof(float));
-}
-
+/* Each row is a message of its own, so that it is received where it belongs. */
 static status_t send_columns(void *arg)
 {
     const head_call_t *call = arg;
     stage_t *stage = call->stage;
     fabric_where_t where = where_of(call, "gather of logits");
-    size_t bytes = (size_t)call->n * stage->slice.vocab.count * sizeof(float);
-    stage_label(stage, where.operation, bytes);
+    uint32_t count = stage->slice.vocab.count;
+    const float *columns = host_of(stage, stage->logits);
+    status_t status = STATUS_OK;
+    stage_label(stage, where.operation, (uint64_t)call->n * count * sizeof(float));
     stage_waiting(stage, true);
-    status_t status = fabric_send(stage->fabric, (stage->config.stages - 1) * stage->config.tp,
-                                  FABRIC_LOGITS, &where, host_of(stage, stage->logits), bytes);
+    for (uint32_t row = 0; row < call->n && status == STATUS_OK; row++)
+        status = fabric_send(stage->fabric, (stage->config.stages - 1) * stage->config.tp,
+                             FABRIC_LOGITS, &where, columns + (size_t)row * count,
+                             count * sizeof(float));
     stage_waiting(stage, false);
     return status;
 }
 
-/* The columns of one stage's slices, over this rank's own once those have been copied. */
+/* The columns of one rank. */
+static status_t gather_rank(const head_call_t *call, uint32_t rank, plan_run_t run)
+{
+    stage_t *stage = call->stage;
+    fabric_where_t where = where_of(call, "gather of logits");
+    const float *own = host_of(stage, stage->logits);
+    for (uint32_t row = 0; row < call->n; row++) {
+        float *to = call->whole + (size_t)row * stage->shape->vocab + run.first;
+        if (rank == stage->config.rank)
+            memcpy(to, own + (size_t)row * run.count, run.count * sizeof(float));
+        else
+            TRY(fabric_receive_exact(stage->fabric, rank, FABRIC_LOGITS, &where, to,
+                                     run.count * sizeof(float)));
+    }
+    return STATUS_OK;
+}
+
+/* The columns of one stage's slices. */
 static status_t gather_stage(const head_call_t *call, uint32_t from)
 {
     stage_t *stage = call->stage;
     const rank_config_t *config = &stage->config;
-    fabric_where_t where = where_of(call, "gather of logits");
-    float *columns = host_of(stage, stage->logits);
     for (uint32_t i = 0; i < config->tp; i++) {
         plan_run_t run = plan_head_run(stage->shape->vocab, config->tp, config->stages,
                                        config->shared_head, from, i);
         uint64_t begin_ns = clock_ns();
-        if (from * config->tp + i != config->rank)
-            TRY(fabric_receive_exact(stage->fabric, from * config->tp + i, FABRIC_LOGITS, &where,
-                                     columns, (size_t)call->n * run.count * sizeof(float)));
+        TRY(gather_rank(call, from * config->tp + i, run));
         if (from != config->stage)
             stage->waited_ns += clock_ns() - begin_ns;
-        place_columns(call, run, columns);
     }
     return STATUS_OK;
 }

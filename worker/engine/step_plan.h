@@ -23,8 +23,9 @@
 #define STEP_TOKENS_MAX 8192u /* rows of one step */
 #define STEP_SAMPLES_MAX STEP_ENTRIES_MAX /* tokens that one step gives */
 #define STEP_PLAN_BYTES_MAX (64u << 20)
-/* Part of what ranks agree on when they form: those with other plans are of another version. */
-#define STEP_PLAN_VERSION "plans 4"
+/* Part of what ranks agree on when they form: those with other plans, or other messages
+ * between them, are of another version. */
+#define STEP_PLAN_VERSION "plans 5"
 
 typedef enum {
     STEP_RUN = 1,  /* compute the entries */
