@@ -13,10 +13,12 @@ static const double guessed[STEP_COST_PARTS] = {8, 1, 0.25, 1.0 / 1024, 1.0 / 40
 /* Steps of a kind that count; older ones fade. */
 #define RECENT 64.0
 /* A step may have met a busy neighbour. One that took longer than so many times what it should have
- * counts as if it had taken that: many of them still move the price. */
-#define SLOW_MAX 3.0
-/* How much the first guess counts for each price, in steps. */
-#define GUESS_WEIGHT 0.02
+ * counts as if it had taken that: many of them still move the price. The pace follows sooner. */
+#define SLOW_MAX 1.5
+#define SLOW_PACE_MAX 3.0
+/* How much the first guess counts for each price, in steps. With none, what a neighbour did to some
+ * steps is laid upon the price that steps tell least of. */
+#define GUESS_WEIGHT 0.005
 /* A price stays within this factor of the first guess (all prices scaled to the machine). */
 #define GUESS_RANGE 20.0
 
@@ -113,9 +115,8 @@ static void fit(step_cost_t *cost)
     }
     double scale = on_guess / guess_guess;
     for (uint32_t i = 0; i < STEP_COST_PARTS; i++) {
-        b[i] = b[i] * scale + GUESS_WEIGHT;
-        for (uint32_t j = 0; j < STEP_COST_PARTS; j++)
-            a[i][j] = a[i][j] * scale * scale + (i == j ? GUESS_WEIGHT : 0);
+        b[i] = b[i] / scale + GUESS_WEIGHT;
+        a[i][i] += GUESS_WEIGHT;
     }
     solve(a, b);
     for (uint32_t i = 0; i < STEP_COST_PARTS; i++)
@@ -128,13 +129,14 @@ void step_cost_learn(step_cost_t *cost, const step_work_t *work, uint64_t took_n
     double took = took_ns > 0 ? (double)took_ns : 1;
     bool first = cost->price[STEP] <= 0;
     double expected = first ? took : step_cost_of(cost, work);
+    double pace = fmin(took / expected, SLOW_PACE_MAX);
     took = fmin(took, SLOW_MAX * expected);
     parts_of(work, x);
     uint32_t kind = work->prompt_keys > 0;
     /* Only steps that somebody waited for tell the pace of such; prices follow the others, so that
      * what was off is in them after a while. */
     bool joins = kind && work->decode_keys > 0 && !first;
-    cost->pace = joins ? pace_of(cost) + (took / expected - pace_of(cost)) / PACE_STEPS
+    cost->pace = joins ? pace_of(cost) + (pace - pace_of(cost)) / PACE_STEPS
                        : pace_of(cost) + (1 - pace_of(cost)) / RECENT;
     /* Errors count in parts of a step. By the guess and not by what is expected: a machine that has
      * become slower would count for less than what it was. */

@@ -259,6 +259,50 @@ static void test_guesses_make_a_step_longer_and_leave_more_to_one_prompt_and_les
         fail_msg("%u rows of a wave beside guesses as without", of_wave);
 }
 
+/* Eight streams of guesses, whose texts grow, and a prompt of 4096 tokens on a machine with a
+ * neighbour that makes every tenth step up to three times as long: keys of the streams and of the
+ * prompt grow together, and hardly a step tells the one from the other. Returns how many steps it
+ * took. */
+static uint32_t join(const machine_t *m, double *longest_out, double *mean_out)
+{
+    enum { STREAMS = 8, ROWS = 72 };
+    step_cost_t cost = {0};
+    uint32_t before = 0, n_steps = 0, context = 64;
+    double sum = 0;
+    for (*longest_out = 0; before < 4096 && n_steps < 4096; context += n_steps > 0 ? 7 : 1) {
+        bool guessing = context > 300, joins = context > 400;
+        uint32_t n = guessing ? STREAMS + STREAMS * draw(9) : STREAMS;
+        step_work_t alone = decode(joins ? ROWS : n, context), work = alone;
+        if (joins) {
+            step_queue_t queue = {STREAMS, STREAMS * context, 1, before, 1, ROWS - STREAMS};
+            uint32_t rows = step_cost_prompt_rows(&cost, &queue);
+            work = joined(ROWS, context, rows, before + rows / 2);
+            double longer = exact(m, &work) / exact(m, &alone);
+            *longest_out = longer > *longest_out ? longer : *longest_out;
+            sum += longer;
+            before += rows;
+            n_steps++;
+        }
+        double slow = draw(10) == 0 ? 1 + draw(200) / 100.0 : 1 + draw(100) / 1000.0;
+        step_cost_learn(&cost, &work, (uint64_t)(exact(m, &work) * slow));
+    }
+    *mean_out = sum / n_steps;
+    return n_steps;
+}
+
+static void test_a_long_prompt_goes_on_and_holds_nobody_up_beside_a_neighbour(void **state)
+{
+    (void)state;
+    static const machine_t small = {2.5e6, 2e5, 1e4, 130, 100};
+    for (uint32_t i = 0; i <= MACHINES; i++) {
+        double longest, mean;
+        uint32_t n_steps = join(i < MACHINES ? &machines[i] : &small, &longest, &mean);
+        if (longest > 1.65 || mean > 1.55 || mean < 1.25)
+            fail_msg("machine %u: %u steps, %.2f times as long at most, %.2f in the mean", i,
+                     n_steps, longest, mean);
+    }
+}
+
 static void test_a_prompt_alone_goes_through_stages_in_pieces_of_the_best_size(void **state)
 {
     (void)state;
@@ -318,6 +362,7 @@ int main(void)
         cmocka_unit_test(test_a_pace_that_has_gone_is_not_counted_twice),
         cmocka_unit_test(
             test_guesses_make_a_step_longer_and_leave_more_to_one_prompt_and_less_to_a_wave),
+        cmocka_unit_test(test_a_long_prompt_goes_on_and_holds_nobody_up_beside_a_neighbour),
         cmocka_unit_test(test_a_prompt_alone_goes_through_stages_in_pieces_of_the_best_size),
         cmocka_unit_test(test_work_is_counted_by_sequences_that_decode_and_those_that_do_not),
     };
