@@ -225,28 +225,11 @@ static status_t check_deployment(const Shoal__V1__Deployment *d)
     return STATUS_OK;
 }
 
-/* Slices beyond which one would have nothing to do. */
-static uint32_t slices_max(const model_config_t *config)
-{
-    plan_leaves_t leaves;
-    plan_leaf_edges_attention(config, &leaves);
-    uint32_t most = leaves.n;
-    if (config->ffn > 0) {
-        plan_leaf_edges_ffn(config->ffn, &leaves);
-        most = leaves.n > most ? leaves.n : most;
-    }
-    if (config->experts.n > 0) {
-        plan_leaf_edges_expert(config->experts.ffn, &leaves);
-        most = leaves.n * config->experts.n > most ? leaves.n * config->experts.n : most;
-    }
-    return most < PLAN_TP_MAX ? most : PLAN_TP_MAX;
-}
-
 /* Whether a model can be cut so at all. 0 leaves a number to the planner, which finds a right one;
  * without a context the default is right for every model. */
 static status_t check_cut(const plan_sizes_t *sizes, uint32_t tp, uint32_t stages)
 {
-    uint32_t most = slices_max(&sizes->config);
+    uint32_t most = plan_tp_max(&sizes->config);
     if (tp > most)
         return fail(STATUS_INVALID, "tp: %u slices, but the model is cut into at most %u", tp,
                     most);

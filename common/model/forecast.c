@@ -294,7 +294,7 @@ static status_t search(const forecast_question_t *question, const hosts_file_t *
 {
     const model_config_t *config = &question->sizes->config;
     bounds_t stages = bounds_of(question->stages, min_u32(config->n_layers, PLAN_STAGES_MAX));
-    bounds_t tp = bounds_of(question->tp, min_u32(config->n_heads, PLAN_TP_MAX));
+    bounds_t tp = bounds_of(question->tp, min_u32(config->n_heads, plan_tp_max(config)));
     uint32_t n_max = min_u32(hosts->n_devices, PLAN_RANKS_MAX);
     if (tp.last > PLAN_TP_MAX || stages.last > PLAN_STAGES_MAX ||
         (uint64_t)tp.first * stages.first > PLAN_RANKS_MAX)

@@ -61,6 +61,9 @@ void plan_leaf_edges_ffn(uint32_t k, plan_leaves_t *out);
 /* Of an expert's down, the shared one's too: as above, but 4 leaves at most. */
 void plan_leaf_edges_expert(uint32_t k, plan_leaves_t *out);
 
+/* Slices beyond which one would have neither attention nor a part of an FFN; PLAN_TP_MAX at most. */
+uint32_t plan_tp_max(const model_config_t *config);
+
 /* The leaves of slice `slice` of tp: for tp = 2^j the tree's node at depth j (a node of n leaves
  * has children of ceil(n/2) and floor(n/2)), else leaves
  * [floor(s*n/tp), floor((s+1)*n/tp)), which keeps every run at three nodes or fewer. */

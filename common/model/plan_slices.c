@@ -90,6 +90,22 @@ void plan_leaf_edges_expert(uint32_t k, plan_leaves_t *out)
     leaf_edges(k, PLAN_EXPERT_LEAVES, out);
 }
 
+uint32_t plan_tp_max(const model_config_t *config)
+{
+    plan_leaves_t leaves;
+    plan_leaf_edges_attention(config, &leaves);
+    uint32_t most = leaves.n;
+    if (config->ffn > 0) {
+        plan_leaf_edges_ffn(config->ffn, &leaves);
+        most = leaves.n > most ? leaves.n : most;
+    }
+    if (config->experts.n > 0) {
+        plan_leaf_edges_expert(config->experts.ffn, &leaves);
+        most = leaves.n * config->experts.n > most ? leaves.n * config->experts.n : most;
+    }
+    return most < PLAN_TP_MAX ? most : PLAN_TP_MAX;
+}
+
 static bool is_power_of_two(uint32_t n)
 {
     return n != 0 && (n & (n - 1)) == 0;

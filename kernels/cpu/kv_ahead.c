@@ -126,7 +126,7 @@ static uint32_t first_to_do(const kv_ahead_t *ahead)
 typedef enum {
     AHEAD_WENT,  /* one page, or what takes its place */
     AHEAD_COULD, /* nothing until block *next_out, or until the device is idle */
-    AHEAD_DONE,  /* nothing until block *next_out */
+    AHEAD_DONE,  /* nothing until block *next_out, where half of what idle time made is used */
 } ahead_t;
 
 static ahead_t go_ahead(kv_ahead_t *ahead, bool idle, uint32_t *next_out)
@@ -142,6 +142,9 @@ static ahead_t go_ahead(kv_ahead_t *ahead, bool idle, uint32_t *next_out)
     if (what == AHEAD_WENT && !populate(next.kv, next.layer, next.end))
         next.kv->n_present[next.layer] = UINT32_MAX; /* never again */
     *next_out = first_to_do(ahead);
+    uint64_t half = (uint64_t)highest + 1 + distance_idle(ahead) / 2;
+    if (what == AHEAD_DONE && half < *next_out)
+        *next_out = (uint32_t)half;
     pthread_mutex_unlock(&ahead->lock);
     return what;
 }

@@ -184,26 +184,36 @@ static void *write_file(void *argument)
     return NULL;
 }
 
-void pack_cache_finish(pack_cache_t *cache)
+static bool begin_writing(pack_cache_t *cache)
 {
     uint64_t bytes = pack_file_size(cache->images, cache->n);
+    if (cache->n == 0 || cache->n > PACK_CACHE_WEIGHTS_MAX || bytes < cache->bytes_min)
+        return false;
+    if (mkdir(cache->dir, 0700) != 0 && errno != EEXIST) {
+        log_warn("%s: cannot be made: %s", cache->dir, strerror(errno));
+        return false;
+    }
+    sigset_t all, before; /* signals are for the other threads */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    bool begun = pthread_create(&cache->writer, NULL, write_file, cache) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return begun;
+}
+
+void pack_cache_finish(pack_cache_t *cache)
+{
     if (cache->fd >= 0 && cache->next == cache->head.n_entries) {
         futimens(cache->fd, NULL); /* used now: the last to go */
         drop_file(cache);
         return;
     }
     drop_file(cache);
-    if (cache->n == 0 || cache->n > PACK_CACHE_WEIGHTS_MAX || bytes < cache->bytes_min)
-        return;
-    if (mkdir(cache->dir, 0700) != 0 && errno != EEXIST) {
-        log_warn("%s: cannot be made: %s", cache->dir, strerror(errno));
-        return;
+    cache->writing = begin_writing(cache);
+    if (!cache->writing) {
+        drop_copies(cache);
+        cache->n = 0;
     }
-    sigset_t all, before; /* signals are for the other threads */
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    cache->writing = pthread_create(&cache->writer, NULL, write_file, cache) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 void pack_cache_close(pack_cache_t *take_cache)

@@ -101,7 +101,7 @@ void scheduler_free(scheduler_t *s)
     }
     heap_release(&s->solo);
     heap_release(&s->due);
-    for (uint32_t i = 0; i < STAGES_MAX; i++)
+    for (uint32_t i = 0; i < sizeof s->flights / sizeof *s->flights; i++)
         free(s->flights[i].entries);
     free(s->plan.closes);
     free(s->plan.opens);

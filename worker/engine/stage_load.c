@@ -174,6 +174,9 @@ static status_t load_compressed_ropes(stage_t *stage)
 static status_t load_ropes(stage_t *stage)
 {
     const model_config_t *shape = stage->shape;
+    const model_tensor_t *factors = model_tensor(stage->model, MODEL_ROPE_FACTORS, 0);
+    if (factors != NULL) /* read as the model was opened, and never kept */
+        TRY(stage_verify(stage, factors, 0, factors->rows));
     if (stage->has_compressed)
         return load_compressed_ropes(stage);
     for (uint32_t i = 0; i < MODEL_ROPES_MAX; i++)

@@ -6,7 +6,7 @@
 
 #include "common/base/memory.h"
 
-/* The leaves of the plan for an FFN of k values. */
+/* As the plan cuts an FFN of k values, into leaves half as wide: more of them and shorter ones. */
 shape_t ffn_shape(uint32_t k, uint32_t n)
 {
     uint32_t leaves = k / 128 < 4 ? 4 : k / 128 > 16 ? 16 : k / 128;

@@ -10,7 +10,7 @@ typedef struct {
     uint32_t n_leaves;
 } shape_t;
 
-/* The leaves of the plan for an FFN of k values. */
+/* As the plan cuts an FFN of k values, into leaves half as wide: more of them and shorter ones. */
 shape_t ffn_shape(uint32_t k, uint32_t n);
 shape_t whole_shape(uint32_t k, uint32_t n);
 

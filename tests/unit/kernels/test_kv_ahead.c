@@ -153,6 +153,18 @@ static void test_an_idle_device_makes_more_of_it_present_up_to_a_limit(void **st
     assert_true(is_present(kv, 0, BLOCKS_IDLE - 1));
     usleep(20000);
     assert_false(is_present(kv, 0, BLOCKS_IDLE + 512));
+    /* Steps use three quarters of it; then the device is idle again. */
+    kbatch_t *batch = NULL;
+    uint32_t blocks[] = {BLOCKS_IDLE / 4 * 3};
+    kbatch_row_t row = {.position = 1};
+    kbatch_table_t table = {blocks, 1};
+    assert_ok(f.ops->batch_new(f.device, 4, 8, &batch));
+    assert_ok(f.ops->batch_set(f.queue, batch, &row, 1, &table, 1));
+    end_ms = clock_ms() + WAIT_MS;
+    while (!is_present(kv, 0, BLOCKS_LARGE - 1) && clock_ms() < end_ms)
+        usleep(1000);
+    assert_true(is_present(kv, 0, BLOCKS_LARGE - 1));
+    f.ops->batch_release(batch);
     f.ops->kv_close(kv);
     close_fixture(&f);
 }

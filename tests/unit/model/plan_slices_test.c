@@ -265,6 +265,20 @@ static void test_slices_out_of_range_are_refused(void **state)
     assert_int_equal(slice_of(&config, 2, 2, &slice), STATUS_INVALID);
 }
 
+/* SmolLM2 has 4 leaves of heads and 6 of its FFN; its experts would have 4 leaves each. */
+static void test_no_slice_is_left_without_work(void **state)
+{
+    (void)state;
+    model_config_t config = smollm2();
+    assert_int_equal(plan_tp_max(&config), 6);
+    config.ffn = 0;
+    assert_int_equal(plan_tp_max(&config), 4);
+    config.experts = (model_experts_t){.n = 3, .n_used = 2, .ffn = 256};
+    assert_int_equal(plan_tp_max(&config), 12);
+    config.experts.n = 6;
+    assert_int_equal(plan_tp_max(&config), PLAN_TP_MAX);
+}
+
 /* Whole experts and leaves of experts: groups of slices hold whole experts, and the slices of a group
  * leaves of each. 4 leaves of 64 values on 3 slices are 1, 1 and 2. */
 static void test_slices_share_experts_by_leaves_and_by_groups(void **state)
@@ -349,6 +363,7 @@ int main(void)
         cmocka_unit_test(test_vocabulary_slices_end_on_blocks_and_cover_everything_once),
         cmocka_unit_test(test_a_head_is_cut_among_the_last_slices_or_among_all_ranks),
         cmocka_unit_test(test_slices_out_of_range_are_refused),
+        cmocka_unit_test(test_no_slice_is_left_without_work),
         cmocka_unit_test(test_slices_share_experts_by_leaves_and_by_groups),
         cmocka_unit_test(test_every_leaf_of_every_expert_has_one_owner),
         cmocka_unit_test(test_groups_of_heads_stay_whole),
