@@ -98,7 +98,8 @@ static void lose(core_t *core, sequence_t *s)
     s->slot = slot;
     places_list_add(&slot->parked, s);
     bool known = slot->failure && slot->failure->epoch == s->lost_epoch;
-    core_wake(core, &s->wake, TIMER_SEQUENCE, s, core->now_ms + (known ? 0 : FAILURE_WAIT_MS));
+    uint64_t wait = known ? 0 : s->suspect ? SUSPECT_FAILURE_WAIT_MS : FAILURE_WAIT_MS;
+    core_wake(core, &s->wake, TIMER_SEQUENCE, s, core->now_ms + wait);
 }
 
 void dispatch_lost(core_t *core, sequence_t *s)
@@ -118,16 +119,26 @@ void dispatch_slot_lost(core_t *core, slot_t *slot)
 }
 
 /* The record came after the sequence had gone on elsewhere: one that runs runs on, one that waits
- * waits for its turn alone. */
+ * waits for its turn alone, and one that was lost again goes on alone when that is explained. */
 static void late_record(core_t *core, sequence_t *s, slot_t *slot)
 {
     if (!take_loss(s, slot) || !hold_death(core, s, slot->failure->epoch, false))
         return;
     if (s->suspect || s->state == SEQUENCE_RUNNING)
         return;
-    dispatch_leave(core, s);
+    bool delayed = s->state == SEQUENCE_DELAYED;
+    if (!delayed)
+        dispatch_leave(core, s);
     s->suspect = true;
-    dispatch_enqueue(core, s);
+    if (!delayed)
+        dispatch_enqueue(core, s);
+}
+
+/* Whether the record explains the loss that the sequence waits for just now: go_on takes it. */
+static bool explains(const sequence_t *s, const slot_t *slot)
+{
+    return s->state == SEQUENCE_DELAYED && s->slot == slot &&
+           s->lost_epoch == slot->failure->epoch;
 }
 
 void dispatch_failure(core_t *core, slot_t *slot)
@@ -143,9 +154,9 @@ void dispatch_failure(core_t *core, slot_t *slot)
         return;
     size_t i = 0;
     for (session_t *session; (session = table_next(&core->sessions, &i));) {
-        for (uint32_t c = 0; c < session->n_choices && !session->dead; c++)
+        for (uint32_t c = 0; c < session->n_choices && !session->dead && !session->taking; c++)
             if (session->choices[c].state != SEQUENCE_ENDED &&
-                session->choices[c].state != SEQUENCE_DELAYED)
+                !explains(&session->choices[c], slot))
                 late_record(core, &session->choices[c], slot);
         if (session->dead)
             i = 0; /* the table has changed; a loss that was taken is not found again */

@@ -148,7 +148,7 @@ static void cancel_all(core_t *core, session_t *session, const char *code, const
 void session_cancel(core_t *core, uint64_t client, const char *id, bool take)
 {
     session_t *session = session_find(core, id);
-    if (take && (!session || session->superseded)) {
+    if (session ? session->taking || (take && session->superseded) : take) {
         takeover_cancel(core, client, id);
         return;
     }

@@ -20,7 +20,9 @@ enum {
     DEATHS_MAX = 3,             /* ranks that one sequence may take with it */
     PASSED_IDS = 8,             /* new ids after which a suspect has passed where it died */
     FAILURE_WAIT_MS = 500,      /* for the record that says who died, before sequences go on; over
-                                 * the 200 ms for which an agent waits for names in it */
+                                 * the 200 ms for which an agent waits for names in it … */
+    SUSPECT_FAILURE_WAIT_MS = 2500, /* … and before a suspect does: it may cost the next rank, so a
+                                     * watch of etcd that broke has time to come back */
     LINK_OPEN_MS = 1000,        /* for HelloReply */
     LINK_RETRY_MS = 200,        /* first wait after a broken link; doubles to 5 s */
     LINK_RETRY_MAX_MS = 5000,

@@ -145,6 +145,16 @@ void takeover_start(core_t *core, uint64_t client, const char *id, const uint32_
 void takeover_cancel(core_t *core, uint64_t client, const char *id)
 {
     session_t *session = session_find(core, id);
+    if (session && session->taking) {
+        /* On its way here already, for its reader or for another cancel: it is ended when it is
+         * here. Ended before, its other choices would run on, and its reader be told nothing. */
+        if (session->take_canceller)
+            clients_end(core, client, STATUS_UNREACHABLE,
+                        "another cancel of this request is under way: try again", 0);
+        else
+            session->take_canceller = client;
+        return;
+    }
     /* Ours, but another coordinator took it and is gone now: its pointer says where it runs. */
     if (session && session->superseded && !session->client && !session->pointer_op)
         session_drop(core, session, false);

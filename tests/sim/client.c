@@ -72,6 +72,11 @@ static void try_now(sim_t *sim, void *argument)
     if (c->done || c->lost || c->stream)
         return;
     uint32_t coordinator = (uint32_t)sim_below(sim, SIM_COORDINATORS);
+    /* Whoever was refused asks the others before it gives up: one of them may hold the request,
+     * also where its replica is gone and nobody else can take it over. */
+    if (c->refused)
+        coordinator = (c->coordinator + 1) % SIM_COORDINATORS;
+    c->refused = false;
     if (!sim->coordinators[coordinator].alive ||
         sim->coordinators[coordinator].paused_until_ms > sim->now_ms) {
         try_soon(sim, i, 100 + sim_below(sim, 400));
@@ -196,6 +201,7 @@ static void take_finish(sim_t *sim, sim_client_t *c, const core_action_t *a)
         return;
     }
     c->n_tries++;
+    c->refused = c->started;
     c->n_denied += a->end.status == STATUS_NOT_FOUND || a->end.status == STATUS_ABORTED;
     sim_trace(sim, "client %u, request %.8s at c%u: %s: %s", i, c->id, c->coordinator,
               status_name(a->end.status), a->end.text);

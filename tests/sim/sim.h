@@ -329,6 +329,7 @@ typedef struct {
     char text[2][SIM_TEXT_MAX];
     bool ended[2];
     bool waiting;       /* for the next attempt */
+    bool refused;       /* by the coordinator asked last: the next one is asked */
     uint32_t n_tries, n_denied;
 } sim_client_t;
 void clients_start(sim_t *sim);

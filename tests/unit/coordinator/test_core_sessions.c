@@ -242,8 +242,9 @@ static void cancel(rig_t *rig, uint64_t client, char digit, bool take)
 }
 
 /* A request of another coordinator, which is dead: client 9 goes on reading it here after 2 ids, or
- * client 8 cancels it here. The leader then tells what it was admitted with and its first 3 ids. */
-static void taken_over(rig_t *out_rig, bool by_cancel)
+ * client 8 cancels it here, or does so while it is on its way for the other. The leader then tells
+ * what it was admitted with and its first 3 ids. */
+static void taken_over(rig_t *out_rig, bool read, bool cancelled)
 {
     rig_t rig, other;
     /* The other coordinator writes the pointer; this one reads it. */
@@ -256,10 +257,10 @@ static void taken_over(rig_t *out_rig, bool by_cancel)
 
     rig_start(&rig, 1);
     uint64_t epoch = rig_replica(&rig, 0, "h0", RIG_IDENTITY);
-    if (by_cancel)
-        cancel(&rig, 8, '1', true);
-    else
+    if (read)
         rig_resume(&rig, 9, '1', 2);
+    else
+        cancel(&rig, 8, '1', true);
     core_event_t done = {.kind = CORE_EVENT_POINTER_DONE};
     done.pointer_done.op = rig_last(&rig, CORE_ACTION_POINTER_GET)->op;
     done.pointer_done.number = 1;
@@ -278,6 +279,8 @@ static void taken_over(rig_t *out_rig, bool by_cancel)
     assert_true(m->admit->attach_only);
     assert_int_equal(m->admit->owner, 2);
     rig_free(m);
+    if (read && cancelled)
+        cancel(&rig, 8, '1', false);
 
     const uint32_t ids[] = {A, S, A};
     Shoal__Worker__V1__SequenceOutput out = SHOAL__WORKER__V1__SEQUENCE_OUTPUT__INIT;
@@ -309,7 +312,7 @@ static void test_a_session_of_a_dead_coordinator_is_taken_over_whole(void **stat
 {
     (void)state;
     rig_t rig;
-    taken_over(&rig, false);
+    taken_over(&rig, true, false);
     assert_int_equal(rig_last(&rig, CORE_ACTION_STARTED)->started.seed, 5);
     core_action_t *output = rig_last(&rig, CORE_ACTION_OUTPUT);
     assert_int_equal(output->output.n, 3);
@@ -346,7 +349,7 @@ static void test_a_request_of_a_dead_coordinator_is_cancelled_where_the_client_a
 {
     (void)state;
     rig_t rig;
-    taken_over(&rig, true);
+    taken_over(&rig, false, true);
     core_action_t *end = rig_last(&rig, CORE_ACTION_END);
     assert_non_null(end);
     assert_int_equal(end->end.client, 8);
@@ -363,6 +366,52 @@ static void test_a_request_of_a_dead_coordinator_is_cancelled_where_the_client_a
     assert_int_equal(rig_last(&rig, CORE_ACTION_OUTPUT)->output.n_ids, 0);
     cancel(&rig, 7, '1', true);
     assert_int_equal(rig_last(&rig, CORE_ACTION_END)->end.status, STATUS_STALE);
+    rig_stop(&rig);
+}
+
+static void test_a_cancel_of_what_is_being_taken_over_ends_it_when_it_is_here(void **state)
+{
+    (void)state;
+    rig_t rig;
+    taken_over(&rig, true, true);
+    core_action_t *end = rig_last(&rig, CORE_ACTION_END);
+    assert_non_null(end);
+    assert_int_equal(end->end.client, 8);
+    assert_int_equal(end->end.status, STATUS_OK);
+    assert_int_equal(rig_count(&rig, CORE_ACTION_END), 1);
+    assert_int_equal(rig_cancels(&rig), 1);
+    /* Its reader gets what came, and then its end. */
+    core_action_t *output = rig_last(&rig, CORE_ACTION_OUTPUT);
+    assert_non_null(output);
+    assert_int_equal(output->output.client, 9);
+    assert_int_equal(output->output.n, 3);
+    rig_client(&rig, CORE_EVENT_CLIENT_WRITABLE, 9);
+    assert_true(rig_last(&rig, CORE_ACTION_OUTPUT)->output.ended);
+    assert_string_equal(rig_last(&rig, CORE_ACTION_OUTPUT)->output.error_code, "cancelled");
+    rig_stop(&rig);
+}
+
+static void test_a_cancel_that_cannot_be_done_is_not_said_to_be(void **state)
+{
+    (void)state;
+    rig_t rig;
+    rig_start(&rig, 1);
+    rig_replica(&rig, 0, "h0", RIG_IDENTITY);
+    rig_resume(&rig, 9, '1', 2); /* its pointer is being read … */
+    cancel(&rig, 8, '1', false);
+    assert_int_equal(rig_count(&rig, CORE_ACTION_END), 0);
+    cancel(&rig, 7, '1', true);
+    assert_int_equal(rig_last(&rig, CORE_ACTION_END)->end.client, 7);
+    assert_int_equal(rig_last(&rig, CORE_ACTION_END)->end.status, STATUS_UNREACHABLE);
+    core_event_t done = {.kind = CORE_EVENT_POINTER_DONE};
+    done.pointer_done.op = rig_last(&rig, CORE_ACTION_POINTER_GET)->op;
+    done.pointer_done.code = JOBS_NOT_FOUND;
+    rig_clear(&rig);
+    rig_event(&rig, &done); /* … and there is none: reader and canceller hear that */
+    assert_int_equal(rig_count(&rig, CORE_ACTION_END), 2);
+    for (size_t i = 0; i < rig.actions.n; i++)
+        if (rig.actions.items[i].kind == CORE_ACTION_END)
+            assert_int_equal(rig.actions.items[i].end.status, STATUS_NOT_FOUND);
     rig_stop(&rig);
 }
 
@@ -403,6 +452,8 @@ int main(void)
         cmocka_unit_test(test_a_session_of_a_dead_coordinator_is_taken_over_whole),
         cmocka_unit_test(test_draining_refuses_and_ends_when_all_is_done),
         cmocka_unit_test(test_a_request_of_a_dead_coordinator_is_cancelled_where_the_client_asks),
+        cmocka_unit_test(test_a_cancel_of_what_is_being_taken_over_ends_it_when_it_is_here),
+        cmocka_unit_test(test_a_cancel_that_cannot_be_done_is_not_said_to_be),
         cmocka_unit_test(test_a_cancel_that_finds_no_pointer_says_so_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
