@@ -102,7 +102,8 @@ static status_t follow(rank_t *rank)
             continue;
         }
         rank_heads_plan(rank, &plan);
-        /* Those that the last stage has come to meanwhile, if every stage is busy. */
+        /* Those that the last stage has come to meanwhile, if every stage is busy and nothing was
+         * sent ahead. */
         uint64_t ahead = rank->config.stages - rank->config.stage;
         if (plan.step > ahead)
             TRY(rank_heads_through(rank, plan.step - ahead));

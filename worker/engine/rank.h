@@ -57,14 +57,15 @@ typedef struct {
     uint64_t kv_tokens_max;      /* KV capacity of the replica, of all its replicas of attention; 0
                                     takes what kv_bytes_max holds on each */
     uint64_t kv_bytes_max;       /* memory for KV on this rank; 0 takes 1 GiB */
-    uint32_t prefill_tokens_max; /* rows of a step; 0 takes 512 */
+    uint32_t prefill_tokens_max; /* rows of a step at most; 0 takes 512. Fewer where a shared head
+                                    would hold such steps up (stage_rows_past_heads) */
     uint32_t batch_max;          /* sequences of a step; 0 takes 64 */
     bool no_prefix_cache;
     uint32_t speculate_max; /* guesses of a sequence in a step; 0: none */
     const char *draft_path; /* a model that guesses for rank 0 (draft_model.h); NULL: none */
     const char *draft_digest; /* as model_digest */
     bool draft_may_fail;      /* one that cannot be opened is left out with a warning */
-    bool whole_prompts;     /* prompts take whole steps, however many streams wait meanwhile */
+    bool whole_prompts;     /* as scheduler_config_t's */
     bool beyond_context;      /* context_max may pass the trained one: eval looks there too */
     uint32_t form_timeout_ms; /* how long to wait for the other ranks; 0 takes 60 s */
     rank_pulse_t *pulse;      /* moved by rank_open; may be NULL */

@@ -58,7 +58,9 @@ status_t rank_collect(rank_t *rank, uint32_t wait_ms) MUST_USE;
  * each other. The leader decides when its stage does, and says so to all (STEP_HEAD) before it runs
  * one. With S stages and as many batches in flight, stage s has come to step m when the last one has
  * come to the end of step m + s - S, so it makes that head before; those that it is told of it makes
- * at once. */
+ * at once. With a piece ahead of those batches a stage between the first and the last one may wait
+ * there for a step of the last one. Leaving that head for later would hold the last stage up instead,
+ * and with it those who decode. The first stage never waits so: nothing goes ahead of its head. */
 
 /* A plan of this step was read. */
 void rank_heads_plan(rank_t *rank, const step_plan_t *plan);

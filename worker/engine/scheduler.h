@@ -5,8 +5,10 @@
  *
  * Rules
  * - Continuous batching: sequences that decode come first, prefill chunks fill what is left of
- *   step_tokens_max. With S stages up to S batches are in flight; a sequence that decodes is in one of
- *   them, a prompt in pieces that follow each other through the stages, of which one more may be ahead.
+ *   step_tokens_max. Where prompts are whole and there are several stages, pieces of prompts go first
+ *   for the rows of a whole step, then all who decode have a turn. With S stages up to S batches are in
+ *   flight; a sequence that decodes is in one of them, a prompt in pieces that follow each other
+ *   through the stages, of which one more may be ahead.
  * - While some decode, a step has no more rows of prompts than what those would wait for them allows
  *   (step_cost.h), and no prompt takes all of them while another of its priority waits. Prompts have
  *   their turns by priority, then by tokens served to their tenants, then by arrival. Those that are
@@ -77,7 +79,8 @@ typedef struct {
     uint64_t keep_ended_ms;    /* 0 takes 30,000 */
     uint64_t keep_detached_ms; /* 0 takes 30,000 */
     bool keep_prefixes;
-    bool whole_prompts; /* prompts take whole steps, however many wait for their next token */
+    bool whole_prompts; /* prompts get the rows of whole steps, with several stages in pieces, however
+                           many wait for their next token */
     uint32_t speculate_max;    /* guesses of a sequence in a step (lookup.h); 0: none */
     bool draft_model;          /* there is one to ask, for up to speculate_max guesses */
     uint32_t fixed_rows;       /* what a step costs beside its rows, in rows of guesses; 0 takes

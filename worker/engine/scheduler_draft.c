@@ -15,13 +15,13 @@ static uint32_t least(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-/* Sequences that the next plan will hold with one row each. */
+/* Sequences that may stand in the next plan with one row each, if it is not for pieces of prompts alone. */
 static bool decodes(const sequence_t *q)
 {
     return q->n_in_flight == 0 && !q->solo && q->n_ids - q->n_computed == 1;
 }
 
-/* The plan that would be made now takes no more of them. */
+/* A plan that would be made now takes no more of them. */
 static uint32_t entries_max(const scheduler_t *s)
 {
     uint32_t share = (s->n_running + s->n_waiting + s->config.stages - 1) / s->config.stages;

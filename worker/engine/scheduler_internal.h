@@ -174,7 +174,8 @@ struct scheduler {
     flight_t flights[STAGES_MAX + 1]; /* a batch for each stage, and a piece ahead of them */
     uint32_t flight_first, n_flights;
     bool solo_ran_last;
-    uint32_t rows_of_turn; /* of prompts, planned since somebody who decodes was */
+    uint32_t rows_of_turn; /* of prompts, planned since those who decode had their last turn */
+    uint64_t turn_round;   /* in which a turn began that some still wait for; 0: nobody does */
     uint64_t round;
     char lost_why[STATUS_TEXT_MAX];
 
@@ -317,9 +318,14 @@ void scheduler_queue(planning_t *p, step_queue_t *out);
  * UINT32_MAX: one chunk at a time, since there is one stage, or somebody decodes and prompts have few rows
  * beside those. */
 uint32_t scheduler_piece_rows(const scheduler_t *s, const step_queue_t *queue);
+/* Whether prompts and those who decode take turns: whole prompts, and stages to keep busy. */
+bool scheduler_takes_turns(const scheduler_t *s, const step_queue_t *queue);
 /* Whether the next plan is for pieces alone: those who decode beside whole prompts wait for the rows of a
- * whole step, in however many pieces it goes through the stages. */
-bool scheduler_pieces_first(const scheduler_t *s, const step_queue_t *queue);
+ * whole step, in however many pieces it goes through the stages. Not for rows that are no more than a
+ * piece, nor while a turn of theirs is under way: needs p->piece_rows. */
+bool scheduler_pieces_first(const planning_t *p, const step_queue_t *queue);
+/* Whether this plan leaves rows of prompts to later ones, as far as is known. */
+bool scheduler_more_prompts(const planning_t *p);
 /* ---- scheduler_prompts.c ---- */
 /* Rows that q's prompt may have of the n that it wants. */
 uint32_t scheduler_prompt_share(const planning_t *p, const sequence_t *q, uint32_t n);

@@ -170,18 +170,46 @@ bool scheduler_add_entry(planning_t *p, sequence_t *q)
 
 /* ---- one plan ---- */
 
-static void plan_decodes(planning_t *p)
+/* Whether the next token of q may be planned. Who was in a batch of a turn is not again before all
+ * had their place, however soon it is back: the youngest would never have one. */
+static bool may_decode(const scheduler_t *s, const sequence_t *q)
+{
+    return !q->solo && q->n_in_flight == 0 && q->n_ids - q->n_computed <= 1 &&
+           (s->turn_round == 0 || q->planned < s->turn_round);
+}
+
+/* True when somebody found no place. */
+static bool plan_decodes(planning_t *p)
 {
     scheduler_t *s = p->s;
-    for (uint32_t i = 0; i < s->n_running && scheduler_has_room(p);) {
+    for (uint32_t i = 0; i < s->n_running;) {
         sequence_t *q = s->running[i];
-        if (!q->solo && q->n_in_flight == 0 && q->n_ids - q->n_computed <= 1)
+        if (may_decode(s, q)) {
+            if (!scheduler_has_room(p))
+                return true;
             scheduler_add_entry(p, q);
+        }
         /* It may have preempted itself; then another one stands here now. Those that it
          * preempted are younger and stand behind it. */
         if (i < s->n_running && s->running[i] == q)
             i++;
     }
+    return false;
+}
+
+/* Those who decode beside whole prompts have their turn in as many batches as they need: what is left
+ * over of them goes into the next plan, before any piece. */
+static void plan_turn(planning_t *p)
+{
+    scheduler_t *s = p->s;
+    uint32_t n = p->flight->n;
+    bool left = plan_decodes(p);
+    if (p->flight->n > n || s->turn_round != 0)
+        s->rows_of_turn = 0;
+    if (!left)
+        s->turn_round = 0;
+    else if (s->turn_round == 0)
+        s->turn_round = s->round;
 }
 
 static void plan_together(planning_t *p)
@@ -189,23 +217,23 @@ static void plan_together(planning_t *p)
     scheduler_t *s = p->s;
     step_queue_t queue;
     scheduler_queue(p, &queue);
-    bool pieces_first = scheduler_pieces_first(s, &queue);
-    if (p->ahead && !pieces_first &&
-        (queue.n_decoding > 0 || scheduler_piece_rows(s, &queue) == UINT32_MAX))
+    if (!scheduler_takes_turns(s, &queue))
+        s->turn_round = 0;
+    p->piece_rows = scheduler_piece_rows(s, &queue);
+    bool pieces_first = scheduler_pieces_first(p, &queue);
+    if (p->ahead && !pieces_first && (queue.n_decoding > 0 || p->piece_rows == UINT32_MAX))
         return;
     s->mean_context = queue.n_decoding ? queue.decode_keys / queue.n_decoding : 0;
-    uint32_t n_decodes = 0;
-    if (!p->ahead && !pieces_first) {
-        plan_decodes(p);
-        n_decodes = p->flight->n;
-    }
+    if (!p->ahead && !pieces_first)
+        plan_turn(p);
     uint32_t n_rows = s->plan.n_tokens;
     scheduler_limit_prompts(p, &queue);
     scheduler_plan_prompts(p);
-    if (p->flight->n == 0 && !p->ahead) /* what is left of prompts waits for blocks or is solo */
-        plan_decodes(p);
-    else
-        s->rows_of_turn = (n_decodes > 0 ? 0 : s->rows_of_turn) + s->plan.n_tokens - n_rows;
+    s->rows_of_turn += s->plan.n_tokens - n_rows;
+    /* The rest of the prompts waits for blocks, is solo, or was in the cache: no further piece waits
+     * for this one. */
+    if (!p->ahead && (p->flight->n == 0 || (pieces_first && !scheduler_more_prompts(p))))
+        plan_turn(p);
 }
 
 /* A solo sequence that could run, or NULL; one that waits is started. */

@@ -13,7 +13,6 @@ void scheduler_limit_prompts(planning_t *p, step_queue_t *queue)
     queue->n_guesses = s->plan.n_tokens - p->flight->n;
     if (!s->config.whole_prompts)
         p->prompt_rows = step_cost_prompt_rows(&s->cost, queue);
-    p->piece_rows = scheduler_piece_rows(s, queue);
 }
 
 /* Those who decode and are all less urgent wait for such a prompt: it is held up by nobody. */

@@ -197,10 +197,31 @@ uint32_t scheduler_piece_rows(const scheduler_t *s, const step_queue_t *queue)
     return step_cost_piece_rows(&s->cost, rows, queue->stages);
 }
 
-bool scheduler_pieces_first(const scheduler_t *s, const step_queue_t *queue)
+bool scheduler_takes_turns(const scheduler_t *s, const step_queue_t *queue)
 {
     return s->config.whole_prompts && queue->stages > 1 && queue->n_decoding > 0 &&
-           queue->n_prompts > 0 && s->rows_of_turn < s->config.step_tokens_max;
+           queue->n_prompts > 0;
+}
+
+bool scheduler_pieces_first(const planning_t *p, const step_queue_t *queue)
+{
+    const scheduler_t *s = p->s;
+    if (!scheduler_takes_turns(s, queue) || s->turn_round != 0 ||
+        s->rows_of_turn >= s->config.step_tokens_max)
+        return false;
+    uint64_t rows = p->may_start > 0 ? s->waiting_rows : 0;
+    for (uint32_t i = 0; i < p->n_prompts; i++)
+        rows += s->prompts[i]->n_ids - s->prompts[i]->n_computed;
+    return rows > p->piece_rows || rows >= s->config.step_tokens_max;
+}
+
+bool scheduler_more_prompts(const planning_t *p)
+{
+    const scheduler_t *s = p->s;
+    for (uint32_t i = 0; i < s->n_running; i++)
+        if (s->running[i]->n_ids - s->running[i]->n_computed > 1)
+            return true;
+    return p->may_start > 0;
 }
 
 sequence_t *scheduler_next_solo(const scheduler_t *s)

@@ -234,7 +234,7 @@ uint32_t stage_head_parts(const stage_t *stage);
 bool stage_passes_head(const stage_t *stage, uint32_t n_rows, size_t plan_bytes);
 
 /* Rows that a step may have for that; UINT32_MAX where the last stage has the whole head. With two stages
- * and 2,048 columns 511. */
+ * and 2,048 columns 511, and 383 where a rank is on another host. Needs stage->fabric. */
 uint32_t stage_rows_past_heads(const stage_t *stage);
 
 static inline kref_t stage_at(kbuffer_t *buffer, size_t offset)

@@ -41,7 +41,8 @@ uint32_t stage_rows_past_heads(const stage_t *stage)
         return UINT32_MAX;
     /* The last stage has taken the rows of the step whose head it makes; of the others in flight all
      * may lie in one lane. */
-    size_t room = FABRIC_ACTIVATIONS_BYTES / (stage->config.stages - 1) - FABRIC_MESSAGE_BYTES;
+    size_t lane = fabric_lane_sure_bytes(stage->fabric, FABRIC_ACTIVATIONS);
+    size_t room = lane / (stage->config.stages - 1) - FABRIC_MESSAGE_BYTES;
     return (uint32_t)(room / (stage->residual_columns * sizeof(float)));
 }
 

@@ -162,6 +162,15 @@ uint32_t fabric_n_ranks(const fabric_t *fabric)
     return fabric->n_ranks;
 }
 
+size_t fabric_lane_sure_bytes(const fabric_t *fabric, fabric_lane_t lane)
+{
+    size_t bytes = fabric_lane_bytes(lane);
+    for (uint32_t rank = 0; rank < fabric->n_ranks; rank++)
+        if (rank != fabric->rank && !fabric_is_local(fabric, rank))
+            return bytes - bytes / FABRIC_CREDIT_PARTS;
+    return bytes;
+}
+
 static status_t check_call(const fabric_t *fabric, uint32_t peer, fabric_lane_t lane)
 {
     if (peer >= fabric->n_ranks || peer == fabric->rank || lane >= FABRIC_LANES)

@@ -7,7 +7,8 @@
  * returns as soon as the lane's bounded buffer has taken the message and blocks while that buffer
  * is full, so a message longer than the buffer passes in pieces while the other side receives.
  * Two ranks that both send more than a buffer holds and only then receive wait for ever (until the
- * time-out); the sizes below are what may be in flight without anybody receiving.
+ * time-out); the sizes below, or between hosts three quarters of them, are what may be in flight
+ * without anybody receiving.
  *
  * Threads. One thread at a time may send to a (peer, lane) and one may receive from it; different
  * (peer, lane, direction) may be used by different threads. fabric_exchange and
@@ -48,7 +49,9 @@ typedef enum {
     FABRIC_LANES,
 } fabric_lane_t;
 
-/* What a lane buffers towards one peer, with nobody receiving. */
+/* What a lane buffers towards one peer, with nobody receiving. Between hosts a receiver gives credit
+ * back a quarter of it at a time, so once it has received something three quarters are sure
+ * (fabric_lane_sure_bytes). */
 #define FABRIC_PLAN_BYTES ((size_t)1 << 20)
 #define FABRIC_ACTIVATIONS_BYTES ((size_t)4 << 20)
 #define FABRIC_MESSAGE_BYTES 64u /* that a message takes there beside its own, at most */
@@ -124,6 +127,8 @@ void fabric_close(fabric_t *take_fabric);
 
 uint32_t fabric_rank(const fabric_t *fabric);
 uint32_t fabric_n_ranks(const fabric_t *fabric);
+/* What this lane takes between any two ranks whatever they did before, with nobody receiving. */
+size_t fabric_lane_sure_bytes(const fabric_t *fabric, fabric_lane_t lane);
 
 /* Sends n bytes (0 is a message too). `where` may be NULL. */
 status_t fabric_send(fabric_t *fabric, uint32_t peer, fabric_lane_t lane,

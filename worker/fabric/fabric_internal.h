@@ -135,6 +135,7 @@ void fabric_service_stop(fabric_t *fabric);
 void fabric_service_kick(fabric_t *fabric);
 
 /* ---- ucx_epoch.c (the UCX transport) ---- */
+#define FABRIC_CREDIT_PARTS 4u /* of a lane, as much as a receiver keeps back of its credit */
 /* Moves the network on; false when nothing happened or somebody else is at it. */
 bool ucx_progress(fabric_t *fabric);
 status_t ucx_epoch_open(fabric_t *fabric, const fabric_config_t *config) MUST_USE;

@@ -61,7 +61,7 @@ static size_t read_some(link_t *link, fabric_lane_t lane, void *out, size_t n)
     size_t read = ring_read(&peer->in[lane], out, n);
     uint64_t consumed =
         atomic_load_explicit(&peer->in[lane].positions->read, memory_order_relaxed);
-    if (read > 0 && consumed - peer->told[lane] >= peer->in[lane].capacity / 4) {
+    if (read > 0 && consumed - peer->told[lane] >= peer->in[lane].capacity / FABRIC_CREDIT_PARTS) {
         pthread_mutex_lock(&link->fabric->endpoint->mutex);
         ucx_send_credit(peer, lane);
         pthread_mutex_unlock(&link->fabric->endpoint->mutex);
@@ -295,7 +295,7 @@ void ucx_beat(fabric_t *fabric)
             ucx_send_short(peer, &frame, NULL);
         for (fabric_lane_t lane = 0; lane < FABRIC_LANES; lane++) {
             uint64_t consumed = atomic_load(&peer->in[lane].positions->read);
-            if (consumed - peer->told[lane] >= peer->in[lane].capacity / 4)
+            if (consumed - peer->told[lane] >= peer->in[lane].capacity / FABRIC_CREDIT_PARTS)
                 ucx_send_credit(peer, lane);
         }
     }

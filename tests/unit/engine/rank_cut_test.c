@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "tests/unit/fabric/ranks.h"
+#include "tests/unit/fabric/hosts.h"
 #include "worker/engine/rank.h"
 #include "worker/engine/stage.h"
 
@@ -21,6 +21,7 @@ typedef struct {
     uint32_t replicas[2];
 } told_t;
 
+static bool have_hosts;
 static told_t told; /* before the ranks are forked */
 
 static void on_active(void *context, const char *text_identity, uint64_t kv_tokens,
@@ -97,7 +98,7 @@ static struct {
 static int send_steps(fabric_t *fabric, shared_t *shared)
 {
     stage_t stage = {.config = {.stages = lane.stages, .shared_head = true},
-                     .residual_columns = lane.columns};
+                     .residual_columns = lane.columns, .fabric = fabric};
     uint32_t n_rows = stage_rows_past_heads(&stage) + lane.rows_more;
     size_t bytes = (size_t)n_rows * lane.columns * sizeof(float);
     if (fabric_rank(fabric) == 1) {
@@ -105,15 +106,52 @@ static int send_steps(fabric_t *fabric, shared_t *shared)
             nap();
         return 0;
     }
-    EXPECT(stage_passes_head(&stage, n_rows, 100) == (lane.rows_more == 0));
+    bool passes = stage_passes_head(&stage, n_rows, 100);
     void *rows = calloc(1, bytes);
     status_t status = STATUS_OK;
     for (uint32_t i = 0; i + 1 < lane.stages && status == STATUS_OK; i++)
         status = fabric_send(fabric, 1, FABRIC_ACTIVATIONS, NULL, rows, bytes);
     free(rows);
-    atomic_store(&shared->done, 1);
+    atomic_store(&shared->done, 1); /* first: the other rank naps until then */
+    EXPECT(passes == (lane.rows_more == 0));
     EXPECT(status == (lane.rows_more == 0 ? STATUS_OK : STATUS_TIMEOUT));
     return 0;
+}
+
+/* The other rank has read as much as it gives no credit for yet, and reads no more. */
+static int send_steps_to_a_host(host_rank_t *rank)
+{
+    const size_t n = FABRIC_ACTIVATIONS_BYTES / 4 - FABRIC_MESSAGE_BYTES;
+    fabric_t *fabric;
+    uint64_t blocks;
+    rank->config.shm_fd = -1;
+    EXPECT(fabric_open(&rank->config, &fabric) == STATUS_OK);
+    EXPECT(fabric_form(fabric, "sha256:aa", 1, 10000, &blocks) == STATUS_OK);
+    void *bytes = calloc(1, n);
+    status_t status = rank->config.rank == 0
+                          ? fabric_send(fabric, 1, FABRIC_ACTIVATIONS, NULL, bytes, n)
+                          : fabric_receive_exact(fabric, 0, FABRIC_ACTIVATIONS, NULL, bytes, n);
+    free(bytes);
+    EXPECT(status == STATUS_OK);
+    int result = send_steps(fabric, rank->shared);
+    fabric_close(fabric);
+    return result;
+}
+
+static void test_steps_that_pass_heads_lie_in_a_lane_between_hosts(void **state)
+{
+    ranks_t ranks;
+    const char *all = getenv("SHOAL_REQUIRE_ALL");
+    (void)state;
+    if (!have_hosts && all && *all)
+        fail_msg("%s", "no network namespaces with veth links here: run the tests as root");
+    if (!have_hosts)
+        skip();
+    lane.stages = 2;
+    lane.columns = 2048;
+    lane.rows_more = 0;
+    hosts_start(&ranks, 2, 1, 1, 2000, send_steps_to_a_host);
+    assert_int_equal(ranks_finish(&ranks, 0), 0);
 }
 
 static void send_to_nobody(uint32_t stages, uint32_t columns, uint32_t rows_more)
@@ -145,11 +183,16 @@ static void test_a_head_of_the_last_stage_alone_limits_no_step(void **state)
 
 int main(void)
 {
+    have_hosts = hosts_make();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ranks_of_one_cut_form),
         cmocka_unit_test(test_ranks_of_two_cuts_do_not_form),
         cmocka_unit_test(test_steps_that_pass_heads_lie_in_a_lane_that_nobody_reads),
+        cmocka_unit_test(test_steps_that_pass_heads_lie_in_a_lane_between_hosts),
         cmocka_unit_test(test_a_head_of_the_last_stage_alone_limits_no_step),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    if (have_hosts)
+        hosts_remove();
+    return failed;
 }

@@ -228,42 +228,24 @@ static void test_a_piece_goes_ahead_of_the_batches_but_of_no_head(void **state)
     rig_free(rig);
 }
 
-/* Of a prompt of 900 rows go 512 and what fills the piece, then those who decode have a turn. */
-static void check_turns(rig_t *rig)
+enum { DECODERS = 8 };
+
+static void two_stages_short_steps(scheduler_config_t *config)
 {
-    uint32_t rows = 0, rows_at_turn = 0, n_pieces = 0, n_decodes = 0, n_together = 0;
-    while (rows < 900) {
-        if (!rig_plan(rig)) {
-            rig_return(rig);
-            continue;
-        }
-        for (uint32_t i = 0; i < rig->n_entries; i++) {
-            bool piece = strcmp(rig->entries[i].session, "prompt") == 0;
-            if (!piece && n_decodes++ == 0)
-                rows_at_turn = rows;
-            rows += piece ? rig->entries[i].n_tokens : 0;
-            n_pieces += piece;
-            assert_true(rig->entries[i].n_tokens <= 128);
-        }
-        n_together += rig->n_flights >= 2 && rows < 900;
-    }
-    print_message("%u pieces, the turn of those who decode after %u rows\n", n_pieces, rows_at_turn);
-    assert_in_range(n_pieces, 8, 16);
-    assert_in_range(n_together, n_pieces - 3, n_pieces);
-    assert_in_range(rows_at_turn, 512 - 128, 512 + 128);
-    assert_in_range(n_decodes, 1, 4);
+    two_stages_whole_prompts(config);
+    config->batch_max = 16;
+    config->step_tokens_max = 256;
 }
 
-static void test_whole_prompts_go_in_pieces_while_those_who_decode_wait_for_a_step(void **state)
+/* Eight who decode, each of which has had its first token. */
+static rig_t *start_decoders(void (*change)(scheduler_config_t *config))
 {
-    (void)state;
-    rig_t *rig = rig_new(two_stages_whole_prompts);
+    rig_t *rig = rig_new(change);
     char name[8];
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < DECODERS; i++) {
         snprintf(name, sizeof name, "d%d", i);
-        rig_admit(rig, name, 5, (uint32_t)i, 50, NULL);
+        rig_admit(rig, name, 5, (uint32_t)i, 100, NULL);
     }
-    /* One batch on each stage, or two of the four would never get a place. */
     for (int turn = 0; turn < 6; turn++) {
         while (rig_plan(rig))
             continue;
@@ -271,13 +253,96 @@ static void test_whole_prompts_go_in_pieces_while_those_who_decode_wait_for_a_st
             rig_return(rig);
         rig_take(rig, rig->stream);
     }
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < DECODERS; i++)
         assert_true(rig->sequences[i].n_ids > 0);
-    rig_admit(rig, "prompt", 900, 5, 3, NULL);
-    check_turns(rig);
+    return rig;
+}
+
+/* Plans one step; what is in flight comes back as late as it can, or before the next plan. */
+static void plan_next(rig_t *rig, bool late)
+{
+    while (!late && rig->n_flights > 0)
+        rig_return(rig);
+    while (!rig_plan(rig))
+        rig_return(rig);
+}
+
+/* Of a prompt of 900 rows go 256 and what fills the piece, then each who decodes has a turn, once: nobody
+ * waits for more rows than these, and a piece that is in the turn. */
+static void check_turns(bool late)
+{
+    uint32_t rows = 0, n_pieces = 0, n_alone = 0, most = 0, rows_at[DECODERS] = {0};
+    rig_t *rig = start_decoders(two_stages_short_steps);
+    rig_admit(rig, "prompt", 900, 9, 3, NULL);
+    while (rows < 900) {
+        uint32_t n = 0;
+        plan_next(rig, late);
+        for (uint32_t i = 0; i < rig->n_entries; i++) {
+            assert_true(rig->entries[i].n_tokens <= 128);
+            n += strcmp(rig->entries[i].session, "prompt") == 0 ? rig->entries[i].n_tokens : 0;
+        }
+        for (uint32_t d = 0; d < DECODERS; d++) {
+            if (rig_planned(rig, rig->sequences[d].session))
+                rows_at[d] = rows;
+            most = rows - rows_at[d] > most ? rows - rows_at[d] : most;
+        }
+        rows += n;
+        n_pieces += n > 0;
+        n_alone += n > 0 && rig->n_entries == 1;
+    }
+    print_message("%u pieces, %u alone; who decodes waited for %u rows\n", n_pieces, n_alone, most);
+    assert_in_range(n_pieces, 8, 16);
+    assert_in_range(n_alone, 6, n_pieces - 2);
+    assert_in_range(most, 256, 256 + 2 * 128);
     rig_run(rig);
     rig_check_text(rig_find(rig, "prompt"));
     rig_free(rig);
+}
+
+static void test_whole_prompts_go_in_pieces_between_turns_of_all_who_decode(void **state)
+{
+    (void)state;
+    check_turns(true);
+    check_turns(false);
+}
+
+/* A prompt a step, which is less than a piece or has no more than that to compute. */
+static void check_short_prompts(uint32_t n_prompt, uint32_t salts, bool late)
+{
+    uint32_t last[DECODERS] = {0}, most = 0;
+    char name[16];
+    rig_t *rig = start_decoders(two_stages_whole_prompts);
+    if (salts == 1) { /* the first one fills the cache */
+        rig_admit(rig, "before", n_prompt, 20, 1, NULL);
+        while (rig_find(rig, "before")->n_ends == 0)
+            rig_step(rig);
+    }
+    for (uint32_t step = 1; step <= 60; step++) {
+        snprintf(name, sizeof name, "p%u", step);
+        rig_admit(rig, name, n_prompt, 20 + step % salts, 1, NULL);
+        plan_next(rig, late);
+        rig_take(rig, rig->stream);
+        for (uint32_t d = 0; d < DECODERS; d++) {
+            if (rig_planned(rig, rig->sequences[d].session))
+                last[d] = step;
+            most = step - last[d] > most ? step - last[d] : most;
+        }
+    }
+    print_message("prompts of %u: who decodes waited for %u steps\n", n_prompt, most);
+    assert_true(most <= 4);
+    rig_run(rig);
+    for (uint32_t i = 0; i < rig->n_sequences; i++)
+        rig_check_text(&rig->sequences[i]);
+    rig_free(rig);
+}
+
+static void test_short_prompts_take_no_steps_of_their_own(void **state)
+{
+    (void)state;
+    for (int late = 0; late < 2; late++) {
+        check_short_prompts(20, 25, late);
+        check_short_prompts(500, 1, late);
+    }
 }
 
 int main(void)
@@ -288,7 +353,8 @@ int main(void)
         cmocka_unit_test(test_pieces_and_guesses_share_the_stages),
         cmocka_unit_test(test_further_pieces_keep_no_other_prompt_waiting),
         cmocka_unit_test(test_a_piece_goes_ahead_of_the_batches_but_of_no_head),
-        cmocka_unit_test(test_whole_prompts_go_in_pieces_while_those_who_decode_wait_for_a_step),
+        cmocka_unit_test(test_whole_prompts_go_in_pieces_between_turns_of_all_who_decode),
+        cmocka_unit_test(test_short_prompts_take_no_steps_of_their_own),
         cmocka_unit_test(test_a_piece_without_rows_of_logits_follows_another),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
