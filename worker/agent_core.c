@@ -212,6 +212,7 @@ status_t agent_core_assign(agent_core_t *core, const agent_plan_t *plan, uint64_
     if (replica->plan.formation_ms == 0)
         replica->plan.formation_ms = FORMATION_DEFAULT_MS;
     replica->deadline_ms = now_ms + replica->plan.formation_ms;
+    replica->leave_ms = now_ms + AGENT_LEAVE_MS;
     /* Whoever dies already died in an earlier epoch; this one is not failed by it. */
     for (uint32_t i = 0; i < AGENT_RANKS_MAX; i++) {
         if (core->ranks[i].replica == slot && core->ranks[i].state == RANK_DYING)
@@ -348,6 +349,10 @@ void agent_core_message(agent_core_t *core, uint64_t rank_id, const control_mess
     case CONTROL_BEAT:
         agent_take_beat(rank, &message->beat);
         break;
+    case CONTROL_PREPARED:
+        if (message->prepared.epoch == rank->in_epoch)
+            rank->prepared_epoch = rank->in_epoch;
+        break;
     case CONTROL_ACTIVE:
         if (rank->start.rank == 0)
             agent_take_active(core, rank->replica, &message->active);
@@ -356,7 +361,7 @@ void agent_core_message(agent_core_t *core, uint64_t rank_id, const control_mess
         agent_take_failed(core, rank, &message->failed, now_ms);
         break;
     default:
-        break; /* LOADED and PREPARED are steps that nothing waits for here */
+        break; /* LOADED is a step that nothing waits for here */
     }
 }
 
@@ -380,7 +385,7 @@ void agent_core_died(agent_core_t *core, uint64_t rank_id, const agent_death_t *
     agent_replica_t *replica = &core->replicas[slot];
     bool late = agent_is_late(core, rank);
     bool meant = rank->state == RANK_STOPPING || (rank->state == RANK_DYING && rank->for_plan) ||
-                 (late && agent_forget_address(core, rank));
+                 (late && replica->state == REPLICA_FORMING && agent_forget_address(core, rank));
     agent_failure_t failure = {.rank = rank->start.rank, .crashed = death->crashed && !late};
     uint32_t n = death->n_sessions;
     failure.n_sessions = late ? 0 : n < CONTROL_SESSIONS_MAX ? n : CONTROL_SESSIONS_MAX;

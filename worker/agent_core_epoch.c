@@ -164,6 +164,10 @@ static bool form_local(agent_core_t *core, uint32_t slot, uint32_t rank, uint64_
     }
     if (!process->said_hello)
         return false;
+    /* One that was aborted says so unless it is dying itself. A rank that is alone has nothing that
+     * aborts it: it leaves its epoch when it is sent the next. */
+    if (process->in_epoch != 0 && replica->plan.n_ranks > 1 && now_ms < replica->leave_ms)
+        return false;
     if (!replica->peers[rank].known) {
         replica->peers[rank].known = true;
         replica->peers[rank].address_bytes = process->address_bytes;
@@ -213,6 +217,8 @@ void agent_form(agent_core_t *core, uint32_t slot, uint64_t now_ms)
         action->replica = slot;
         action->rank_id = process->id;
         action->epoch = plan->epoch;
+        process->in_epoch = plan->epoch;
+        process->prepared_epoch = 0;
     }
     replica->state = REPLICA_SENT;
 }
@@ -220,9 +226,11 @@ void agent_form(agent_core_t *core, uint32_t slot, uint64_t now_ms)
 bool agent_is_late(const agent_core_t *core, const agent_rank_t *rank)
 {
     const agent_replica_t *replica = &core->replicas[rank->replica];
-    return replica->state == REPLICA_FORMING &&
-           (rank->born_epoch != replica->plan.epoch ||
-            rank->born_incarnation != replica->plan.incarnation);
+    bool born_earlier = rank->born_epoch != replica->plan.epoch ||
+                        rank->born_incarnation != replica->plan.incarnation;
+    /* Until it has begun to form the new epoch it is at what the earlier one left it with. */
+    return born_earlier && (replica->state == REPLICA_FORMING ||
+                            rank->prepared_epoch != replica->plan.epoch);
 }
 
 bool agent_forget_address(agent_core_t *core, const agent_rank_t *rank)
@@ -314,6 +322,11 @@ void agent_take_active(agent_core_t *core, uint32_t slot, const control_active_t
         return;
     replica->state = REPLICA_ACTIVE;
     replica->active = *active;
+    for (uint32_t i = 0; i < replica->plan.n_ranks; i++) {
+        agent_rank_t *process = agent_rank_of(core, slot, i);
+        if (process) /* its word may still be on its way */
+            process->prepared_epoch = active->epoch;
+    }
     agent_action_t *action = agent_act(core, AGENT_PUBLISH_ACTIVE);
     action->replica = slot;
     action->epoch = active->epoch;
@@ -324,8 +337,12 @@ void agent_take_failed(agent_core_t *core, agent_rank_t *rank, const control_fai
                        uint64_t now_ms)
 {
     agent_replica_t *replica = &core->replicas[rank->replica];
-    if (failed->epoch != 0 && failed->epoch != replica->plan.epoch)
-        return; /* of an epoch that is over for this agent */
+    if (failed->epoch != 0 && failed->epoch == rank->in_epoch)
+        rank->in_epoch = 0;
+    if (failed->epoch != 0 && failed->epoch != replica->plan.epoch) {
+        agent_form(core, rank->replica, now_ms); /* of an epoch that is over for this agent */
+        return;
+    }
     if (failed->status == STATUS_OK || rank->state == RANK_STOPPING)
         return; /* stopped in good order */
     agent_failure_t failure = {.rank = rank->start.rank};
@@ -380,6 +397,8 @@ void agent_epoch_tick(agent_core_t *core, uint32_t slot, uint64_t now_ms)
     if (replica->state == REPLICA_FAILED && replica->failure_waits &&
         now_ms >= replica->failure_ms)
         tell_failure(core, slot);
+    if (replica->state == REPLICA_FORMING && now_ms >= replica->leave_ms)
+        agent_form(core, slot, now_ms); /* who has not left may be at a long piece of work */
     /* After the ranks were sent the epoch only the leader's agent learns whether it became active. */
     bool waits = replica->state == REPLICA_FORMING ||
                  (replica->state == REPLICA_SENT && agent_is_local(core, &replica->plan, 0));

@@ -8,6 +8,9 @@
 /* How long a death is held back for the leader, when it lives here, to say whose sequences were in
  * the step. Coordinators wait longer than this for the record. */
 #define AGENT_HOLD_BACK_MS 200u
+/* How long a formation waits for processes that have not said that they left the epoch before: its
+ * ranks were aborted, and one of them may be dying of what ended it. */
+#define AGENT_LEAVE_MS 1000u
 
 typedef enum {
     RANK_NONE,     /* the place is free */
@@ -27,6 +30,8 @@ typedef struct {
     bool said_hello, beaten;
     bool for_plan; /* killed because the plan wants its place */
     uint64_t born_incarnation, born_epoch; /* of the plan that it was started for */
+    uint64_t in_epoch;       /* that it was sent and has not said to have left; 0: none */
+    uint64_t prepared_epoch; /* that it was sent last and has begun to form; 0: none */
     uint32_t sequences;     /* of a leader: running and waiting, as it said last */
     uint32_t idle_beats;    /* beats in a row without any */
     uint32_t address_bytes;
@@ -56,6 +61,7 @@ typedef struct {
     agent_plan_t plan;
     bool removed; /* while LEAVING: nothing follows */
     uint64_t deadline_ms; /* of the formation */
+    uint64_t leave_ms;    /* until then ranks that are in an earlier epoch are waited for */
     bool loading_begun, loading_shown;
     uint32_t loading_percent;
     uint64_t loading_told_ms;
@@ -101,7 +107,7 @@ void agent_form(agent_core_t *core, uint32_t replica, uint64_t now_ms);
 void agent_fail(agent_core_t *core, uint32_t replica, const agent_failure_t *failure,
                 uint32_t wait_ms, uint64_t now_ms);
 /* Whether a dead rank belongs to an epoch that is over: several ranks that crash in one step die some
- * milliseconds apart, and the next epoch may be forming when the last of them goes. */
+ * milliseconds apart, and the next epoch may be forming, or sent, when the last of them goes. */
 bool agent_is_late(const agent_core_t *core, const agent_rank_t *rank);
 /* So that another process may take the place of this one in the forming epoch. False when another
  * host may use its address already. */

@@ -1,6 +1,9 @@
 /* What an agent makes of ranks that die, fall silent or stand still. */
 #include "agent_world.h"
 
+/* So many ticks a formation waits for who has not left the epoch before. */
+#define LEAVE_TICKS 10u
+
 static void test_a_crash_is_told_with_the_sessions_that_the_leader_names(void **state)
 {
     (void)state;
@@ -342,6 +345,75 @@ static void test_a_crash_that_is_reported_after_the_next_epoch_began_to_form_is_
     agent_core_free(world.core);
 }
 
+/* Three ranks here; the second has crashed in epoch 10, the leader has left it, and epoch 20 forms. */
+static world_t world_after_a_crash(void)
+{
+    world_t world = world_new(0);
+    assign(&world, 10, 1, 3, "aaa");
+    for (uint64_t id = 1; id <= 3; id++)
+        hello(&world, id, "address");
+    for (uint64_t id = 1; id <= 3; id++)
+        prepared(&world, id, 10);
+    active(&world, 1, 10);
+    skip_to(&world, AGENT_PUBLISH_ACTIVE);
+    died(&world, 2, true, "killed by signal 6");
+    failed(&world, 1, 10, STATUS_PEER_LOST, 1, false, "0123456789abcdef0123456789abcdef");
+    skip_to(&world, AGENT_PUBLISH_FAILED);
+    assign(&world, 20, 1, 3, "aaa");
+    skip_to(&world, AGENT_SPAWN);
+    hello(&world, 4, "fourth");
+    return world;
+}
+
+static void test_a_process_that_has_not_left_its_epoch_is_not_taken_into_the_next(void **state)
+{
+    (void)state;
+    world_t world = world_after_a_crash();
+    tick(&world, 2);
+    while (next(&world))
+        assert_int_equal(world.action.kind, AGENT_PUBLISH_RANK);
+    died(&world, 3, true, "killed by signal 6"); /* of the same step, with its end long under way */
+    skip_to(&world, AGENT_SPAWN);
+    assert_int_equal(world.action.rank, 2);
+    hello(&world, 5, "fifth");
+    for (int i = 0; i < 3; i++)
+        skip_to(&world, AGENT_SEND_EPOCH);
+    expect_nothing(&world);
+    agent_core_free(world.core);
+    world = world_after_a_crash();
+    failed(&world, 3, 10, STATUS_PEER_LOST, 1, false, NULL); /* lives, and is kept at once */
+    for (int i = 0; i < 3; i++)
+        skip_to(&world, AGENT_SEND_EPOCH);
+    expect_nothing(&world);
+    agent_core_free(world.core);
+}
+
+static void test_a_kept_process_that_crashes_before_it_formed_the_epoch_crashed_in_an_earlier_one(
+    void **state)
+{
+    (void)state;
+    for (int formed = 0; formed < 2; formed++) {
+        world_t world = world_after_a_crash();
+        tick(&world, LEAVE_TICKS - 1);
+        while (next(&world))
+            assert_int_not_equal(world.action.kind, AGENT_SEND_EPOCH);
+        tick(&world, 1); /* it may be at a long piece of work */
+        for (int i = 0; i < 3; i++)
+            skip_to(&world, AGENT_SEND_EPOCH);
+        prepared(&world, 3, formed ? 20 : 10);
+        const agent_death_t death = {true, "killed by signal 6", 2, flying};
+        agent_core_died(world.core, 3, &death, world.now);
+        died(&world, 1, formed, "killed by signal 6");
+        tick(&world, 3);
+        skip_to(&world, AGENT_PUBLISH_FAILED);
+        assert_int_equal(world.action.epoch, 20);
+        assert_int_equal(world.action.failed->rank, 2);
+        assert_int_equal(world.action.failed->crashed, formed);
+        assert_int_equal(world.action.failed->n_sessions, formed ? 2 : 0);
+        agent_core_free(world.core);
+    }
+}
+
 static void test_a_late_crash_ends_a_formation_over_hosts_and_blames_nobody(void **state)
 {
     (void)state;
@@ -353,6 +425,7 @@ static void test_a_late_crash_ends_a_formation_over_hosts_and_blames_nobody(void
     active(&world, 1, 10);
     skip_to(&world, AGENT_PUBLISH_ACTIVE);
     assign(&world, 20, 1, 2, "ab");
+    failed(&world, 1, 10, STATUS_ABORTED, UINT32_MAX, false, NULL);
     skip_to(&world, AGENT_PUBLISH_RANK);
     const agent_death_t death = {true, "killed by signal 6", 2, flying};
     agent_core_died(world.core, 1, &death, world.now);
@@ -399,6 +472,9 @@ int main(void)
         cmocka_unit_test(test_a_second_crash_does_not_end_the_wait_for_the_leaders_account),
         cmocka_unit_test(
             test_a_crash_that_is_reported_after_the_next_epoch_began_to_form_is_not_of_that_epoch),
+        cmocka_unit_test(test_a_process_that_has_not_left_its_epoch_is_not_taken_into_the_next),
+        cmocka_unit_test(
+            test_a_kept_process_that_crashes_before_it_formed_the_epoch_crashed_in_an_earlier_one),
         cmocka_unit_test(test_a_late_crash_ends_a_formation_over_hosts_and_blames_nobody),
         cmocka_unit_test(test_a_rank_that_cannot_do_its_work_is_told_with_its_own_words),
     };

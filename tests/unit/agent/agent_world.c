@@ -105,6 +105,15 @@ void died(world_t *world, uint64_t id, bool crashed, const char *text)
     agent_core_died(world->core, id, &death, world->now);
 }
 
+void prepared(world_t *world, uint64_t id, uint64_t epoch)
+{
+    control_message_t *message = MEM_NEW(control_message_t);
+    message->kind = CONTROL_PREPARED;
+    message->prepared.epoch = epoch;
+    agent_core_message(world->core, id, message, world->now);
+    free(message);
+}
+
 void active(world_t *world, uint64_t id, uint64_t epoch)
 {
     control_message_t *message = MEM_NEW(control_message_t);

@@ -38,6 +38,7 @@ void beat_used(world_t *world, uint64_t id, uint64_t progress, uint64_t cpu_ms);
 /* Of a rank that loads. */
 void beat_loading(world_t *world, uint64_t id, uint64_t progress, uint8_t percent);
 void died(world_t *world, uint64_t id, bool crashed, const char *text);
+void prepared(world_t *world, uint64_t id, uint64_t epoch);
 void active(world_t *world, uint64_t id, uint64_t epoch);
 void failed(world_t *world, uint64_t id, uint64_t epoch, status_t status, uint32_t lost,
                    bool silent, const char *session);
