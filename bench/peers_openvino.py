@@ -3,9 +3,11 @@
     peers_openvino.py MODEL THREADS CASE...     cases as in peers_llama.c
 
 It reads the file itself and keeps its 8-bit weights as they are; keys and values are as it chooses by
-itself. Each case runs once to warm up and once for its figure, a line of JSON with tokens/s. It has no call
+itself. Each case runs once to warm up and once for its figure, a line of JSON with tokens/s; no prompt begins as
+one before it did, since the library keeps a prompt's keys for the next that begins alike. It has no call
 that only prefills: a prompt's time is that of the prompt with one token produced, which is taken off the
 time of longer texts to get that of generating."""
+import itertools
 import json
 import sys
 import time
@@ -15,8 +17,12 @@ import openvino
 import openvino_genai
 
 
+N_PROMPTS = itertools.count()
+
+
 def prompts(streams, n):
-    ids = [[3 + (7919 * s + 104729 * i) % 30000 for i in range(n)] for s in range(streams)]
+    first = [next(N_PROMPTS) for _ in range(streams)]
+    ids = [[3 + (7919 * k + 104729 * i) % 30000 for i in range(n)] for k in first]
     rows = numpy.array(ids, dtype=numpy.int64)
     return openvino_genai.TokenizedInputs(openvino.Tensor(rows), openvino.Tensor(numpy.ones_like(rows)))
 

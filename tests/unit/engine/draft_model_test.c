@@ -306,7 +306,9 @@ static void test_slices_and_stages_give_the_text_without_a_draft_model(void **st
         assert_true(hash_with(args, model, &sum) == without);
         print_message("temperature %g: %llu guesses, %llu right\n", args.temperature,
                       (unsigned long long)sum.drafted, (unsigned long long)sum.drafted_right);
-        assert_true(sum.drafted_right > 50);
+        /* Greedy texts repeat themselves, so most guesses are looked up: how many are not depends
+         * on which of two batches is back first. */
+        assert_true(sum.drafted_right > 20);
         assert_int_equal(sum.drafted, sum.drafted_right);
     }
     json_decref(ids);
